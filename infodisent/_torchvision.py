@@ -1,0 +1,49 @@
+"""Import torchvision where its compiled operators do not match the installed torch.
+
+A CUDA build of torchvision beside a CPU build of torch fails at import with ``operator
+torchvision::nms does not exist``: its shared library does not load, and the Python half then
+registers a fake for an operator nobody defined. Everything this package needs from torchvision
+(transforms, model definitions) is pure Python, so declaring the two missing operator names is
+enough. Where torchvision imports by itself, nothing is changed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import torch
+
+_MISSING = "operator torchvision::nms does not exist"
+_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_libraries: list[torch.library.Library] = []  # a Library unregisters its names when collected
+
+
+def ensure_torchvision() -> bool:
+    """Make ``import torchvision`` work, and say whether the remedy was needed.
+
+    Returns:
+        True where the operator names had to be declared, False where torchvision imported as is
+        (or is not installed, in which case the later import reports that itself).
+
+    Raises:
+        RuntimeError: torchvision fails to import for any other reason.
+    """
+    if "torchvision" in sys.modules:
+        return bool(_libraries)
+    try:
+        importlib.import_module("torchvision")
+        return False
+    except ModuleNotFoundError:
+        return False
+    except RuntimeError as error:
+        if _MISSING not in str(error):
+            raise
+    for name in [m for m in sys.modules if m == "torchvision" or m.startswith("torchvision.")]:
+        del sys.modules[name]  # half-imported: a second import would find them and fail differently
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(name + _SCHEMA)
+    _libraries.append(library)
+    importlib.import_module("torchvision")
+    return True

@@ -1,0 +1,456 @@
+"""A pretrained classifier read as "feature map, then head".
+
+`Backbone` keeps the whole original model and offers both readings of it: the map an InfoDisent head
+is fed with, and the original logits. What lies where comes from the model's own attributes
+(`output_fmt`, `num_prefix_tokens`, the children of its head), is written down as a `HeadPlan`, and
+is proved once when the backbone is made: a forward pass must have the shape the attributes promise,
+and the plan must reproduce the original head's logits from random features. A model that fails
+either is refused; none is served by a guess.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infodisent._layout import map_size, to_bpc
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """How the original head gets from ``forward_features`` to logits. Modules are named by path.
+
+    Attributes:
+        input_fmt: layout of the map: NCHW, NHWC or NLC.
+        num_prefix_tokens: tokens before the pixels (class, distillation, register), NLC only.
+        pool: "avg" (mean over pixels) or "token" (i-th prefix token for the i-th classifier).
+        before: per-pixel modules the original applies before its pool.
+        after: per-pixel modules it applies to the pooled vector (LayerNorm of ConvNeXt, `conv_head`
+            of MobileNetV3, BatchNorm of LeViT). In the map they are applied to every pixel.
+        tails: classifiers, each a chain of modules; their outputs are averaged.
+        opaque: why the logits are not a function of the averaged pixels ("" when they are).
+    """
+
+    input_fmt: str
+    num_prefix_tokens: int = 0
+    pool: str = "avg"
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    tails: tuple[tuple[str, ...], ...] = ()
+    opaque: str = ""
+
+
+# timm classes that return tokens [B, N, C] and have no attribute that says so: prefix tokens.
+_TIMM_TOKENS = {"Twins": 0, "MlpMixer": 0, "EfficientFormer": 0, "Levit": 0, "VOLO": 1, "CoaT": 1}
+# timm classes with per-pixel modules between the pool and the classifier, outside a head module.
+_TIMM_AFTER = {
+    "MobileNetV3": ("conv_head", "norm_head", "act2"),
+    "MobileNetV5": ("conv_head", "norm_head"),
+    "GhostNet": ("conv_head", "act2"),
+    "RepGhostNet": ("conv_head", "act2"),
+    "LCNetV2": ("conv_head", "act2"),
+    "FasterNet": ("conv_head", "act"),
+    "DeepseekVitClassifier": ("norm",),
+    "Qwen3VitClassifier": ("norm",),
+}
+
+
+def class_names(model: nn.Module) -> set[str]:
+    """Names of the model's class and its bases."""
+    return {c.__name__ for c in type(model).__mro__}
+
+
+def timm_plan(model: nn.Module) -> HeadPlan:
+    """Read the `HeadPlan` off a timm classifier's attributes."""
+    names = class_names(model)
+    fmt, prefix = _timm_layout(model, names)
+    head = getattr(model, "head", None)
+    before: tuple[str, ...] = ()
+    if isinstance(head, nn.Module) and (hasattr(head, "global_pool") or hasattr(head, "pool_type")):
+        is_attention = type(head).__name__.endswith("AttentionPool2d")
+        pool = "map" if is_attention else _pool_type(head)
+        before, after, tail = _split_head(head)
+        tails = () if is_attention else (tail,)
+    else:
+        pool = _pool_type(model)
+        own = next((v for k, v in _TIMM_AFTER.items() if k in names), ("fc_norm",))
+        after = tuple(p for p in own if isinstance(getattr(model, p, None), nn.Module))
+        classifiers = _classifier_names(model)
+        if "LowFormer" in names:
+            before, tails = ("in_conv",), (("pre_classifier", *classifiers),)
+        elif len(classifiers) == 1:
+            norm, tail = _split_norm(model, classifiers[0])
+            after, tails = after + norm, (tail,)
+        else:
+            tails = tuple((name,) for name in classifiers)
+    opaque = {"avg": "", "token": "", "": "its pooling is switched off"}.get(
+        pool, f"its pool is {'attention' if pool == 'map' else repr(pool)}"
+    )
+    if "VGG" in names:
+        opaque = "its fully-connected layers see all pixels before the pool"
+    elif getattr(model, "pool_include_prefix", False):
+        opaque = "its pool includes the prefix tokens"
+    elif "VOLO" in names and getattr(model, "aux_head", None) is not None:
+        opaque = "it adds the largest logits over the tokens (aux_head)"
+    return HeadPlan(fmt, prefix, pool, before, after, tails, opaque)
+
+
+def _timm_layout(model: nn.Module, names: set[str]) -> tuple[str, int]:
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
+    fmt = getattr(model, "output_fmt", None)
+    if fmt is not None:
+        return str(getattr(fmt, "value", fmt)), prefix
+    if hasattr(model, "num_prefix_tokens"):
+        return "NLC", prefix
+    if "Hiera" in names:
+        return "NHWC", 0  # once its tokens are back in rows and columns, see Backbone._arrange
+    if "Levit" in names and getattr(model, "use_conv", False):
+        return "NCHW", 0
+    for name in names & _TIMM_TOKENS.keys():
+        has_token = name != "VOLO" or getattr(model, "post_network", None) is not None
+        return "NLC", _TIMM_TOKENS[name] if has_token else 0
+    return str(getattr(getattr(model, "head", None), "input_fmt", "NCHW")), 0
+
+
+def _pool_type(owner: nn.Module) -> str:
+    """The original's pool as timm names it: avg, token, map, max, ... and "" for none."""
+    if getattr(owner, "attn_pool", None) is not None:
+        return "map"
+    pool: Any = getattr(owner, "pool_type", None)
+    pool = getattr(owner, "global_pool", "") if pool is None else pool
+    if isinstance(pool, nn.Module):
+        named = {nn.AdaptiveAvgPool2d: "avg", nn.Identity: ""}
+        pool = getattr(pool, "pool_type", named.get(type(pool), type(pool).__name__))
+    return "avg" if pool in (True, "fast", "fastavg") else str(pool or "")
+
+
+def _split_head(head: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Modules of a timm head before its pool, per-pixel after it, and the classifier's chain."""
+    parts: tuple[list[str], list[str], list[str]] = ([], [], [])
+    pooled = not isinstance(getattr(head, "global_pool", None), nn.Module)  # then it pools first
+    for name, module in head.named_children():
+        if name == "global_pool":
+            pooled = True
+        elif isinstance(module, (nn.Dropout, nn.Flatten)):
+            continue
+        elif name in ("norm", "in_conv", "last_conv") and not parts[2]:
+            parts[int(pooled)].append(f"head.{name}")
+        else:
+            parts[2].append(f"head.{name}")
+    return tuple(parts[0]), tuple(parts[1]), tuple(p for p in parts[2] if not p.endswith("drop"))
+
+
+def _classifier_names(model: nn.Module) -> list[str]:
+    get = getattr(model, "get_classifier", None)
+    found = get() if callable(get) else None
+    layers = list(found) if isinstance(found, (tuple, list)) else [found]
+    if len(layers) == 1 and isinstance(getattr(model, "head_dist", None), nn.Module):
+        layers.append(model.head_dist)
+    paths = {id(m): path for path, m in model.named_modules()}
+    # the direct child: a classifier inside a Sequential or NormLinear is used as a whole
+    names = [paths[id(m)].split(".")[0] for m in layers if id(m) in paths]
+    if not names:
+        raise ValueError(f"{type(model).__name__}: get_classifier() is missing or returns no layer")
+    return names
+
+
+def _split_norm(model: nn.Module, path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Take the BatchNorm off a "norm + linear" classifier: a fixed scale of each channel."""
+    module = model.get_submodule(path)
+    if hasattr(module, "distillation") and not module.distillation:  # a wrapper round NormLinear
+        path, module = f"{path}.head", model.get_submodule(f"{path}.head")
+    if not isinstance(getattr(module, "bn", None), nn.BatchNorm1d):
+        return (), (path,)
+    rest = tuple(f"{path}.{name}" for name, _ in module.named_children() if name != "bn")
+    return (f"{path}.bn",), rest
+
+
+def _on_vectors(module: nn.Module, v: Tensor) -> Tensor:
+    """Apply a head's module to vectors ``[N, C]``, in the shape the original pool would give it."""
+    if isinstance(module, nn.Flatten):
+        return v
+    for m in module.modules():
+        if isinstance(m, (nn.Conv2d, nn.BatchNorm2d)) or type(m).__name__.endswith("2d"):
+            return module(v[:, :, None, None]).flatten(1)
+    return module(v)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and every module's own mode again afterwards."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _noise(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Normal noise of `like`'s device and dtype that leaves the global generators alone."""
+    if like.is_meta:
+        return like.new_empty(shape)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
+
+
+class Backbone(nn.Module):
+    """A whole pretrained classifier, run up to the map its head pools.
+
+    Args:
+        model: the classifier, kept as `model`; its own head stays in it, so its logits stay there.
+        plan: how its head works, from `timm_plan` or `torchvision_plan`.
+        features: ``x [B, 3, H, W] -> raw``; default ``model.forward_features``.
+        classifier: ``raw -> logits [B, K]``; default ``model.forward_head``.
+        freeze: no parameter trains, the model stays in eval mode and runs without gradients.
+            Otherwise the parameters the map depends on train, the original classifier does not.
+        image_size: ``(height, width)`` of the images the model was built for.
+        in_chans: channels of its images.
+
+    Attributes:
+        input_fmt, num_prefix_tokens: layout of the map.
+        num_features: channels of the map.
+        num_classes: the original's classes, 0 where it has no classifier.
+        frozen, plan, model, image_size, in_chans: as given.
+
+    Raises:
+        ValueError: the model's features are not one map, or not laid out as its attributes say, or
+            its head computes something the plan does not reproduce.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: HeadPlan,
+        *,
+        features: Callable[[Any, Tensor], Any] | None = None,
+        classifier: Callable[[Any, Tensor], Tensor] | None = None,
+        freeze: bool = True,
+        image_size: tuple[int, int] = (224, 224),
+        in_chans: int = 3,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.plan = plan
+        self.frozen = freeze
+        self.image_size = image_size
+        self.in_chans = in_chans
+        self.input_fmt = plan.input_fmt
+        self.num_prefix_tokens = plan.num_prefix_tokens
+        self._features = features
+        self._classifier = classifier
+        self._grids: dict[tuple[int, int], tuple[int, int]] = {}
+        self.num_classes = 0
+        self.num_features = 0
+        self._check()
+        if freeze:
+            self.requires_grad_(False)
+        self.train(self.training)
+
+    @property
+    def name(self) -> str:
+        """The class of the original model, for messages."""
+        return type(self.model).__name__
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set training mode; a frozen backbone stays in eval mode."""
+        return super().train(mode and not self.frozen)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` to the map, laid out as `input_fmt` and `num_prefix_tokens` say."""
+        return self.to_map(self.raw(x))
+
+    def raw(self, x: Tensor) -> Tensor:
+        """What the original's ``forward_features`` returns, as it comes."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            if self._features is not None:
+                return self._features(self.model, x)
+            return self.model.forward_features(x)  # type: ignore[operator]
+
+    def to_map(self, raw: Tensor) -> Tensor:
+        """`raw` with the head's own per-pixel modules (norm, 1x1 convolution) applied."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self._per_pixel(self._arrange(raw), self.plan.before + self.plan.after)
+
+    def classify(self, raw: Tensor) -> Tensor:
+        """The original head's logits ``[B, K]`` for `raw`.
+
+        Raises:
+            ValueError: the original has no classifier, or no pool before it.
+        """
+        if not self.num_classes:
+            raise ValueError(f"{self.name} has no classifier of its own (num_classes=0)")
+        return self._original_head(raw)
+
+    def pooled_logits(self, raw: Tensor) -> Tensor:
+        """The original logits ``[B, K]``, recomputed from `raw` with the plan alone.
+
+        The pixels are averaged here (for class-token models the token is put back), then come the
+        head's norm, hidden layer and classifier. Equal to `classify` exactly when the plan, hence
+        the map, is right.
+
+        Raises:
+            ValueError: the original does not classify the average of its pixels.
+        """
+        plan = self.plan
+        if plan.opaque:
+            raise ValueError(f"{self.name} cannot be recomputed from averaged pixels: {plan.opaque}")
+        x = self._per_pixel(self._arrange(raw), plan.before)
+        if plan.pool == "token":  # one prefix token for each classifier
+            vectors = [x[:, i] for i in range(len(plan.tails))]
+        else:
+            vectors = [to_bpc(x, plan.input_fmt, plan.num_prefix_tokens).mean(dim=1)]
+            vectors *= len(plan.tails)
+        logits = []
+        for v, tail in zip(vectors, plan.tails, strict=True):
+            for path in plan.after + tail:
+                v = _on_vectors(self.model.get_submodule(path), v)
+            logits.append(v)
+        return torch.stack(logits).mean(dim=0)
+
+    def grid_size(self, image_size: int | Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of the map's pixels for images of `image_size` (side, or height, width).
+
+        Sizes not seen before cost one forward pass of one blank image.
+
+        Raises:
+            ValueError: the model refuses the size, or its tokens form no grid of the image's shape.
+        """
+        size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"grid_size: image_size is {image_size!r}, not a side or (h, w)")
+        if size not in self._grids:
+            try:
+                with _evaluating(self.model), torch.no_grad():
+                    raw = self.raw(self._images(size))
+            except Exception as error:
+                message = f"grid_size: {self.name} does not take {size[0]} x {size[1]} images"
+                raise ValueError(f"{message}: {error}") from error
+            self._grids[size] = self._grid(self._arrange(raw), size)
+        return self._grids[size]
+
+    def _original_head(self, raw: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            if self._classifier is not None:
+                return self._classifier(self.model, raw)
+            return self.model.forward_head(raw)  # type: ignore[operator]
+
+    def _arrange(self, raw: Tensor) -> Tensor:
+        # Hiera's tokens are grouped by mask unit: its own `reroll` gives rows and columns back.
+        if "Hiera" in _class_names(self.model):
+            return self.model.reroll(raw, len(self.model.blocks) - 1)  # type: ignore[operator, arg-type]
+        return raw
+
+    def _per_pixel(self, x: Tensor, paths: tuple[str, ...]) -> Tensor:
+        """Apply per-vector modules at every pixel (and prefix token) of a map of any layout."""
+        if not paths:
+            return x
+        channels_last = x.movedim(1, -1) if self.input_fmt == "NCHW" else x
+        v = channels_last.flatten(0, -2)  # [N, C]
+        for path in paths:
+            v = _on_vectors(self.model.get_submodule(path), v)
+        y = v.unflatten(0, channels_last.shape[:-1])
+        return y.movedim(-1, 1) if self.input_fmt == "NCHW" else y
+
+    def _grid(self, x: Tensor, size: tuple[int, int]) -> tuple[int, int]:
+        if self.input_fmt != "NLC":
+            first = 2 if self.input_fmt == "NCHW" else 1
+            return x.shape[first], x.shape[first + 1]
+        pixels = x.shape[1] - self.num_prefix_tokens
+        guesses = []
+        embed = getattr(self.model, "patch_embed", None)
+        if hasattr(embed, "dynamic_feat_size"):
+            guesses.append(tuple(embed.dynamic_feat_size(size)))
+        info = getattr(self.model, "feature_info", None)
+        stride = info[-1]["reduction"] if isinstance(info, list) and info else None
+        stride = stride or getattr(self.model, "patch_size", None)
+        if isinstance(stride, int):
+            guesses += [tuple(math.ceil(s / stride) for s in size)]
+            guesses += [tuple(s // stride for s in size)]
+        if size[0] == size[1]:
+            guesses.append((math.isqrt(pixels),) * 2)
+        for rows, columns in guesses:
+            if rows * columns == pixels:
+                return rows, columns
+        raise ValueError(
+            f"{self.name} gives {pixels} tokens for {size[0]} x {size[1]} images; its attributes "
+            f"suggest grids of {guesses}, none of which has that many cells"
+        )
+
+    def _images(self, size: tuple[int, int]) -> Tensor:
+        return _noise((1, self.in_chans, *size), next(self.model.parameters()))
+
+    def _check(self) -> None:
+        """Run one image, prove layout and plan, and fill in what only a run can tell."""
+        plan, model, fmt = self.plan, self.model, self.input_fmt
+        with _evaluating(model), torch.no_grad():
+            x = self._images(self.image_size)
+            raw = self.raw(x)
+            if not isinstance(raw, Tensor):
+                raise ValueError(f"{self.name}: its features are a {_describe(raw)}, not one map")
+            arranged = self._arrange(raw)
+            shape = f"{tuple(raw.shape)} for images {tuple(x.shape)}"
+            if arranged.ndim != len(fmt):
+                raise ValueError(f"{self.name}: features are {shape}, but its layout is {fmt}")
+            channels, pixels = map_size(arranged, fmt, self.num_prefix_tokens)
+            promised = getattr(model, "num_features", channels)
+            if channels != promised:
+                raise ValueError(
+                    f"{self.name}: features are {shape}, so {channels} channels as {fmt}, but "
+                    f"num_features is {promised}"
+                )
+            if pixels < 1:
+                raise ValueError(
+                    f"{self.name}: features are {shape}: no pixels after "
+                    f"{self.num_prefix_tokens} prefix tokens"
+                )
+            self._grids[self.image_size] = self._grid(arranged, self.image_size)
+            self.num_features = map_size(self.to_map(raw), fmt)[0]
+            if plan.pool:  # without a pool the original's head has no logits to offer
+                self._check_head(x, raw)
+        if not self.frozen:
+            self._train_only_the_map(x)
+
+    def _check_head(self, x: Tensor, raw: Tensor) -> None:
+        logits = self._original_head(raw)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise ValueError(f"{self.name}: its head returns a {_describe(logits)}, not [B, K]")
+        last = [self.model.get_submodule(tail[-1]) for tail in self.plan.tails if tail]
+        if getattr(self.model, "num_classes", 1) and not any(isinstance(m, nn.Identity) for m in last):
+            self.num_classes = logits.shape[1]
+        if raw.is_meta:
+            return
+        if self._features is not None:
+            _same(f"{self.name}: forward() and its stages in order", self.model(x), logits)
+        if not self.plan.opaque:
+            noise = _noise((2, *raw.shape[1:]), raw)
+            what = f"{self.name}: its own head and the head as this package reads it"
+            _same(what, self._original_head(noise), self.pooled_logits(noise))
+
+    def _train_only_the_map(self, x: Tensor) -> None:
+        # parameters the map doesn't depend on would have no gradient, which DDP takes for an error
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        with _evaluating(self.model), torch.enable_grad():
+            y = self(x).float().sum()
+            grads = torch.autograd.grad(y, weights, allow_unused=True)
+        for weight, grad in zip(weights, grads, strict=True):
+            weight.requires_grad_(grad is not None)
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)}"
+    size = f" of {len(value)}" if isinstance(value, (list, tuple, dict)) else ""
+    return f"{type(value).__name__}{size}"
+
+
+def _same(what: str, a: Tensor, b: Tensor) -> None:
+    tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(a.dtype, 5e-2)
+    if a.shape != b.shape or not (a - b).abs().max() <= tolerance * (1e-6 + a.abs().max()):
+        raise ValueError(f"{what} do not agree; this model is not supported")

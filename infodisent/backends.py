@@ -1,0 +1,122 @@
+"""Which implementation serves a call, and the reason when one does not.
+
+Two backends exist:
+
+``sparse``
+    Library matrix products on chunks that stay in cache, one-pass pooling, and the sparse gradient
+    of the contract. Plain PyTorch underneath, so it runs wherever torch does.
+``reference``
+    The formulas of `infodisent.reference` under autograd: dense gradients, any dtype, exportable.
+
+``auto`` (the default) takes the first backend of the table that has no objection. Choose with the
+environment variable ``INFODISENT_BACKEND``, with `set_backend`, or for a block of code with
+`use_backend`. An explicit choice that cannot serve a call raises `BackendError` with the reason;
+``auto`` falls back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+ENV = "INFODISENT_BACKEND"
+
+
+class BackendError(RuntimeError):
+    """An explicitly chosen backend cannot serve this call."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a backend looks at to decide: the operator's stem, the device type, and the dtype."""
+
+    op: str
+    device: str
+    dtype: torch.dtype
+
+
+def _sparse_objection(call: Call) -> str | None:
+    if call.device not in ("cpu", "cuda"):
+        return f"the sparse gradient is tested on cpu and cuda only, not on {call.device}"
+    if torch.onnx.is_in_onnx_export():
+        return "torch.onnx.export needs the plain formulas: ONNX has no operator for this one"
+    return None
+
+
+def _reference_objection(call: Call) -> str | None:
+    return None
+
+
+_TABLE: dict[str, Callable[[Call], str | None]] = {
+    "sparse": _sparse_objection,
+    "reference": _reference_objection,
+}
+NAMES = ("auto", *_TABLE)
+# A plain global and no context variable: torch.compile can guard on the one, not trace the other.
+_chosen: str | None = None
+
+
+def _checked(name: str, origin: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{origin} is {name!r}, allowed are {', '.join(NAMES)}")
+    return name
+
+
+def get_backend() -> str:
+    """The name in force: of `use_backend` / `set_backend`, else of the environment, else auto.
+
+    Raises:
+        ValueError: the environment variable holds an unknown name.
+    """
+    return _chosen if _chosen is not None else _checked(os.environ.get(ENV) or "auto", ENV)
+
+
+def set_backend(name: str | None) -> None:
+    """Choose a backend for this process; None returns to ``INFODISENT_BACKEND``.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    global _chosen
+    _chosen = None if name is None else _checked(name, "set_backend: name")
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Choose a backend for a ``with`` block.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    before = _chosen
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(before)
+
+
+def select(op: str, tensor: torch.Tensor) -> str:
+    """The backend that serves operator `op` on `tensor`.
+
+    Raises:
+        BackendError: the explicitly chosen backend objects; the message holds its reason.
+    """
+    call = Call(op, tensor.device.type, tensor.dtype)
+    name = get_backend()
+    if name != "auto":
+        objection = _TABLE[name](call)
+        if objection is not None:
+            raise BackendError(f"{op}: backend {name!r} cannot serve this call: {objection}")
+        return name
+    return next(name for name, objects in _TABLE.items() if objects(call) is None)
+
+
+def explain(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, str]:
+    """For each backend ``"ok"`` or the reason why it would not serve such a call."""
+    call = Call(op, device, dtype)
+    return {name: objects(call) or "ok" for name, objects in _TABLE.items()}

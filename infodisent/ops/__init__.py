@@ -1,0 +1,9 @@
+"""The fused operators, differentiable and registered with torch (``torch.ops.infodisent``)."""
+
+from infodisent.ops.infodisent_head import infodisent_head
+from infodisent.ops.mx_pool import mx_pool
+from infodisent.ops.rotate_pool import rotate_pool
+from infodisent.ops.rotation import rotation
+from infodisent.reference import SparsePool
+
+__all__ = ["SparsePool", "infodisent_head", "mx_pool", "rotate_pool", "rotation"]

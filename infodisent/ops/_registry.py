@@ -1,0 +1,68 @@
+"""How an operator enters torch: one library, one registration recipe, shared small pieces.
+
+The recipe is ``torch.library.define`` + ``impl`` rather than ``custom_op``: the same public
+machinery (opcheck, compile, export, autograd) with less Python per call.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+NAMESPACE = "infodisent"
+
+
+def register(
+    stem: str,
+    schema: str,
+    impl: Callable[..., Any],
+    fake: Callable[..., Any],
+) -> Any:
+    """Define ``infodisent::<stem>`` and return the callable overload."""
+    name = f"{NAMESPACE}::{stem}"
+    torch.library.define(name, schema)
+    torch.library.impl(name, "CompositeExplicitAutograd")(_without_autocast(impl))
+    torch.library.register_fake(name)(fake)
+    return getattr(getattr(torch.ops, NAMESPACE), stem).default
+
+
+def register_gradient(
+    stem: str, backward: Callable[..., Any], setup_context: Callable[..., Any]
+) -> None:
+    """Attach a gradient that can be taken once; a second derivative raises RuntimeError."""
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{stem}", once_differentiable(backward), setup_context=setup_context
+    )
+
+
+def _without_autocast(impl: Callable[..., Any]) -> Callable[..., Any]:
+    """Inside an operator the dtypes are decided: autocast must not touch its products."""
+
+    @functools.wraps(impl)
+    def wrapped(*args: Any) -> Any:
+        device = next(a.device.type for a in args if isinstance(a, Tensor))
+        if not torch.is_autocast_enabled(device):
+            return impl(*args)
+        with torch.autocast(device, enabled=False):
+            return impl(*args)
+
+    return wrapped
+
+
+def autocast(*tensors: Tensor) -> Sequence[Tensor]:
+    """float32 tensors cast to the autocast dtype where autocast is on, as for a matrix product."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return [t.to(dtype) if t.dtype == torch.float32 else t for t in tensors]
+
+
+def value_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """Dtype of pos, neg and pooled: float64 if an input is, else float32."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
