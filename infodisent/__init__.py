@@ -1,1 +1,58 @@
+"""InfoDisent: an interpretable head for any pretrained image classifier.
 
+    import infodisent
+
+    model = infodisent.attach("resnet50", num_classes=200, pretrained=True)
+
+`infodisent.ops` has the operators, `infodisent.nn` the modules, `infodisent.reference` the formulas
+to read. ``infodisent --help`` lists the commands.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from infodisent.checkpoint import load, save
+    from infodisent.classifier import InfoDisentClassifier, attach
+    from infodisent.explanation import Explanation, explain
+    from infodisent.nn import InfoDisentHead
+    from infodisent.ops import SparsePool
+
+__version__ = "0.1.0"
+
+# Imported on first use: `import infodisent.ops` must not load timm, matplotlib and the rest.
+_WHERE = {
+    "attach": "classifier",
+    "InfoDisentClassifier": "classifier",
+    "InfoDisentHead": "nn",
+    "SparsePool": "ops",
+    "explain": "explanation",
+    "Explanation": "explanation",
+    "load": "checkpoint",
+    "save": "checkpoint",
+}
+__all__ = [
+    "Explanation",
+    "InfoDisentClassifier",
+    "InfoDisentHead",
+    "SparsePool",
+    "__version__",
+    "attach",
+    "explain",
+    "load",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        value = getattr(importlib.import_module(f"infodisent.{_WHERE[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'infodisent' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -37,7 +37,7 @@ class SparsePool(NamedTuple):
 
 def rotation(A: Tensor) -> Tensor:
     """``U = exp(A - A^T)``: orthogonal, determinant 1, the identity at ``A = 0``. ``[C, C]``."""
-    return torch.matrix_exp(A - A.mT)
+    return torch.matrix_exp(A - A.t())
 
 
 def mx_pool(y: Tensor, *, input_fmt: str = "NCHW", num_prefix_tokens: int = 0) -> SparsePool:
@@ -59,7 +59,7 @@ def rotate_pool(
     """Rotate every pixel, ``Y[b, :, p] = U X[b, :, p]``, and pool: x any layout, U ``[C, C]``."""
     dtype = torch.promote_types(x.dtype, U.dtype)
     x = to_bpc(x, input_fmt, num_prefix_tokens).to(dtype)  # [B, P, C]
-    return mx_pool(x @ U.to(dtype).mT, input_fmt="NLC")
+    return mx_pool(x @ U.to(dtype).t(), input_fmt="NLC")
 
 
 def infodisent_head(
@@ -77,7 +77,7 @@ def infodisent_head(
     pool = rotate_pool(x, U, input_fmt=input_fmt, num_prefix_tokens=num_prefix_tokens)
     w = torch.relu(weight) if nonneg == "relu" else weight
     dtype = torch.promote_types(pool.pooled.dtype, w.dtype)
-    logits = pool.pooled.to(dtype) @ w.to(dtype).mT
+    logits = pool.pooled.to(dtype) @ w.to(dtype).t()
     if bias is not None:
         logits = logits + bias.to(dtype)
     logits = logits.to(weight.dtype)

@@ -1,0 +1,190 @@
+"""Folders of labelled images: finding, splitting and decoding them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif")
+TRAIN_NAMES = ("train", "training")
+VAL_NAMES = ("val", "valid", "validation", "test")
+
+
+@dataclass(frozen=True)
+class ImageItem:
+    """One image: its path, the index of its class, and "train" or "val"."""
+
+    path: str
+    label: int
+    split: str
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images of K classes.
+
+    Attributes:
+        root: folder the images come from.
+        classes: K class names; a label is an index into them.
+        items: the images.
+    """
+
+    root: str
+    classes: tuple[str, ...]
+    items: tuple[ImageItem, ...] = field(repr=False)
+
+
+def scan_folder(
+    root: str | os.PathLike[str], *, val_fraction: float = 0.25, seed: int = 0
+) -> ImageSet:
+    """Find the images of a folder of class folders.
+
+    A folder with ``train/`` and ``val/`` (or ``test/``) is taken as split; otherwise every class is
+    split with the same fraction, chosen by `seed`.
+
+    Args:
+        root: ``root/<class>/*.jpg`` or ``root/{train,val}/<class>/*.jpg``, searched recursively.
+        val_fraction: part of every class held out, in (0, 1).
+        seed: of the split.
+
+    Raises:
+        FileNotFoundError: `root` is not a folder.
+        ValueError: fewer than two classes with images, classes that differ between the splits, or
+            a class too small to split.
+    """
+    base = Path(os.path.abspath(root))
+    if not base.is_dir():
+        raise FileNotFoundError(f"{base} is not a folder; expected a folder of class folders")
+    train = _subfolder(base, TRAIN_NAMES)
+    val = _subfolder(base, VAL_NAMES)
+    if train is not None and val is not None:
+        found = {"train": _classes(train), "val": _classes(val)}
+        if set(found["val"]) - set(found["train"]):
+            unknown = ", ".join(sorted(set(found["val"]) - set(found["train"])))
+            raise ValueError(f"{val} has classes that {train} lacks: {unknown}")
+        classes = tuple(sorted(found["train"]))
+        _check_classes(base, classes)
+        items = [
+            ImageItem(path, classes.index(name), split)
+            for split, by_class in found.items()
+            for name in sorted(by_class)
+            for path in by_class[name]
+        ]
+        return ImageSet(str(base), classes, tuple(items))
+    by_class = _classes(base)
+    classes = tuple(sorted(by_class))
+    _check_classes(base, classes)
+    labelled = [(path, i) for i, name in enumerate(classes) for path in by_class[name]]
+    return split_items(
+        base, classes, [p for p, _ in labelled], [y for _, y in labelled], val_fraction, seed
+    )
+
+
+def split_items(
+    root: str | os.PathLike[str],
+    classes: Sequence[str],
+    paths: Sequence[str],
+    labels: Sequence[int],
+    val_fraction: float = 0.25,
+    seed: int = 0,
+) -> ImageSet:
+    """Hold out the same fraction of every class, at least one image and never all of them.
+
+    Raises:
+        ValueError: `val_fraction` outside (0, 1), or a class with fewer than two images.
+    """
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction is {val_fraction}, must be between 0 and 1")
+    generator = torch.Generator().manual_seed(seed)
+    held_out: set[int] = set()
+    for label, name in enumerate(classes):
+        members = [i for i, y in enumerate(labels) if y == label]
+        if len(members) < 2:
+            raise ValueError(
+                f"class {name!r} has {len(members)} image(s), at least 2 are needed to split it"
+            )
+        count = min(max(1, round(len(members) * val_fraction)), len(members) - 1)
+        order = torch.randperm(len(members), generator=generator)[:count]
+        held_out.update(members[i] for i in order.tolist())
+    items = tuple(
+        ImageItem(path, label, "val" if i in held_out else "train")
+        for i, (path, label) in enumerate(zip(paths, labels, strict=True))
+    )
+    return ImageSet(str(root), tuple(classes), items)
+
+
+def _subfolder(base: Path, names: Sequence[str]) -> Path | None:
+    return next((base / name for name in names if (base / name).is_dir()), None)
+
+
+def _classes(folder: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not entry.name.startswith("."):
+            files = sorted(
+                str(p)
+                for p in entry.rglob("*")
+                if p.suffix.lower() in EXTENSIONS and p.is_file() and not p.name.startswith(".")
+            )
+            if files:
+                found[entry.name] = files
+    return found
+
+
+def _check_classes(base: Path, classes: Sequence[str]) -> None:
+    if len(classes) < 2:
+        raise ValueError(
+            f"{base} has {len(classes)} class folder(s) with images ({', '.join(EXTENSIONS)}), "
+            f"at least 2 are needed: {base}/<class>/<image>"
+        )
+
+
+def load_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Decode an image completely, as RGB.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be decoded (not an image, truncated, too large); names the file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is not a file")
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    # Pillow's decoders raise whatever their format's parser runs into; every one means "corrupt".
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+class ImageDataset(Dataset[tuple[int, Tensor | str]]):
+    """Decoded and transformed images; one that cannot be read yields its error message instead."""
+
+    def __init__(self, paths: Sequence[str], transform: Callable[[Image.Image], Any]) -> None:
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+        try:
+            return index, self.transform(load_image(self.paths[index]))
+        except (FileNotFoundError, ValueError) as error:
+            return index, str(error)
+
+
+def collate(
+    samples: Sequence[tuple[int, Tensor | str]],
+) -> tuple[list[int], Tensor | None, list[tuple[int, str]]]:
+    """Positions and batch ``[n, 3, H, W]`` of the good images, and the failures with reasons."""
+    good = [(i, x) for i, x in samples if isinstance(x, Tensor)]
+    bad = [(i, x) for i, x in samples if isinstance(x, str)]
+    batch = torch.stack([x for _, x in good]) if good else None
+    return [i for i, _ in good], batch, bad

@@ -1,0 +1,59 @@
+"""Shared fixtures: uninitialised memory is poisoned, randomness is fixed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from infodisent._torchvision import ensure_torchvision
+
+ensure_torchvision()
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.empty` gives NaN (or the smallest integer), so that an unwritten output shows."""
+    plain = torch.empty
+
+    def empty(*args, **kwargs):
+        out = plain(*args, **kwargs)
+        if out.is_meta:
+            return out
+        return out.fill_(float("nan") if out.is_floating_point() else torch.iinfo(out.dtype).min)
+
+    monkeypatch.setattr(torch, "empty", empty)
+
+
+def relative(actual: torch.Tensor, truth: torch.Tensor) -> float:
+    """Norm of the difference over the norm of the truth, in float64."""
+    truth = truth.double()
+    return ((actual.double() - truth).norm() / truth.norm().clamp_min(1e-300)).item()
+
+
+LAYOUTS = {  # how a [B, C, H, W] map is presented: (format, prefix tokens, builder)
+    "NCHW": ("NCHW", 0, lambda x: x),
+    "NCHW channels-last": ("NCHW", 0, lambda x: x.to(memory_format=torch.channels_last)),
+    "NCHW strided": ("NCHW", 0, lambda x: torch.stack([x, x * 0], -1)[..., 0]),
+    "NHWC": ("NHWC", 0, lambda x: x.permute(0, 2, 3, 1).contiguous()),
+    "NHWC strided": ("NHWC", 0, lambda x: x.permute(0, 2, 3, 1)),
+    "NCL": ("NCL", 0, lambda x: x.flatten(2)),
+    "NLC": ("NLC", 0, lambda x: x.flatten(2).mT.contiguous()),
+    "NLC prefix": ("NLC", 2, lambda x: torch.cat([_prefix(x), x.flatten(2).mT], 1)),
+    "NCL prefix": ("NCL", 1, lambda x: torch.cat([_prefix(x)[:, :1].mT, x.flatten(2)], 2)),
+}
+
+
+def _prefix(x: torch.Tensor) -> torch.Tensor:
+    return torch.full((x.shape[0], 2, x.shape[1]), 1e3, dtype=x.dtype)  # would win every maximum
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request: pytest.FixtureRequest):
+    """`(kwargs, build)`: keyword arguments of an operator and the map's builder."""
+    fmt, prefix, build = LAYOUTS[request.param]
+    return {"input_fmt": fmt, "num_prefix_tokens": prefix}, build
