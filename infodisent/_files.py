@@ -65,12 +65,16 @@ def write_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Any = None
 ) -> None:
     """Write a safetensors file at once or not at all; `metadata` is any JSON value."""
+    owned: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        flat = tensor.detach().cpu().contiguous()
+        if flat.untyped_storage().data_ptr() in seen:
+            flat = flat.clone()  # tied weights: the format refuses tensors that share memory
+        seen.add(flat.untyped_storage().data_ptr())
+        owned[name] = flat
     with replacing(path) as temporary:
-        save_file(
-            {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
-            temporary,
-            metadata={"infodisent": json.dumps(metadata)},
-        )
+        save_file(owned, temporary, metadata={"infodisent": json.dumps(metadata)})
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:
@@ -82,7 +86,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
+        raise FileNotFoundError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -25,7 +25,7 @@ from infodisent.images import ImageDataset, ImageItem, ImageSet, collate
 from infodisent.progress import bar, console
 
 if TYPE_CHECKING:
-    from infodisent.attach import InfoDisentClassifier
+    from infodisent.classifier import InfoDisentClassifier
 
 FORMAT = 1
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -285,7 +285,7 @@ def _forward(
                 f"{str(dtype).removeprefix('torch.')}; store the maps as float32 or bfloat16"
             )
         raise ValueError("extract: the backbone returned NaN or Inf; check its weights")
-    logits = model.original_logits_from_raw(raw)
+    logits = model.backbone.classify(raw) if model.backbone.num_classes else None
     return (
         stored.cpu().contiguous(),
         None if logits is None else logits.to(torch.float16).cpu().contiguous(),
@@ -304,9 +304,7 @@ def _prepare(folder: Path, meta: dict[str, Any], overwrite: bool) -> None:
         differing = [k for k in keys if old.get(k) != meta[k]]
         if "made_from" in differing and isinstance(old.get("made_from"), dict):
             differing.remove("made_from")
-            differing += [
-                k for k, v in meta["made_from"].items() if old["made_from"].get(k) != v
-            ]
+            differing += [k for k, v in meta["made_from"].items() if old["made_from"].get(k) != v]
         if not differing:
             return
         if not overwrite:

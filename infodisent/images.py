@@ -88,6 +88,32 @@ def scan_folder(
     )
 
 
+def all_for_testing(root: str | os.PathLike[str], classes: Sequence[str]) -> ImageSet:
+    """Every image of a folder of class folders as a "val" item, labelled as a model's `classes`.
+
+    Raises:
+        FileNotFoundError: `root` is not a folder.
+        ValueError: no images, or a class folder that is none of `classes`.
+    """
+    base = Path(os.path.abspath(root))
+    if not base.is_dir():
+        raise FileNotFoundError(f"{base} is not a folder; expected a folder of class folders")
+    by_class = _classes(_subfolder(base, VAL_NAMES) or base)
+    unknown = sorted(set(by_class) - set(classes))
+    if unknown or not by_class:
+        raise ValueError(
+            f"{base} has "
+            + (f"classes the model lacks: {', '.join(unknown)}" if unknown else "no images")
+            + f"; the model knows {', '.join(classes)}"
+        )
+    items = tuple(
+        ImageItem(path, list(classes).index(name), "val")
+        for name, paths in by_class.items()
+        for path in paths
+    )
+    return ImageSet(str(base), tuple(classes), items)
+
+
 def split_items(
     root: str | os.PathLike[str],
     classes: Sequence[str],

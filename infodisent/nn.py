@@ -86,9 +86,7 @@ class MxPool(nn.Module):
 
     def forward(self, y: Tensor) -> SparsePool:
         """Pool a map of layout `input_fmt`."""
-        return ops.mx_pool(
-            y, input_fmt=self.input_fmt, num_prefix_tokens=self.num_prefix_tokens
-        )
+        return ops.mx_pool(y, input_fmt=self.input_fmt, num_prefix_tokens=self.num_prefix_tokens)
 
     def extra_repr(self) -> str:
         """Shown in the module's repr."""

@@ -13,7 +13,7 @@ from infodisent._torchvision import ensure_torchvision
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from infodisent.attach import InfoDisentClassifier
+    from infodisent.classifier import InfoDisentClassifier
 
 _KEYS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 

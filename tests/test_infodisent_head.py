@@ -52,7 +52,9 @@ def test_layouts(layout):
     kwargs, build = layout
     x, u, w, b = arguments()
     _, _, truth = run(reference, (x, u, w, b), (True,) * 4)
-    logits, _, grads = run(ops, (build(x.float()), u.float(), w.float(), b.float()), (True,) * 4, **kwargs)
+    logits, _, grads = run(
+        ops, (build(x.float()), u.float(), w.float(), b.float()), (True,) * 4, **kwargs
+    )
     assert relative(logits, reference.infodisent_head(x, u, w, b)) < 1e-6
     assert relative(to_bpc(grads[0], **kwargs), truth[0].flatten(2).mT) <= 1e-5
     for grad, wanted in zip(grads[1:], truth[1:], strict=True):
@@ -99,7 +101,11 @@ def test_empty_batch():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"weight": torch.zeros(7, 32)}, ValueError, r"weight is \(7, 32\), must be \(classes, 33\)"),
+        (
+            {"weight": torch.zeros(7, 32)},
+            ValueError,
+            r"weight is \(7, 32\), must be \(classes, 33\)",
+        ),
         ({"weight": torch.zeros(33)}, ValueError, r"weight is \(33,\)"),
         ({"bias": torch.zeros(6)}, ValueError, r"bias is \(6,\), must be \(7,\)"),
         ({"nonneg": "softplus"}, ValueError, "'softplus', allowed are relu, none"),

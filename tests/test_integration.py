@@ -145,7 +145,9 @@ def test_backend_environment(monkeypatch):
     y = torch.randn(1, 2, 2, 2, requires_grad=True)
     assert "infodisent" not in type(ops.mx_pool(y).pos.grad_fn).__name__
     monkeypatch.setenv("INFODISENT_BACKEND", "fastest")
-    with pytest.raises(ValueError, match="INFODISENT_BACKEND is 'fastest', allowed are auto, sparse"):
+    with pytest.raises(
+        ValueError, match="INFODISENT_BACKEND is 'fastest', allowed are auto, sparse"
+    ):
         ops.mx_pool(y)
 
 

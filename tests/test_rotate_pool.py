@@ -11,7 +11,14 @@ from infodisent import ops, reference
 from infodisent._layout import to_bpc
 from tests.conftest import relative
 
-SHAPES = [(2, 1, 1, 1), (1, 5, 1, 1), (3, 33, 7, 7), (2, 123, 5, 10), (4, 64, 14, 14), (255, 7, 2, 2)]
+SHAPES = [
+    (2, 1, 1, 1),
+    (1, 5, 1, 1),
+    (3, 33, 7, 7),
+    (2, 123, 5, 10),
+    (4, 64, 14, 14),
+    (255, 7, 2, 2),
+]
 
 
 def rotation_like(c: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -105,9 +112,7 @@ def test_partial_gradients(need_x, need_u, monkeypatch):
     calls = []
     for name in ("_grad_x", "_grad_u"):
         plain = getattr(impl, name)
-        monkeypatch.setattr(
-            impl, name, lambda *a, _f=plain, _n=name: (calls.append(_n), _f(*a))[1]
-        )
+        monkeypatch.setattr(impl, name, lambda *a, _f=plain, _n=name: (calls.append(_n), _f(*a))[1])
     x = torch.randn(3, 8, 2, 2, requires_grad=need_x)
     u = rotation_like(8, torch.float32).requires_grad_(need_u)
     pooled = ops.rotate_pool(x, u).pooled
@@ -169,7 +174,13 @@ def test_empty_batch():
 @pytest.mark.parametrize(
     ("x", "u", "kwargs", "error", "message"),
     [
-        ((8, 512, 7, 7), (768, 768), {}, ValueError, r"x is \(8, 512, 7, 7\) \[NCHW\] but U is \(768"),
+        (
+            (8, 512, 7, 7),
+            (768, 768),
+            {},
+            ValueError,
+            r"x is \(8, 512, 7, 7\) \[NCHW\] but U is \(768",
+        ),
         ((8, 5, 7), (5, 5), {}, ValueError, "NCHW has 4 dimensions"),
         ((2, 5, 0, 3), (5, 5), {}, ValueError, "no pixels"),
         ((2, 0, 3, 3), (0, 0), {}, ValueError, "no channels"),

@@ -51,7 +51,9 @@ def test_value_and_gradient(n, sigma, dtype):
     reference.rotation(check).backward(grad64)
     assert relative(a.grad, check.grad) <= (1e-5 if dtype == torch.float32 else 1e-12)
     if sigma * n**0.5 < 10:  # the alternating series loses all digits at large norms
-        assert relative(a.grad, skew_series(grad64, a64)) <= (1e-5 if dtype == torch.float32 else 1e-10)
+        assert relative(a.grad, skew_series(grad64, a64)) <= (
+            1e-5 if dtype == torch.float32 else 1e-10
+        )
 
 
 def test_zero_is_the_identity():

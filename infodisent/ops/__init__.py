@@ -6,4 +6,6 @@ from infodisent.ops.rotate_pool import rotate_pool
 from infodisent.ops.rotation import rotation
 from infodisent.reference import SparsePool
 
-__all__ = ["SparsePool", "infodisent_head", "mx_pool", "rotate_pool", "rotation"]
+OPERATORS = ("rotation", "mx_pool", "rotate_pool", "infodisent_head")
+
+__all__ = ["OPERATORS", "SparsePool", "infodisent_head", "mx_pool", "rotate_pool", "rotation"]

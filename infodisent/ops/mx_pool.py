@@ -89,9 +89,7 @@ def _backward_impl(
 ) -> Tensor:
     like = grad_pos.new_empty(shape, device="meta")
     pixels = map_size(like, input_fmt, num_prefix_tokens)[1]
-    grad = sparse.mx_pool.mx_pool_backward(
-        grad_pos, grad_neg, pos_index, neg_index, pixels, dtype
-    )
+    grad = sparse.mx_pool.mx_pool_backward(grad_pos, grad_neg, pos_index, neg_index, pixels, dtype)
     return from_bpc(grad, like, input_fmt, num_prefix_tokens).contiguous()
 
 

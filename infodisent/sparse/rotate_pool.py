@@ -9,7 +9,7 @@ parallel over output rows and free of atomics on the CPU.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from infodisent.sparse.mx_pool import pool

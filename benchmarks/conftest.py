@@ -1,0 +1,64 @@
+"""Benchmarks under pytest-benchmark: the cases and peers of `infodisent.bench`.
+
+    pytest benchmarks --benchmark-group-by=group
+    pytest benchmarks -k "rotate_pool and resnet50" --benchmark-json=out.json
+
+Every implementation is checked against float64 before it is timed.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from infodisent import bench
+from infodisent._torchvision import ensure_torchvision
+
+ensure_torchvision()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--batch", type=int, default=16, help="images in a batch")
+    parser.addoption("--device", default="cpu", choices=["cpu", "cuda"])
+
+
+@functools.lru_cache(maxsize=2)
+def _checked(case: bench.Case):
+    torch.compiler.reset()
+    functions = bench.peers(case)
+    bench.check(case, functions)
+    return functions
+
+
+def parametrize(metafunc, op: str) -> None:
+    """One benchmark per map size, mode and implementation of an operator."""
+    config = metafunc.config
+    params = [
+        pytest.param(case, name, id=f"{case.shape}-{case.mode}-{name}")
+        for case in bench.cases(
+            [op], batch=config.getoption("--batch"), device=config.getoption("--device")
+        )
+        for name in bench.peers(case)
+    ]
+    metafunc.parametrize(("case", "name"), params)
+
+
+def measure(benchmark, case: bench.Case, name: str) -> None:
+    """Time one implementation and note the throughput."""
+    function = _checked(case)[name]
+    run = bench.runner(case, function)
+    c, h, w = bench.SHAPES[case.shape]
+    benchmark.group = f"{case.op} {case.shape} {c}x{h}x{w} B={case.batch} {case.mode}"
+    benchmark.extra_info.update(bench.machine(case.device), op=case.op, implementation=name)
+    if case.op in ("rotate_pool", "infodisent_head"):
+        benchmark.extra_info["product_gflop"] = 2 * case.batch * h * w * c * c / 1e9
+    if case.device == "cuda":
+        plain = run
+
+        def run() -> None:
+            plain()
+            torch.cuda.synchronize()
+
+    benchmark.pedantic(run, warmup_rounds=1, rounds=5)

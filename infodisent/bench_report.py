@@ -1,0 +1,77 @@
+"""`infodisent bench`: run the comparisons of `infodisent.bench` and show them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from infodisent import bench
+from infodisent._files import write_json
+from infodisent.progress import bar, console
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def run_bench(
+    op_names: Sequence[str],
+    shapes: Sequence[str],
+    batch: int,
+    rounds: int,
+    device: str,
+    dtype: str,
+    json: str | os.PathLike[str] | None,
+) -> dict[str, Any]:
+    """Time, print one table per operator, and write the figures as JSON if asked.
+
+    Raises:
+        ValueError: an unknown operator, shape or dtype, or a device that is not there.
+    """
+    for name, given, allowed in (
+        ("op", op_names, bench.OPS),
+        ("shape", shapes, tuple(bench.SHAPES)),
+        ("dtype", [dtype], tuple(DTYPES)),
+        ("device", [device], ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)),
+    ):
+        unknown = [g for g in given if g not in allowed]
+        if unknown:
+            raise ValueError(f"bench: {name} is {unknown[0]!r}, allowed here: {', '.join(allowed)}")
+    cases = bench.cases(op_names, shapes, batch, device=device, dtype=DTYPES[dtype])
+    results = []
+    with bar() as display:
+        task = display.add_task("time side by side", total=len(cases), note="")
+        for case in cases:
+            display.update(task, note=f"{case.op} {case.shape} {case.mode}")
+            torch.compiler.reset()
+            results.append(bench.compare(case, rounds))
+            display.advance(task)
+    report = {"machine": bench.machine(device), "rounds": rounds, "results": results}
+    for op in op_names:
+        console.print(_table(op, [r for r in results if r["op"] == op]))
+    console.print(f"[dim]{report['machine']}")
+    if "rotation" in op_names:
+        console.print("[dim]* another map to the orthogonal matrices, for comparison of cost only")
+    if json is not None:
+        write_json(json, report)
+    return report
+
+
+def _table(op: str, results: list[dict[str, Any]]) -> Table:
+    table = Table(title=f"{op}: ms, and (times as long as ours)")
+    table.add_column("map, batch, mode")
+    for name in results[0]["milliseconds"]:
+        table.add_column(name, justify="right")
+    for result in results:
+        c, h, w = result["size"]
+        size = f"{c}×{c}" if op == "rotation" else f"{c}×{h}×{w} B={result['batch']}"
+        table.add_row(
+            f"{size} {result['mode']}",
+            *(
+                f"{ms:.2f}" + ("" if name == "infodisent" else f" ({result['speedup'][name]:.2f}×)")
+                for name, ms in result["milliseconds"].items()
+            ),
+        )
+    return table

