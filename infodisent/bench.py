@@ -93,7 +93,8 @@ class _Orthogonal(nn.Module):
 
     def forward(self, a: Tensor) -> Tensor:
         # its own parameter is what it differentiates: the sum ties `a` in at no cost
-        weight: Tensor = self.layer.weight
+        weight = self.layer.weight
+        assert isinstance(weight, Tensor)
         return weight + 0 * a.sum()
 
 

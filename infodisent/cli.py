@@ -1,10 +1,8 @@
 """The command line: ``infodisent demo | fit | evaluate | explain | prototypes | bench | doctor``."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -25,7 +23,10 @@ RunArgument = Annotated[
     Path, typer.Option("--run", "-r", help="Folder of a run, made by `fit` or `demo`.")
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
-EpochsOption = Annotated[int, typer.Option(min=1, help="Passes over the training images.")]
+EpochsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Passes over the training images; default: 15, or 120 steps if more."),
+]
 SeedOption = Annotated[int, typer.Option(help="Decides initial weights, order and split.")]
 L1Option = Annotated[
     float, typer.Option(min=0, help="Penalty on the weights: larger gives shorter explanations.")
@@ -33,17 +34,14 @@ L1Option = Annotated[
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace results of other images or options.")
 ]
-Optional_ = Optional  # typer reads annotations at run time
-
-
 @app.command()
 def demo(
     images: Annotated[
-        Optional_[Path],
+        Path | None,
         typer.Option(help="Your own folder of class folders instead of the solar cells."),
     ] = None,
     out: OutOption = Path("runs/demo"),
-    epochs: EpochsOption = 20,
+    epochs: EpochsOption = None,
     seed: SeedOption = 0,
     explain: Annotated[int, typer.Option(min=1, help="Held-out images to explain.")] = 16,
     overwrite: OverwriteOption = False,
@@ -93,17 +91,17 @@ def fit(
         ),
     ] = True,
     weights: Annotated[
-        Optional_[Path],
+        Path | None,
         typer.Option(
             help="Load the backbone's weights from this .safetensors or .pth file instead."
         ),
     ] = None,
     out: OutOption = Path("runs/fit"),
-    epochs: EpochsOption = 20,
+    epochs: EpochsOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per training step.")] = 256,
     lr: Annotated[float, typer.Option(min=0, help="Learning rate of the weights.")] = 1e-2,
-    rotation_lr: Annotated[float, typer.Option(min=0, help="… of the rotation.")] = 1e-3,
-    l1: L1Option = 0.3,
+    rotation_lr: Annotated[float, typer.Option(min=0, help="… of the rotation.")] = 3e-3,
+    l1: L1Option = 0.2,
     nonneg: Annotated[
         str, typer.Option(help="How weights stay >= 0: relu, softplus, abs or projection.")
     ] = "projection",
@@ -116,7 +114,7 @@ def fit(
         str, typer.Option(help="Stored features: float16, bfloat16 or float32.")
     ] = "float16",
     device: Annotated[
-        Optional_[str], typer.Option(help="cpu, cuda, cuda:1 … (default: cuda if present).")
+        str | None, typer.Option(help="cpu, cuda, cuda:1 … (default: cuda if present).")
     ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -163,7 +161,7 @@ def fit(
 def evaluate(
     run: RunArgument,
     images: Annotated[
-        Optional_[Path],
+        Path | None,
         typer.Option(help="Another folder of class folders; default: the run's held-out images."),
     ] = None,
 ) -> None:
@@ -181,7 +179,7 @@ def explain(
     top: Annotated[int, typer.Option(min=1, help="Supporting channels to show.")] = 4,
     opposing: Annotated[int, typer.Option(min=0, help="Opposing channels to show.")] = 2,
     class_name: Annotated[
-        Optional_[str], typer.Option("--class", help="Explain this class, not the predicted one.")
+        str | None, typer.Option("--class", help="Explain this class, not the predicted one.")
     ] = None,
 ) -> None:
     """Explain predictions: which channels, where in the image, and what they mean.
@@ -210,12 +208,12 @@ def explain(
 def prototypes(
     run: RunArgument,
     channels: Annotated[
-        Optional_[str],
+        str | None,
         typer.Option(help="Channels to draw, e.g. 3,17,200; default: the heaviest of each class."),
     ] = None,
     keep: Annotated[int, typer.Option("-k", min=1, help="Images per channel and side.")] = 5,
     out: Annotated[
-        Optional_[Path], typer.Option("--out", "-o", help="PNG to write; default: in the run.")
+        Path | None, typer.Option("--out", "-o", help="PNG to write; default: in the run.")
     ] = None,
 ) -> None:
     """Find the training images that excite every channel most, and draw some of them."""
@@ -239,7 +237,7 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds; medians are printed.")] = 7,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    json: Annotated[Optional_[Path], typer.Option(help="Also write the figures here.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the figures here.")] = None,
 ) -> None:
     """Time the operators against eager PyTorch, torch.compile and other ways to the same result.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -46,7 +46,7 @@ def solar_cells(*, val_fraction: float = 0.25, seed: int = 0) -> ImageSet:
     return split_items(data, CLASSES, paths, labels, val_fraction, seed)
 
 
-def efficientnet_lite0(num_classes: int, **head_options: object) -> InfoDisentClassifier:
+def efficientnet_lite0(num_classes: int, **head_options: Any) -> InfoDisentClassifier:
     """EfficientNet-Lite0 with ImageNet weights from a pip package, with an InfoDisent head.
 
     Raises:

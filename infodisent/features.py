@@ -202,7 +202,7 @@ def extract(
     config = transform_config(model)
     made_from = _describe(model, images, config, dtype)
     grid = model.grid_size(tuple(config["input_size"][1:]))
-    meta = {
+    meta: dict[str, Any] = {
         "format": FORMAT,
         "made_from": made_from,
         "spec": model.spec,

@@ -184,7 +184,8 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
         raise FileNotFoundError(f"{path} is not a file")
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            picture: Image.Image = image.convert("RGB")
+            return picture
     # Pillow's decoders raise whatever their format's parser runs into; every one means "corrupt".
     except Exception as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error

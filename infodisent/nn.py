@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -102,8 +104,9 @@ class NonNegativeLinear(nn.Module):
         bias: add a bias ``[K]`` (unconstrained); off by default, so that the contributions alone
             make the logit.
         nonneg: how W >= 0 is kept. "relu": ``W = ReLU(weight)``; "softplus":
-            ``W = log(1 + exp(weight))``; "abs": ``W = |weight|``; "projection": ``W = weight``,
-            clamped by `project_` after every optimiser step.
+            ``W = log(1 + exp(weight))``; "abs": ``W = |weight|``; "projection": ``W = max(weight,
+            0)`` whose gradient passes to negative entries too, so that none is stuck at zero; call
+            `project_` after every optimiser step to make that exact projected descent.
         device, dtype: of the parameters.
 
     Raises:
@@ -116,7 +119,7 @@ class NonNegativeLinear(nn.Module):
         out_features: int,
         bias: bool = False,
         *,
-        nonneg: str = "relu",
+        nonneg: str = "projection",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -138,14 +141,12 @@ class NonNegativeLinear(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """W starts uniform in ``[0, 2/sqrt(C)]``: every channel supports every class a little."""
-        scale = 2 / self.in_features**0.5
+        """W starts normal around 1/C: every channel supports every class, a little and alike."""
         if self.weight.is_meta:
             return
-        start = torch.empty_like(self.weight, dtype=torch.float32).uniform_(1e-3 * scale, scale)
-        if self.nonneg == "softplus":
-            start = torch.log(torch.expm1(start))
-        self.weight.copy_(start)
+        start = torch.empty_like(self.weight, dtype=torch.float32).normal_(1, 0.1).clamp_min_(1e-3)
+        start /= self.in_features
+        self.weight.copy_(torch.log(torch.expm1(start)) if self.nonneg == "softplus" else start)
         if self.bias is not None:
             self.bias.zero_()
 
@@ -155,7 +156,10 @@ class NonNegativeLinear(nn.Module):
             return self.weight.clamp_min(0)
         if self.nonneg == "softplus":
             return nn.functional.softplus(self.weight)
-        return self.weight.abs() if self.nonneg == "abs" else self.weight
+        if self.nonneg == "abs":
+            return self.weight.abs()
+        # the value is clamped, the gradient is that of the weight itself
+        return self.weight + (self.weight.clamp_min(0) - self.weight).detach()
 
     def operator_weight(self) -> tuple[Tensor, str]:
         """``(weight, nonneg)`` as `infodisent.ops.infodisent_head` takes them; relu is fused."""
@@ -210,7 +214,7 @@ class InfoDisentHead(nn.Module):
         input_fmt: str = "NCHW",
         num_prefix_tokens: int = 0,
         bias: bool = False,
-        nonneg: str = "relu",
+        nonneg: str = "projection",
         rotate: bool = True,
         drop_rate: float = 0.0,
         device: torch.device | str | None = None,
@@ -290,7 +294,7 @@ class InfoDisentHead(nn.Module):
         """Logits ``[B, K]``, or the pooled features ``[B, C]`` if `pre_logits`."""
         dropping = self.training and self.drop_rate > 0
         if pre_logits or dropping or self.rotation is None or self.num_classes == 0:
-            pooled = self.drop(self.pool(x).pooled)
+            pooled: Tensor = self.drop(self.pool(x).pooled)
             if pre_logits or self.num_classes == 0:
                 return pooled
             fc = self.fc
@@ -311,7 +315,7 @@ class InfoDisentHead(nn.Module):
         assert isinstance(result, Tensor)
         return result
 
-    def options(self) -> dict[str, object]:
+    def options(self) -> dict[str, Any]:
         """The keyword arguments that rebuild this head's structure."""
         return {
             "bias": self.bias,

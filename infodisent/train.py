@@ -25,26 +25,29 @@ class FitConfig:
     """Options of `fit_head`.
 
     Attributes:
-        epochs, batch_size: of the training set, shuffled anew every epoch.
+        epochs: passes over the training set; None for 15, or more where that is under 120 steps.
+        batch_size: images per step, shuffled anew every epoch.
         lr: peak learning rate of the weights; AdamW, cosine to zero.
         rotation_lr: the same for the rotation's parameter A.
-        l1: strength of the penalty ``l1 · sum(W) / K``; it is what makes explanations short.
+        l1: strength of the penalty ``l1 · m · sum(W) / K``, m being the mean of the max-pooled
+            features, which makes one value fit all backbones. It makes explanations short.
         label_smoothing: of the cross-entropy.
         seed: of initial weights, batch order and dropout.
     """
 
-    epochs: int = 20
+    epochs: int | None = None
     batch_size: int = 256
     lr: float = 1e-2
-    rotation_lr: float = 1e-3
-    l1: float = 0.3
+    rotation_lr: float = 3e-3
+    l1: float = 0.2
     label_smoothing: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"FitConfig: {name} is {getattr(self, name)}, must be >= 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"FitConfig: {name} is {value}, must be >= 1")
         for name in ("lr", "rotation_lr", "l1"):
             value = getattr(self, name)
             if not (0 <= value < math.inf):
@@ -59,10 +62,9 @@ def new_head(
     channels: int, classes: int, seed: int, like: InfoDisentHead | None = None, **options: Any
 ) -> InfoDisentHead:
     """A head whose initial weights depend on `seed` alone; `like` lends its layout."""
-    layout = (
-        {} if like is None
-        else {"input_fmt": like.input_fmt, "num_prefix_tokens": like.num_prefix_tokens}
-    )  # fmt: skip
+    layout: dict[str, Any] = {}
+    if like is not None:
+        layout = {"input_fmt": like.input_fmt, "num_prefix_tokens": like.num_prefix_tokens}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return InfoDisentHead(channels, classes, **layout, **options)
@@ -110,16 +112,18 @@ def fit_head(
     train = store.indices("train") if train is None else train
     if not len(train):
         raise ValueError("fit_head: there are no training images")
+    steps = math.ceil(len(train) / config.batch_size)
+    epochs = config.epochs or max(15, math.ceil(120 / steps))
     groups = [{"params": list(fc.parameters()), "lr": config.lr}]
     if head.rotation is not None:
         groups.append({"params": list(head.rotation.parameters()), "lr": config.rotation_lr})
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    steps = math.ceil(len(train) / config.batch_size)
     identity = _identity(head, store, train, config)
     history: list[dict[str, float]] = []
     if state is not None and Path(state).is_file():
         history = _restore(Path(state), identity, head, optimizer)
+    penalty = config.l1 * _feature_scale(store, train) / fc.out_features
     pooled = None
     if head.rotation is None:  # the pooled features never change: compute them once
         pooled = torch.empty(len(store), store.channels)
@@ -127,16 +131,16 @@ def fit_head(
     device = fc.weight.device
     with bar(progress) as display, torch.random.fork_rng(devices=[]):
         task = display.add_task(
-            label, total=config.epochs * steps, completed=len(history) * steps, note=""
+            label, total=epochs * steps, completed=len(history) * steps, note=""
         )
-        for epoch in range(len(history), config.epochs):
+        for epoch in range(len(history), epochs):
             # every epoch has its own seed, so that a resumed run needs no generator's state
             torch.manual_seed(config.seed * 100_003 + epoch)
             order = train[torch.randperm(len(train))]
             head.train()
             total = correct = 0.0
             for step, batch in enumerate(order.split(config.batch_size)):
-                done = (epoch * steps + step) / (config.epochs * steps)
+                done = (epoch * steps + step) / (epochs * steps)
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * done))
                 labels = store.labels[batch].to(device)
@@ -147,15 +151,15 @@ def fit_head(
                 loss = nn.functional.cross_entropy(
                     logits, labels, label_smoothing=config.label_smoothing
                 )
-                if config.l1:
-                    loss = loss + config.l1 * fc.effective_weight().sum() / fc.out_features
+                if penalty:
+                    loss = loss + penalty * fc.effective_weight().sum()
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 fc.project_()
                 total += loss.item() * len(batch)
                 correct += (logits.argmax(1) == labels).sum().item()
-                note = f"epoch {epoch + 1}/{config.epochs} loss {loss.item():.3f}"
+                note = f"epoch {epoch + 1}/{epochs} loss {loss.item():.3f}"
                 display.update(task, advance=1, note=note)
             if not math.isfinite(total):
                 raise ValueError(
@@ -167,6 +171,14 @@ def fit_head(
                 _store_state(Path(state), identity, head, optimizer, history)
     head.eval()
     return history
+
+
+@torch.no_grad()
+def _feature_scale(store: FeatureStore, train: Tensor, sample: int = 2048) -> float:
+    """Mean over channels and images (evenly spaced ones) of the max-pooled map."""
+    some = train[:: max(1, len(train) // sample)]
+    pos = [ops.mx_pool(x, input_fmt="NLC").pos for x, _, _ in store.batches(some, 256)]
+    return torch.cat(pos).mean().item()
 
 
 def _logits(head: InfoDisentHead, maps: Tensor) -> Tensor:

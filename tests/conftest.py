@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from infodisent._torchvision import ensure_torchvision
 
@@ -57,3 +59,39 @@ def layout(request: pytest.FixtureRequest):
     """`(kwargs, build)`: keyword arguments of an operator and the map's builder."""
     fmt, prefix, build = LAYOUTS[request.param]
     return {"input_fmt": fmt, "num_prefix_tokens": prefix}, build
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Two classes a colour can tell apart, 12 images each, of which one is corrupt."""
+    generator = np.random.default_rng(0)
+    root = tmp_path / "images"
+    for name, channel in (("red", 0), ("green", 1)):
+        (root / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = generator.integers(0, 60, (40, 48, 3), dtype=np.uint8)
+            pixels[10:20, 10 + i : 20 + i, channel] = 255
+            Image.fromarray(pixels).save(root / name / f"{i:02d}.png")
+    corrupt = root / "red" / "07.png"
+    corrupt.write_bytes(corrupt.read_bytes()[:200])
+    return root
+
+
+@pytest.fixture
+def tiny():
+    """A small real backbone with an InfoDisent head for two classes; weights fixed by a seed."""
+    from infodisent import attach
+
+    torch.manual_seed(1)
+    return attach("test_resnet", 2).eval()
+
+
+@pytest.fixture
+def store(tmp_path, image_folder, tiny):
+    """The features of `image_folder`, in shards of 10."""
+    from infodisent.features import extract
+    from infodisent.images import scan_folder
+
+    return extract(
+        tiny, scan_folder(image_folder), tmp_path / "features", shard_size=10, progress=False
+    )

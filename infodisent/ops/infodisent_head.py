@@ -173,7 +173,7 @@ def _backward(
             u,
             pos_index,
             neg_index,
-            *ctx.layout,
+            tuple(ctx.layout),
             ctx.needs_input_grad,
         )
     return dx, du, d_weight, d_bias, None, None, None

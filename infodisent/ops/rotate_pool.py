@@ -90,12 +90,15 @@ def _fake(x: Tensor, u: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str, int], output: _Four) -> None:
     x, u, *layout = inputs
     ctx.save_for_backward(x, u, output[2], output[3])
-    ctx.layout = layout
+    ctx.layout = tuple(layout)
 
 
 def _backward(ctx: Any, grad_pos: Tensor, grad_neg: Tensor, *_: Tensor) -> tuple[Any, ...]:
     # neg = -Y at its winner, hence the sign
-    dx, du = gradients(grad_pos, -grad_neg, *ctx.saved_tensors, *ctx.layout, ctx.needs_input_grad)
+    x, u, pos_index, neg_index = ctx.saved_tensors
+    dx, du = gradients(
+        grad_pos, -grad_neg, x, u, pos_index, neg_index, ctx.layout, ctx.needs_input_grad
+    )
     return dx, du, None, None
 
 
@@ -106,8 +109,7 @@ def gradients(
     u: Tensor,  # [C, C]
     pos_index: Tensor,  # [B, C] int32
     neg_index: Tensor,  # [B, C] int32
-    input_fmt: str,
-    num_prefix_tokens: int,
+    layout: tuple[str, int],  # input_fmt, num_prefix_tokens
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None]:
     """dx and dU as far as `needs` asks for them; nothing is launched for neither."""
@@ -120,8 +122,7 @@ def gradients(
         u,
         pos_index,
         neg_index,
-        input_fmt,
-        num_prefix_tokens,
+        *layout,
         needs[0],
         needs[1],
     )

@@ -40,7 +40,8 @@ def rotation(A: Tensor) -> Tensor:
     if backends.select("rotation", A) == "reference":
         with torch.autocast(A.device.type, enabled=False):
             return reference.rotation(wide).to(A.dtype)
-    return _rotation(wide)[0].to(A.dtype)
+    u: Tensor = _rotation(wide)[0]
+    return u.to(A.dtype)
 
 
 def _impl(a: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,96 @@
+"""Checkpoints: rebuilt models are the same, damaged files say so, nothing is unpickled."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+import infodisent
+from infodisent._files import read_tensors, replacing, write_tensors
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [("test_resnet", {}), ("test_vit", {"img_size": 96}), ("torchvision/shufflenet_v2_x0_5", {})],
+)
+def test_round_trip(tmp_path, name, kwargs):
+    model = infodisent.attach(name, 3, model_kwargs=kwargs, nonneg="softplus", bias=True).eval()
+    torch.nn.init.normal_(model.head.rotation.A, std=0.05)
+    path = tmp_path / "model.safetensors"
+    infodisent.save(path, model, ["a", "b", "c"], info={"note": 1})
+    loaded = infodisent.load(path)
+    assert loaded.classes == ("a", "b", "c")
+    assert loaded.info == {"note": 1}
+    x = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(x), model(x))
+        torch.testing.assert_close(loaded.model.original_logits(x), model.original_logits(x))
+    assert not loaded.model.training
+
+
+def test_module_of_unknown_origin(tmp_path):
+    import timm
+
+    build = lambda: timm.create_model("test_resnet", num_classes=7)  # noqa: E731
+    model = infodisent.attach(build(), 3).eval()
+    path = tmp_path / "model.safetensors"
+    infodisent.save(path, model)
+    if model.spec["name"] is None:
+        with pytest.raises(ValueError, match="module="):
+            infodisent.load(path)
+    loaded = infodisent.load(path, module=build())
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(x), model(x))
+    with pytest.raises(ValueError, match="does not fit"):
+        infodisent.load(path, module=timm.create_model("test_vit"))
+
+
+def test_damaged_and_foreign_files(tmp_path, tiny):
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        infodisent.load(path)
+    with pytest.raises(FileNotFoundError, match="is not a file"):
+        infodisent.load(tmp_path)
+    infodisent.save(path, tiny)
+    content = path.read_bytes()
+    for cut in (0, 4, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:cut])
+        with pytest.raises(ValueError, match="truncated or not a safetensors file"):
+            infodisent.load(path)
+    write_tensors(path, {"x": torch.zeros(1)}, {"kind": "training"})
+    with pytest.raises(ValueError, match="not a model checkpoint"):
+        infodisent.load(path)
+    with pytest.raises(ValueError, match="3 class names were given for 2 classes"):
+        infodisent.save(path, tiny, ["a", "b", "c"])
+
+
+def test_no_pickle_is_loaded(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("unpickled",))
+
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        infodisent.load(path)
+
+
+def test_writing_is_all_or_nothing(tmp_path):
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.bin"]
+
+
+def test_tied_weights_can_be_stored(tmp_path):
+    shared = torch.arange(6.0)
+    write_tensors(tmp_path / "t.safetensors", {"a": shared, "b": shared[:3]})
+    tensors, _ = read_tensors(tmp_path / "t.safetensors")
+    assert torch.equal(tensors["a"], shared)
+    assert torch.equal(tensors["b"], shared[:3])

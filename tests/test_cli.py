@@ -1,0 +1,131 @@
+"""The command line, as a newcomer meets it."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+from infodisent import cli
+from infodisent.progress import console
+
+
+def run(monkeypatch, capsys, *arguments) -> tuple[int, str]:
+    """Exit code and everything printed."""
+    monkeypatch.setattr(sys, "argv", ["infodisent", *map(str, arguments)])
+    monkeypatch.setattr(console, "_file", sys.stdout)
+    monkeypatch.setattr(console, "_width", 200)
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+@pytest.fixture
+def go(monkeypatch, capsys):
+    return lambda *arguments: run(monkeypatch, capsys, *arguments)
+
+
+FIT = ("--backbone", "test_resnet", "--no-pretrained", "--epochs", 2, "--batch-size", 8)
+
+
+def test_fit_evaluate_explain_prototypes(tmp_path, image_folder, go):
+    out = tmp_path / "run"
+    code, text = go("fit", image_folder, *FIT, "--out", out)
+    assert code == 0, text
+    for expected in ("linear probe", "InfoDisent, U = I", "channels for 95 %", "1 image(s) could not"):
+        assert expected in text
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert [r["head"] for r in metrics["rows"]] == ["linear probe", "InfoDisent", "InfoDisent, U = I"]
+
+    code, text = go("evaluate", "--run", out)
+    assert code == 0, text
+    assert "InfoDisent" in text
+    code, text = go("evaluate", "--run", out, "--images", image_folder)
+    assert code == 0, text
+    assert "23 held-out images" in text
+
+    image = next((image_folder / "red").glob("*.png"))
+    code, text = go("explain", image, "--run", out, "--out", tmp_path / "why", "--class", "green")
+    assert code == 0, text
+    written = sorted(p.suffix for p in (tmp_path / "why").rglob("*") if p.is_file())
+    assert ".png" in written
+    assert ".html" in written
+    page = next((tmp_path / "why").rglob("*.html")).read_text()
+    assert "green" in page
+
+    code, text = go("prototypes", "--run", out, "-k", 3)
+    assert code == 0, text
+    assert next(out.glob("*.png")).stat().st_size > 10_000
+
+    # the same command again does no work twice and says the same
+    code, again = go("fit", image_folder, *FIT, "--out", out)
+    assert code == 0
+    assert json.loads((out / "metrics.json").read_text())["rows"] == metrics["rows"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fit", "nowhere"), "nowhere is not a folder"),
+        (("fit", "FOLDER", "--backbone", "resnet51", "--no-pretrained"), "did you mean"),
+        (("fit", "FOLDER", *FIT, "--nonneg", "exp"), "'exp', allowed are relu, softplus"),
+        (("fit", "FOLDER", *FIT, "--device", "tpu9"), "device 'tpu9' cannot be used"),
+        (("fit", "FOLDER", *FIT, "--feature-dtype", "int8"), "dtype is 'int8'"),
+        (("fit", "FOLDER", *FIT, "--val-fraction", "2"), "val_fraction is 2"),
+        (("fit", "FOLDER", *FIT, "--weights", "gone.pth"), "gone.pth is not a file"),
+        (("evaluate", "--run", "nowhere"), "nowhere is not a run"),
+        (("explain", "x.png", "--run", "FOLDER"), "model.safetensors does not exist"),
+        (("bench", "--shape", "resnet99"), "shape is 'resnet99'"),
+        (("bench", "--op", "gemm"), "op is 'gemm'"),
+    ],
+)
+def test_errors_are_one_line(tmp_path, image_folder, go, arguments, message):
+    arguments = [image_folder if a == "FOLDER" else a for a in arguments]
+    if arguments[0] == "fit":
+        arguments += ["--out", tmp_path / "run"]
+    code, text = go(*arguments)
+    assert code == 2
+    assert message in text
+    assert "Traceback" not in text
+
+
+def test_interrupted(monkeypatch, go):
+    monkeypatch.setattr(cli, "app", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    code, text = go()
+    assert code == 130
+    assert "goes on from here" in text
+
+
+def test_doctor(go, monkeypatch):
+    code, text = go("doctor")
+    assert code == 0, text
+    for expected in (torch.__version__, "rotate_pool, cpu, float32", "backend in force", "ok"):
+        assert expected in text
+    monkeypatch.setenv("INFODISENT_BACKEND", "reference")
+    assert "reference" in go("doctor")[1]
+
+
+def test_bench(tmp_path, go):
+    code, text = go(
+        "bench", "--op", "mx_pool", "--shape", "resnet34", "--batch", 1, "--rounds", 1,
+        "--json", tmp_path / "b.json",
+    )  # fmt: skip
+    assert code == 0, text
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert {r["mode"] for r in report["results"]} == {"forward", "forward+backward"}
+    assert report["machine"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    "command", ["", "demo", "fit", "evaluate", "explain", "prototypes", "bench", "doctor"]
+)
+def test_help(go, command):
+    code, text = go(*([command] if command else []), "--help")
+    assert code == 0
+    assert "Usage" in text

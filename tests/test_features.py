@@ -1,0 +1,144 @@
+"""The feature store: right maps, resumable, refuses what does not fit, survives corrupt images."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from infodisent import features
+from infodisent._layout import to_bpc
+from infodisent.features import FeatureStore, extract
+from infodisent.images import ImageItem, ImageSet, load_image, scan_folder
+from infodisent.preprocess import transform_config, transform_from
+
+
+def test_maps_are_those_of_the_model(store, tiny):
+    transform = transform_from(transform_config(tiny))
+    index = torch.tensor([0, 13, 5, 22])
+    batch = torch.stack([transform(load_image(store.files[i])) for i in index])
+    with torch.no_grad():
+        wanted = to_bpc(tiny.forward_features(batch), tiny.input_fmt, tiny.num_prefix_tokens)
+        original = tiny.original_logits(batch)
+    torch.testing.assert_close(store.gather(index), wanted, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(store.original_logits[index], original, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(store.average()[index], wanted.mean(1), rtol=2e-3, atol=2e-3)
+    assert store.grid[0] * store.grid[1] == store.pixels == wanted.shape[1]
+
+
+def test_corrupt_image_is_skipped_counted_and_named(store):
+    assert len(store) == 23
+    assert len(store.skipped) == 1
+    path, reason = store.skipped[0]
+    assert path.endswith("red/07.png")
+    assert "cannot be read as an image" in reason
+    assert path not in store.files
+    for file, label in zip(store.files, store.labels.tolist(), strict=True):
+        assert store.classes[label] in file
+
+
+def test_batches_cover_a_split_once(store):
+    train = store.indices("train")
+    seen = []
+    for maps, labels, index in store.batches(train, 4, generator=torch.Generator()):
+        assert torch.equal(maps, store.gather(index))
+        assert torch.equal(labels, store.labels[index])
+        seen += index.tolist()
+    assert sorted(seen) == train.tolist()
+    assert seen != train.tolist()
+    with pytest.raises(IndexError):
+        store.gather(torch.tensor([23]))
+
+
+def test_killed_extraction_goes_on(tmp_path, image_folder, tiny, monkeypatch):
+    images = scan_folder(image_folder)
+    whole = extract(tiny, images, tmp_path / "whole", shard_size=10, progress=False)
+    calls = []
+    plain = features._forward
+
+    def dies(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return plain(*args)
+
+    monkeypatch.setattr(features, "_forward", dies)
+    with pytest.raises(KeyboardInterrupt):
+        extract(tiny, images, tmp_path / "part", shard_size=10, batch_size=5, progress=False)
+    left = sorted(p.name for p in (tmp_path / "part").iterdir())
+    assert left == ["shard-00000.safetensors", "store.json"]
+    with pytest.raises(FileNotFoundError, match="shard-00001"):
+        FeatureStore(tmp_path / "part")
+    # a shard cut short by a full disk counts as missing
+    (tmp_path / "part" / "shard-00001.safetensors").write_bytes(b"\x10\0\0\0")
+    monkeypatch.setattr(features, "_forward", lambda *a: (calls.append(1), plain(*a))[1])
+    calls.clear()
+    resumed = extract(tiny, images, tmp_path / "part", shard_size=10, progress=False)
+    assert len(calls) == 2  # the two missing shards, the finished one is not computed again
+    index = torch.arange(len(whole))
+    torch.testing.assert_close(resumed.gather(index), whole.gather(index))
+    assert resumed.files == whole.files
+    assert resumed.skipped == whole.skipped
+
+
+def test_store_of_something_else_is_refused(store, tiny, image_folder):
+    images = scan_folder(image_folder)
+    with torch.no_grad():
+        next(tiny.backbone.parameters()).add_(1)
+    with pytest.raises(ValueError, match="different: weights"):
+        extract(tiny, images, store.path, shard_size=10, progress=False)
+    fewer = ImageSet(images.root, images.classes, images.items[:-1])
+    with pytest.raises(ValueError, match="weights, images, dtype"):
+        extract(tiny, fewer, store.path, shard_size=10, dtype="float32", progress=False)
+    new = extract(tiny, fewer, store.path, shard_size=10, overwrite=True, progress=False)
+    assert len(new) == 22
+
+
+def test_bad_arguments(tmp_path, tiny, image_folder):
+    images = scan_folder(image_folder)
+    with pytest.raises(ValueError, match="dtype is 'int8'"):
+        extract(tiny, images, tmp_path, dtype="int8")
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        extract(tiny, images, tmp_path, batch_size=0)
+    with pytest.raises(ValueError, match="image set is empty"):
+        extract(tiny, ImageSet("x", ("a", "b"), ()), tmp_path)
+    missing = ImageSet("x", ("a", "b"), (ImageItem("gone.png", 0, "train"),))
+    with pytest.raises(ValueError, match=r"none of the 1 images .* gone\.png is not a file"):
+        extract(tiny, missing, tmp_path / "s", progress=False)
+
+
+def test_values_beyond_float16_are_an_error_not_an_infinity(tmp_path, tiny, image_folder):
+    class Loud(torch.nn.Module):
+        def forward(self, x):
+            return x * 1e6
+
+    images = scan_folder(image_folder)
+    plain = tiny.backbone.to_map
+    tiny.backbone.to_map = lambda raw: plain(raw) * 1e7
+    with pytest.raises(ValueError, match="does not fit float16; store the maps as float32"):
+        extract(tiny, images, tmp_path / "a", progress=False)
+    extract(tiny, images, tmp_path / "b", dtype="bfloat16", progress=False)
+
+
+def test_damaged_store(tmp_path, store):
+    with pytest.raises(FileNotFoundError, match="is not a feature store"):
+        FeatureStore(tmp_path)
+    shard = store.path / "shard-00001.safetensors"
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"shard-00001\.safetensors is truncated"):
+        FeatureStore(store.path)
+    save_file({"features": torch.zeros(1)}, shard)
+    with pytest.raises(ValueError, match="not one that infodisent wrote"):
+        FeatureStore(store.path)
+    (store.path / "store.json").write_text("{")
+    with pytest.raises(ValueError, match=r"store\.json is not a JSON file"):
+        FeatureStore(store.path)
+
+
+def test_manifest_is_readable(store):
+    manifest = json.loads((store.path / "store.json").read_text())
+    assert manifest["classes"] == ["green", "red"]
+    assert manifest["made_from"]["backbone"] == "test_resnet"

@@ -1,0 +1,80 @@
+"""Folders of images: finding, splitting, decoding, and what goes wrong."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from infodisent.images import all_for_testing, load_image, scan_folder, split_items
+
+
+def test_scan_is_stratified_and_repeatable(image_folder):
+    found = scan_folder(image_folder, val_fraction=0.25, seed=3)
+    assert found.classes == ("green", "red")
+    for label in (0, 1):
+        splits = [i.split for i in found.items if i.label == label]
+        assert (splits.count("train"), splits.count("val")) == (9, 3)
+    assert found == scan_folder(image_folder, val_fraction=0.25, seed=3)
+    assert found != scan_folder(image_folder, val_fraction=0.25, seed=4)
+
+
+def test_existing_split_is_kept(tmp_path):
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / split / name / "x.PNG")
+    found = scan_folder(tmp_path)
+    assert sorted((i.split, i.label) for i in found.items) == [
+        ("train", 0),
+        ("train", 1),
+        ("val", 0),
+        ("val", 1),
+    ]
+    (tmp_path / "test" / "c").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "test" / "c" / "x.png")
+    with pytest.raises(ValueError, match="classes that .*train lacks: c"):
+        scan_folder(tmp_path)
+
+
+def test_bad_folders(tmp_path, image_folder):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+        scan_folder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="0 class folder"):
+        scan_folder(image_folder / "red")
+    with pytest.raises(ValueError, match="val_fraction is 1"):
+        scan_folder(image_folder, val_fraction=1.0)
+    with pytest.raises(ValueError, match="classes the model lacks: green, red"):
+        all_for_testing(image_folder, ("blue",))
+    with pytest.raises(ValueError, match="'b' has 1 image"):
+        split_items(tmp_path, ("a", "b"), ["1", "2", "3"], [0, 0, 1])
+
+
+@given(
+    counts=st.lists(st.integers(2, 30), min_size=1, max_size=5),
+    fraction=st.floats(0.01, 0.99),
+    seed=st.integers(0, 99),
+)
+def test_split_never_empties_a_class(counts, fraction, seed):
+    labels = [y for y, n in enumerate(counts) for _ in range(n)]
+    names = [str(y) for y in range(len(counts))]
+    found = split_items("x", names, [str(i) for i in range(len(labels))], labels, fraction, seed)
+    for y in range(len(counts)):
+        assert {i.split for i in found.items if i.label == y} == {"train", "val"}
+    assert [i.path for i in found.items] == [str(i) for i in range(len(labels))]
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+def test_corrupt_image_is_named(tmp_path, content):
+    path = tmp_path / "broken.png"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"broken\.png cannot be read as an image"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "I;16", "1"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
+    Image.new(mode, (5, 3)).save(path)
+    assert load_image(path).mode == "RGB"

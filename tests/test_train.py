@@ -1,0 +1,181 @@
+"""Training: learns, repeats, resumes; the figures reported beside it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from infodisent.evaluate import (
+    evaluate_head,
+    explanation_sizes,
+    linear_probe,
+    match_classes,
+    original_head,
+    pool_features,
+    score,
+)
+from infodisent.nn import NONNEG
+from infodisent.train import FitConfig, fit_head, new_head
+
+CONFIG = FitConfig(epochs=30, batch_size=8, lr=0.05, rotation_lr=0.01, l1=0.01)
+
+
+def weights(head):
+    return {k: v.clone() for k, v in head.state_dict().items()}
+
+
+@pytest.mark.parametrize("nonneg", NONNEG)
+def test_learns(store, nonneg):
+    head = new_head(store.channels, 2, seed=0, nonneg=nonneg)
+    history = fit_head(head, store, CONFIG, progress=False)
+    assert len(history) == 30
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert head.rotation.A.abs().max() > 0
+    assert torch.all(head.fc.effective_weight() >= 0)
+    assert not head.training
+    result = evaluate_head(head, store, store.indices("train"))
+    assert result.accuracy >= 0.75
+    if result.explained:  # |W| can end with negative logits, where the number does not exist
+        assert 1 <= result.explanation_size <= store.channels
+
+
+def test_a_seed_repeats_and_another_differs(store):
+    def run(seed):
+        head = new_head(store.channels, 2, seed=seed, drop_rate=0.2)
+        torch.manual_seed(torch.seed())  # the caller's generator must not matter
+        fit_head(head, store, FitConfig(epochs=2, batch_size=8, seed=seed), progress=False)
+        return weights(head)
+
+    first, again, other = run(0), run(0), run(1)
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert not torch.equal(first["fc.weight"], other["fc.weight"])
+
+
+@pytest.mark.parametrize("options", [{}, {"rotate": False}, {"bias": True, "drop_rate": 0.3}])
+def test_resumed_is_bitwise_the_uninterrupted_run(tmp_path, store, options, monkeypatch):
+    whole = new_head(store.channels, 2, seed=0, **options)
+    expected = fit_head(whole, store, CONFIG, progress=False)
+    from infodisent import train as module
+
+    plain, state = module._store_state, tmp_path / "state.safetensors"
+
+    def dies(path, identity, head, optimizer, history):
+        plain(path, identity, head, optimizer, history)
+        if len(history) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_store_state", dies)
+    part = new_head(store.channels, 2, seed=0, **options)
+    with pytest.raises(KeyboardInterrupt):
+        fit_head(part, store, CONFIG, state=state, progress=False)
+    monkeypatch.setattr(module, "_store_state", plain)
+    resumed = new_head(store.channels, 2, seed=5, **options)
+    assert fit_head(resumed, store, CONFIG, state=state, progress=False) == expected
+    assert all(torch.equal(v, whole.state_dict()[k]) for k, v in resumed.state_dict().items())
+    # finished: nothing is trained again
+    assert fit_head(resumed, store, CONFIG, state=state, progress=False) == expected
+    with pytest.raises(ValueError, match="another training run .different: config"):
+        fit_head(resumed, store, FitConfig(epochs=9), state=state, progress=False)
+    content = state.read_bytes()
+    state.write_bytes(content[:-10])
+    with pytest.raises(ValueError, match="truncated"):
+        fit_head(resumed, store, CONFIG, state=state, progress=False)
+
+
+def test_without_rotation_precomputed_pool_gives_the_same(store):
+    head = new_head(store.channels, 2, seed=0, rotate=False)
+    fit_head(head, store, FitConfig(epochs=1, batch_size=64, l1=0.0), progress=False)
+    other = new_head(store.channels, 2, seed=0, rotate=False)
+    optimizer = torch.optim.AdamW(other.fc.parameters(), lr=1e-2, weight_decay=0.0)
+    train = store.indices("train")
+    torch.manual_seed(0)
+    train = train[torch.randperm(len(train))]
+    other.input_fmt = "NLC"
+    loss = torch.nn.functional.cross_entropy(other(store.gather(train)), store.labels[train])
+    loss.backward()
+    optimizer.step()
+    other.fc.project_()
+    torch.testing.assert_close(head.fc.weight, other.fc.weight)
+
+
+def test_l1_shortens_explanations(store):
+    nonzero = []
+    for l1 in (0.0, 1.0):
+        head = new_head(store.channels, 2, seed=0, nonneg="projection")
+        fit_head(head, store, FitConfig(epochs=30, batch_size=8, l1=l1), progress=False)
+        nonzero.append((head.fc.effective_weight() > 0).sum().item())
+    assert nonzero[1] < 0.8 * nonzero[0]
+
+
+def test_errors(store):
+    with pytest.raises(ValueError, match="head has 3 classes, the store 2"):
+        fit_head(new_head(store.channels, 3, 0), store, progress=False)
+    with pytest.raises(ValueError, match="head takes 5 channels"):
+        fit_head(new_head(5, 2, 0), store, progress=False)
+    with pytest.raises(ValueError, match="no training images"):
+        fit_head(
+            new_head(store.channels, 2, 0),
+            store,
+            train=torch.empty(0, dtype=torch.int64),
+            progress=False,
+        )
+    for bad in ({"epochs": 0}, {"lr": -1.0}, {"l1": float("nan")}, {"label_smoothing": 1.0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            FitConfig(**bad)
+
+
+def test_infinite_loss_is_an_error(store, monkeypatch):
+    plain = store.gather
+    monkeypatch.setattr(store, "gather", lambda i, dtype=torch.float32: plain(i, dtype) * 1e38)
+    with pytest.raises(ValueError, match=r"loss is .* in epoch 1; lower lr"):
+        fit_head(new_head(store.channels, 2, 0), store, progress=False)
+
+
+def test_default_budget(store):
+    head = new_head(store.channels, 2, seed=0)
+    assert len(fit_head(head, store, progress=False)) == 120  # one step an epoch
+    config = FitConfig(batch_size=1)
+    assert len(fit_head(head, store, config, progress=False)) == 15
+
+
+def test_explanation_sizes():
+    c = torch.tensor([[5.0, 3.0, 2.0, 0.0], [1.0, 1.0, 1.0, 1.0], [9.6, 0.4, 0, 0], [2, 1, -1, 0]])
+    assert explanation_sizes(c).tolist() == [3, 4, 1, 1]
+    assert explanation_sizes(-c).tolist() == [0, 0, 0, 0]
+
+
+def test_score_against_hand_counts():
+    logits = torch.tensor([[2.0, 1.0], [2.0, 1.0], [2.0, 1.0], [0.0, 1.0]])
+    result = score(logits, torch.tensor([0, 0, 1, 1]))
+    assert result.accuracy == 0.75
+    assert result.balanced_accuracy == pytest.approx(0.75)
+    assert result.f1 == pytest.approx((0.8 + 2 / 3) / 2)
+    with pytest.raises(ValueError, match="no images"):
+        score(logits[:0], torch.empty(0, dtype=torch.int64))
+
+
+def test_linear_probe_separates_what_is_separable(store):
+    result = linear_probe(store, store.indices("train"), store.indices("train"))
+    assert result.accuracy == 1.0
+    assert result.explanation_size is None
+
+
+def test_pool_features_equal_the_head(store, tiny):
+    torch.nn.init.normal_(tiny.head.rotation.A, std=0.05)
+    index = torch.tensor([3, 1])
+    maps = store.gather(index).mT.reshape(2, store.channels, *store.grid)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            pool_features(tiny.head, store, index), tiny.head(maps, pre_logits=True)
+        )
+
+
+def test_original_head(store):
+    assert original_head(store, store.indices("val")) is None  # 1000 classes, not these two
+    assert match_classes(("n02086240_shih_tzu", "n02115641_dingo"), 1000) == [155, 273]
+    assert match_classes(("n02086240", "n99999999"), 1000) is None
+    assert match_classes(("n02086240", "cat"), 1000) is None
+    assert match_classes(("a", "b"), 2) == [0, 1]
+    assert match_classes(("a", "b"), 3) is None
+    store.original_logits = torch.nn.functional.one_hot(store.labels, 2).float()
+    assert original_head(store, store.indices("val")).accuracy == 1.0
