@@ -50,14 +50,11 @@ class HeadPlan:
 _TIMM_TOKENS = {"Twins": 0, "MlpMixer": 0, "EfficientFormer": 0, "Levit": 0, "VOLO": 1, "CoaT": 1}
 # timm classes with per-pixel modules between the pool and the classifier, outside a head module.
 _TIMM_AFTER = {
-    "MobileNetV3": ("conv_head", "norm_head", "act2"),
-    "MobileNetV5": ("conv_head", "norm_head"),
-    "GhostNet": ("conv_head", "act2"),
-    "RepGhostNet": ("conv_head", "act2"),
-    "LCNetV2": ("conv_head", "act2"),
-    "FasterNet": ("conv_head", "act"),
-    "DeepseekVitClassifier": ("norm",),
-    "Qwen3VitClassifier": ("norm",),
+    ("conv_head", "norm_head", "act2"): ("MobileNetV3",),
+    ("conv_head", "norm_head"): ("MobileNetV5",),
+    ("conv_head", "act2"): ("GhostNet", "RepGhostNet", "LCNetV2"),
+    ("conv_head", "act"): ("FasterNet",),
+    ("norm",): ("DeepseekVitClassifier", "Qwen3VitClassifier"),
 }
 
 
@@ -72,6 +69,7 @@ def timm_plan(model: nn.Module) -> HeadPlan:
     fmt, prefix = _timm_layout(model, names)
     head = getattr(model, "head", None)
     before: tuple[str, ...] = ()
+    tails: tuple[tuple[str, ...], ...]
     if isinstance(head, nn.Module) and (hasattr(head, "global_pool") or hasattr(head, "pool_type")):
         is_attention = type(head).__name__.endswith("AttentionPool2d")
         pool = "map" if is_attention else _pool_type(head)
@@ -79,7 +77,7 @@ def timm_plan(model: nn.Module) -> HeadPlan:
         tails = () if is_attention else (tail,)
     else:
         pool = _pool_type(model)
-        own = next((v for k, v in _TIMM_AFTER.items() if k in names), ("fc_norm",))
+        own = next((p for p, k in _TIMM_AFTER.items() if names & set(k)), ("fc_norm",))
         after = tuple(p for p in own if isinstance(getattr(model, p, None), nn.Module))
         classifiers = _classifier_names(model)
         if "LowFormer" in names:
@@ -89,9 +87,7 @@ def timm_plan(model: nn.Module) -> HeadPlan:
             after, tails = after + norm, (tail,)
         else:
             tails = tuple((name,) for name in classifiers)
-    opaque = {"avg": "", "token": "", "": "its pooling is switched off"}.get(
-        pool, f"its pool is {'attention' if pool == 'map' else repr(pool)}"
-    )
+    opaque = "" if pool in ("avg", "token") else f"its pool is {pool!r}"
     if "VGG" in names:
         opaque = "its fully-connected layers see all pixels before the pool"
     elif getattr(model, "pool_include_prefix", False):
@@ -137,27 +133,21 @@ def _split_head(head: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...], tupl
     for name, module in head.named_children():
         if name == "global_pool":
             pooled = True
-        elif isinstance(module, (nn.Dropout, nn.Flatten)):
+        elif isinstance(module, (nn.Dropout, nn.Flatten)) or name == "flatten":
             continue
         elif name in ("norm", "in_conv", "last_conv") and not parts[2]:
             parts[int(pooled)].append(f"head.{name}")
         else:
             parts[2].append(f"head.{name}")
-    return tuple(parts[0]), tuple(parts[1]), tuple(p for p in parts[2] if not p.endswith("drop"))
+    return tuple(parts[0]), tuple(parts[1]), tuple(parts[2])
 
 
-def _classifier_names(model: nn.Module) -> list[str]:
-    get = getattr(model, "get_classifier", None)
-    found = get() if callable(get) else None
-    layers = list(found) if isinstance(found, (tuple, list)) else [found]
-    if len(layers) == 1 and isinstance(getattr(model, "head_dist", None), nn.Module):
-        layers.append(model.head_dist)
-    paths = {id(m): path for path, m in model.named_modules()}
+def _classifier_names(model: Any) -> list[str]:
+    found = model.get_classifier()
+    layers = found if isinstance(found, tuple) else (found, getattr(model, "head_dist", None))
     # the direct child: a classifier inside a Sequential or NormLinear is used as a whole
-    names = [paths[id(m)].split(".")[0] for m in layers if id(m) in paths]
-    if not names:
-        raise ValueError(f"{type(model).__name__}: get_classifier() is missing or returns no layer")
-    return names
+    names = {id(m): path.split(".")[0] for path, m in model.named_modules()}
+    return [names[id(m)] for m in layers if id(m) in names]
 
 
 def _split_norm(model: nn.Module, path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -175,10 +165,12 @@ def _on_vectors(module: nn.Module, v: Tensor) -> Tensor:
     """Apply a head's module to vectors ``[N, C]``, in the shape the original pool would give it."""
     if isinstance(module, nn.Flatten):
         return v
-    for m in module.modules():
-        if isinstance(m, (nn.Conv2d, nn.BatchNorm2d)) or type(m).__name__.endswith("2d"):
-            return module(v[:, :, None, None]).flatten(1)
-    return module(v)
+    kinds = (nn.Conv2d, nn.BatchNorm2d)
+    if any(isinstance(m, kinds) or type(m).__name__.endswith("2d") for m in module.modules()):
+        v = module(v[:, :, None, None]).flatten(1)
+    else:
+        v = module(v)
+    return v
 
 
 @contextmanager
@@ -205,23 +197,20 @@ class Backbone(nn.Module):
 
     Args:
         model: the classifier, kept as `model`; its own head stays in it, so its logits stay there.
-        plan: how its head works, from `timm_plan` or `torchvision_plan`.
-        features: ``x [B, 3, H, W] -> raw``; default ``model.forward_features``.
-        classifier: ``raw -> logits [B, K]``; default ``model.forward_head``.
+        plan: how its head works, from `timm_plan` or `infodisent.classifier.torchvision_plan`.
+        features, classifier: ``(model, images) -> raw`` and ``(model, raw) -> logits [B, K]``, for
+            models without forward_features and forward_head.
         freeze: no parameter trains, the model stays in eval mode and runs without gradients.
             Otherwise the parameters the map depends on train, the original classifier does not.
-        image_size: ``(height, width)`` of the images the model was built for.
-        in_chans: channels of its images.
+        image_size, in_chans: height and width, and channels, of the images it was built for.
 
     Attributes:
-        input_fmt, num_prefix_tokens: layout of the map.
-        num_features: channels of the map.
+        input_fmt, num_prefix_tokens: layout of the map; num_features: its channels.
         num_classes: the original's classes, 0 where it has no classifier.
-        frozen, plan, model, image_size, in_chans: as given.
+        model, plan, frozen, image_size, in_chans: as given.
 
-    Raises:
-        ValueError: the model's features are not one map, or not laid out as its attributes say, or
-            its head computes something the plan does not reproduce.
+    Raises ValueError where the features are not one map laid out as the model's attributes say, or
+    where its head computes something the plan does not reproduce.
     """
 
     def __init__(
@@ -230,48 +219,37 @@ class Backbone(nn.Module):
         plan: HeadPlan,
         *,
         features: Callable[[Any, Tensor], Any] | None = None,
-        classifier: Callable[[Any, Tensor], Tensor] | None = None,
+        classifier: Callable[[Any, Tensor], Any] | None = None,
         freeze: bool = True,
         image_size: tuple[int, int] = (224, 224),
         in_chans: int = 3,
     ) -> None:
         super().__init__()
-        self.model = model
-        self.plan = plan
-        self.frozen = freeze
-        self.image_size = image_size
-        self.in_chans = in_chans
-        self.input_fmt = plan.input_fmt
-        self.num_prefix_tokens = plan.num_prefix_tokens
-        self._features = features
-        self._classifier = classifier
+        self.model, self.plan, self.frozen = model, plan, freeze
+        self.image_size, self.in_chans = image_size, in_chans
+        self.input_fmt, self.num_prefix_tokens = plan.input_fmt, plan.num_prefix_tokens
+        self.num_features = self.num_classes = 0
+        self._name = type(model).__name__
+        self._features = features or _forward_features
+        self._classifier = classifier or _forward_head
         self._grids: dict[tuple[int, int], tuple[int, int]] = {}
-        self.num_classes = 0
-        self.num_features = 0
         self._check()
         if freeze:
-            self.requires_grad_(False)
-        self.train(self.training)
-
-    @property
-    def name(self) -> str:
-        """The class of the original model, for messages."""
-        return type(self.model).__name__
+            self.requires_grad_(False).eval()
+        self.training = model.training and not freeze
 
     def train(self, mode: bool = True) -> Backbone:
         """Set training mode; a frozen backbone stays in eval mode."""
         return super().train(mode and not self.frozen)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` to the map, laid out as `input_fmt` and `num_prefix_tokens` say."""
+        """Images ``[B, 3, H, W]`` to the map, in layout `input_fmt`."""
         return self.to_map(self.raw(x))
 
-    def raw(self, x: Tensor) -> Tensor:
+    def raw(self, x: Tensor) -> Any:
         """What the original's ``forward_features`` returns, as it comes."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            if self._features is not None:
-                return self._features(self.model, x)
-            return self.model.forward_features(x)  # type: ignore[operator]
+            return self._features(self.model, x)
 
     def to_map(self, raw: Tensor) -> Tensor:
         """`raw` with the head's own per-pixel modules (norm, 1x1 convolution) applied."""
@@ -279,83 +257,69 @@ class Backbone(nn.Module):
             return self._per_pixel(self._arrange(raw), self.plan.before + self.plan.after)
 
     def classify(self, raw: Tensor) -> Tensor:
-        """The original head's logits ``[B, K]`` for `raw`.
-
-        Raises:
-            ValueError: the original has no classifier, or no pool before it.
-        """
+        """The original head's logits ``[B, K]``; ValueError where it has no classifier."""
         if not self.num_classes:
-            raise ValueError(f"{self.name} has no classifier of its own (num_classes=0)")
-        return self._original_head(raw)
+            raise ValueError(f"{self._name} has no classifier of its own (num_classes=0)")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            logits: Tensor = self._classifier(self.model, raw)
+        return logits
 
     def pooled_logits(self, raw: Tensor) -> Tensor:
         """The original logits ``[B, K]``, recomputed from `raw` with the plan alone.
 
-        The pixels are averaged here (for class-token models the token is put back), then come the
-        head's norm, hidden layer and classifier. Equal to `classify` exactly when the plan, hence
-        the map, is right.
-
-        Raises:
-            ValueError: the original does not classify the average of its pixels.
+        The pixels are averaged here (class-token models: the token is put back), then come the
+        head's norm, hidden layer and classifier. Equal to `classify` only if the plan is right;
+        ValueError where the original does not classify the average of its pixels.
         """
         plan = self.plan
         if plan.opaque:
-            raise ValueError(f"{self.name} cannot be recomputed from averaged pixels: {plan.opaque}")
+            raise ValueError(f"{self._name}: logits cannot be recomputed, {plan.opaque}")
         x = self._per_pixel(self._arrange(raw), plan.before)
-        if plan.pool == "token":  # one prefix token for each classifier
-            vectors = [x[:, i] for i in range(len(plan.tails))]
-        else:
-            vectors = [to_bpc(x, plan.input_fmt, plan.num_prefix_tokens).mean(dim=1)]
-            vectors *= len(plan.tails)
+        mean = to_bpc(x, plan.input_fmt, plan.num_prefix_tokens).mean(dim=1)
         logits = []
-        for v, tail in zip(vectors, plan.tails, strict=True):
+        for i, tail in enumerate(plan.tails):
+            v = x[:, i] if plan.pool == "token" else mean  # one prefix token for each classifier
             for path in plan.after + tail:
                 v = _on_vectors(self.model.get_submodule(path), v)
             logits.append(v)
         return torch.stack(logits).mean(dim=0)
 
     def grid_size(self, image_size: int | Sequence[int]) -> tuple[int, int]:
-        """Rows and columns of the map's pixels for images of `image_size` (side, or height, width).
+        """Rows and columns of the map for images of `image_size` (side, or height and width).
 
-        Sizes not seen before cost one forward pass of one blank image.
-
-        Raises:
-            ValueError: the model refuses the size, or its tokens form no grid of the image's shape.
+        A size not seen before costs a forward pass of one image. ValueError where the model refuses
+        the size, or its tokens fill no grid its attributes suggest.
         """
-        size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"grid_size: image_size is {image_size!r}, not a side or (h, w)")
+        height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
+        size = (int(height), int(width))
         if size not in self._grids:
             try:
-                with _evaluating(self.model), torch.no_grad():
-                    raw = self.raw(self._images(size))
+                raw = self._probe(size)[1]
             except Exception as error:
-                message = f"grid_size: {self.name} does not take {size[0]} x {size[1]} images"
-                raise ValueError(f"{message}: {error}") from error
+                raise ValueError(
+                    f"grid_size: {self._name} does not take {height} x {width} images: {error}"
+                ) from error
             self._grids[size] = self._grid(self._arrange(raw), size)
         return self._grids[size]
 
-    def _original_head(self, raw: Tensor) -> Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            if self._classifier is not None:
-                return self._classifier(self.model, raw)
-            return self.model.forward_head(raw)  # type: ignore[operator]
-
     def _arrange(self, raw: Tensor) -> Tensor:
         # Hiera's tokens are grouped by mask unit: its own `reroll` gives rows and columns back.
-        if "Hiera" in _class_names(self.model):
-            return self.model.reroll(raw, len(self.model.blocks) - 1)  # type: ignore[operator, arg-type]
+        if "Hiera" in class_names(self.model):
+            hiera: Any = self.model
+            raw = hiera.reroll(raw, len(hiera.blocks) - 1)
         return raw
 
     def _per_pixel(self, x: Tensor, paths: tuple[str, ...]) -> Tensor:
         """Apply per-vector modules at every pixel (and prefix token) of a map of any layout."""
-        if not paths:
+        modules = [self.model.get_submodule(path) for path in paths]
+        modules = [module for module in modules if not isinstance(module, nn.Identity)]
+        if not modules:
             return x
         channels_last = x.movedim(1, -1) if self.input_fmt == "NCHW" else x
         v = channels_last.flatten(0, -2)  # [N, C]
-        for path in paths:
-            v = _on_vectors(self.model.get_submodule(path), v)
-        y = v.unflatten(0, channels_last.shape[:-1])
+        for module in modules:
+            v = _on_vectors(module, v)
+        y = v.reshape(*channels_last.shape[:-1], v.shape[-1])
         return y.movedim(-1, 1) if self.input_fmt == "NCHW" else y
 
     def _grid(self, x: Tensor, size: tuple[int, int]) -> tuple[int, int]:
@@ -364,93 +328,96 @@ class Backbone(nn.Module):
             return x.shape[first], x.shape[first + 1]
         pixels = x.shape[1] - self.num_prefix_tokens
         guesses = []
-        embed = getattr(self.model, "patch_embed", None)
+        embed: Any = getattr(self.model, "patch_embed", None)
         if hasattr(embed, "dynamic_feat_size"):
             guesses.append(tuple(embed.dynamic_feat_size(size)))
         info = getattr(self.model, "feature_info", None)
         stride = info[-1]["reduction"] if isinstance(info, list) and info else None
         stride = stride or getattr(self.model, "patch_size", None)
         if isinstance(stride, int):
-            guesses += [tuple(math.ceil(s / stride) for s in size)]
-            guesses += [tuple(s // stride for s in size)]
+            guesses += [tuple(-(-s // stride) for s in size), tuple(s // stride for s in size)]
         if size[0] == size[1]:
             guesses.append((math.isqrt(pixels),) * 2)
         for rows, columns in guesses:
             if rows * columns == pixels:
                 return rows, columns
         raise ValueError(
-            f"{self.name} gives {pixels} tokens for {size[0]} x {size[1]} images; its attributes "
-            f"suggest grids of {guesses}, none of which has that many cells"
+            f"{self._name}: {pixels} tokens for {size[0]} x {size[1]} images fill none of the "
+            f"grids {guesses} that its attributes suggest"
         )
 
-    def _images(self, size: tuple[int, int]) -> Tensor:
-        return _noise((1, self.in_chans, *size), next(self.model.parameters()))
+    def _probe(self, size: tuple[int, int]) -> tuple[Tensor, Any]:
+        x = _noise((1, self.in_chans, *size), next(self.model.parameters()))
+        with _evaluating(self.model), torch.no_grad():
+            return x, self.raw(x)
 
     def _check(self) -> None:
         """Run one image, prove layout and plan, and fill in what only a run can tell."""
-        plan, model, fmt = self.plan, self.model, self.input_fmt
-        with _evaluating(model), torch.no_grad():
-            x = self._images(self.image_size)
-            raw = self.raw(x)
-            if not isinstance(raw, Tensor):
-                raise ValueError(f"{self.name}: its features are a {_describe(raw)}, not one map")
+        fmt, prefix = self.input_fmt, self.num_prefix_tokens
+        x, raw = self._probe(self.image_size)
+        if not isinstance(raw, Tensor):
+            raise ValueError(f"{self._name}: its features are a {type(raw).__name__}, not one map")
+        with _evaluating(self.model), torch.no_grad():
             arranged = self._arrange(raw)
-            shape = f"{tuple(raw.shape)} for images {tuple(x.shape)}"
+            shape = f"{self._name}: features are {tuple(raw.shape)} for images {tuple(x.shape)}"
             if arranged.ndim != len(fmt):
-                raise ValueError(f"{self.name}: features are {shape}, but its layout is {fmt}")
-            channels, pixels = map_size(arranged, fmt, self.num_prefix_tokens)
-            promised = getattr(model, "num_features", channels)
-            if channels != promised:
+                why = "its attributes don't say which tokens are pixels"
+                raise ValueError(f"{shape}, where {fmt} was expected: {why}")
+            channels, pixels = map_size(arranged, fmt, prefix)
+            promised = getattr(self.model, "num_features", channels)
+            if channels != promised or pixels < 1:
                 raise ValueError(
-                    f"{self.name}: features are {shape}, so {channels} channels as {fmt}, but "
-                    f"num_features is {promised}"
-                )
-            if pixels < 1:
-                raise ValueError(
-                    f"{self.name}: features are {shape}: no pixels after "
-                    f"{self.num_prefix_tokens} prefix tokens"
+                    f"{shape}: as {fmt} with {prefix} prefix tokens that is {channels} channels at "
+                    f"{pixels} pixels, but num_features is {promised}"
                 )
             self._grids[self.image_size] = self._grid(arranged, self.image_size)
             self.num_features = map_size(self.to_map(raw), fmt)[0]
-            if plan.pool:  # without a pool the original's head has no logits to offer
+            if self.plan.pool:  # without a pool the original's head has no logits to offer
                 self._check_head(x, raw)
         if not self.frozen:
             self._train_only_the_map(x)
 
     def _check_head(self, x: Tensor, raw: Tensor) -> None:
-        logits = self._original_head(raw)
+        logits = self._classifier(self.model, raw)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
-            raise ValueError(f"{self.name}: its head returns a {_describe(logits)}, not [B, K]")
-        last = [self.model.get_submodule(tail[-1]) for tail in self.plan.tails if tail]
-        if getattr(self.model, "num_classes", 1) and not any(isinstance(m, nn.Identity) for m in last):
+            raise ValueError(f"{self._name}: its head does not return logits [B, K]")
+        layers = [self.model.get_submodule(tail[-1]) for tail in self.plan.tails]
+        removed = any(isinstance(layer, nn.Identity) for layer in layers)
+        if getattr(self.model, "num_classes", 1) and not removed:
             self.num_classes = logits.shape[1]
         if raw.is_meta:
             return
-        if self._features is not None:
-            _same(f"{self.name}: forward() and its stages in order", self.model(x), logits)
+        if self._features is not _forward_features:
+            self._prove("its stages in order", logits, lambda: self.model(x))
         if not self.plan.opaque:
             noise = _noise((2, *raw.shape[1:]), raw)
-            what = f"{self.name}: its own head and the head as this package reads it"
-            _same(what, self._original_head(noise), self.pooled_logits(noise))
+            logits = self._classifier(self.model, noise)
+            self._prove("its head as read here", logits, lambda: self.pooled_logits(noise))
+
+    def _prove(self, what: str, want: Tensor, compute: Callable[[], Tensor]) -> None:
+        tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(want.dtype, 5e-2)
+        try:
+            error = (compute() - want).abs().max() / (1e-6 + want.abs().max())
+        except RuntimeError as failure:  # shapes that do not fit
+            raise ValueError(f"{self._name} is not supported: {what} fails: {failure}") from failure
+        if not error <= tolerance:
+            raise ValueError(
+                f"{self._name} is not supported: {what} is not what the model computes "
+                f"(relative difference {error:.1e})"
+            )
 
     def _train_only_the_map(self, x: Tensor) -> None:
         # parameters the map doesn't depend on would have no gradient, which DDP takes for an error
         weights = [p for p in self.model.parameters() if p.requires_grad]
         with _evaluating(self.model), torch.enable_grad():
-            y = self(x).float().sum()
-            grads = torch.autograd.grad(y, weights, allow_unused=True)
+            grads = torch.autograd.grad(self(x).float().sum(), weights, allow_unused=True)
         for weight, grad in zip(weights, grads, strict=True):
             weight.requires_grad_(grad is not None)
 
 
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"tensor {tuple(value.shape)}"
-    size = f" of {len(value)}" if isinstance(value, (list, tuple, dict)) else ""
-    return f"{type(value).__name__}{size}"
+def _forward_features(model: Any, x: Tensor) -> Any:
+    return model.forward_features(x)
 
 
-def _same(what: str, a: Tensor, b: Tensor) -> None:
-    tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(a.dtype, 5e-2)
-    if a.shape != b.shape or not (a - b).abs().max() <= tolerance * (1e-6 + a.abs().max()):
-        raise ValueError(f"{what} do not agree; this model is not supported")
+def _forward_head(model: Any, raw: Tensor) -> Any:
+    return model.forward_head(raw)

@@ -34,6 +34,8 @@ L1Option = Annotated[
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace results of other images or options.")
 ]
+
+
 @app.command()
 def demo(
     images: Annotated[
@@ -68,7 +70,7 @@ def demo(
     config = FitConfig(epochs=epochs, seed=seed)
     run = pipeline.fit(model, found, out, config, overwrite=overwrite)
     pipeline.print_metrics(run.metrics)
-    page = report_run(run, model, count=explain)
+    page = report_run(run, count=explain)
     console.print(f"model    {run.folder / pipeline.MODEL}")
     console.print(f"figures  {run.folder / 'figures'}")
     console.print(f"[bold]open     {page}[/bold]")

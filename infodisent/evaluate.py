@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
+from infodisent._torchvision import ensure_torchvision
 from infodisent.features import FeatureStore
 from infodisent.nn import InfoDisentHead, NonNegativeLinear
 
@@ -51,6 +51,9 @@ def score(logits: Tensor, labels: Tensor) -> Evaluation:
     """
     if not len(labels):
         raise ValueError("evaluate: there are no images to score")
+    ensure_torchvision()  # torchmetrics imports torchvision where it is installed
+    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
+
     classes = logits.shape[1]
     return Evaluation(
         images=len(labels),
@@ -135,7 +138,7 @@ def evaluate_head(
 
 
 def linear_probe(
-    store: FeatureStore, train: Tensor, test: Tensor, *, weight_decay: float = 1e-2
+    store: FeatureStore, train: Tensor, test: Tensor, *, weight_decay: float = 0.1
 ) -> Evaluation:
     """Logistic regression on the average-pooled map, the usual uninterpretable head.
 
@@ -187,8 +190,6 @@ def match_classes(classes: Sequence[str], original: int) -> list[int] | None:
     """
     ids = [m.group(0) if (m := re.match(r"n\d{8}(?=$|\W|_)", name)) else None for name in classes]
     if all(ids):
-        from infodisent._torchvision import ensure_torchvision
-
         ensure_torchvision()
         from timm.data import ImageNetInfo
 

@@ -1,0 +1,614 @@
+"""`infodisent.attach`: layouts, norms and original logits of timm's and torchvision's families.
+
+Weights are random, norms and running statistics too: with their initial ones and zeros a forgotten
+norm would not show. What timm itself says is the judge wherever it says anything:
+``forward_intermediates`` for the order of pixels, ``forward_head`` on a one-pixel map for the
+per-pixel modules, the model's own forward for the logits.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from infodisent._layout import to_bpc
+from infodisent._torchvision import ensure_torchvision
+
+ensure_torchvision()
+timm = pytest.importorskip("timm")
+torchvision = pytest.importorskip("torchvision")
+
+from infodisent.classifier import attach, torchvision_plan  # noqa: E402
+from infodisent.backbone import Backbone, timm_plan  # noqa: E402
+from infodisent.nn import InfoDisentHead  # noqa: E402
+
+
+class Case(NamedTuple):
+    name: str
+    fmt: str
+    prefix: int
+    channels: int
+    size: int = 224  # of the test images
+    kwargs: dict[str, Any] = {}  # noqa: RUF012
+    order: bool = True  # timm's forward_intermediates gives the same map in NCHW
+    pixel: bool = True  # forward_head(one-pixel map, pre_logits=True) gives the map's pixel
+    pool: str = "avg"  # "" = the head does not classify averaged pixels or a token
+
+
+def token(name: str, channels: int, prefix: int = 1, size: int = 224, **kwargs: Any) -> Case:
+    return Case(name, "NLC", prefix, channels, size, kwargs, pixel=False, pool="token")
+
+
+SHALLOW = {"depths": (1, 1, 1, 1)}
+CASES = [
+    # the eight backbones of the sources
+    Case("resnet34", "NCHW", 0, 512, 64),
+    Case("resnet50", "NCHW", 0, 2048, 64),
+    Case("densenet121", "NCHW", 0, 1024, 64),
+    Case("convnext_tiny", "NCHW", 0, 768, 64, order=False),
+    token("vit_base_patch16_224", 768, depth=2),
+    Case("swin_small_patch4_window7_224", "NHWC", 0, 768, 224, {"depths": (1, 1, 2, 2)}),
+    Case("maxvit_tiny_tf_224", "NCHW", 0, 512, 224, SHALLOW, order=False, pixel=False),
+    # convolutional
+    Case("tf_efficientnet_lite0", "NCHW", 0, 1280, 64, order=False),
+    Case("mobilenetv2_050", "NCHW", 0, 1280, 64, order=False),
+    Case("mobilenetv3_small_050", "NCHW", 0, 1024, 64, order=False),
+    Case("tinynet_e", "NCHW", 0, 1280, 64, order=False),
+    Case("ghostnet_050", "NCHW", 0, 1280, 64, order=False),
+    Case("repghostnet_050", "NCHW", 0, 1280, 64, order=False),
+    Case("fasternet_t0", "NCHW", 0, 1280, 64, order=False),
+    Case("regnetx_002", "NCHW", 0, 368, 64),
+    Case("resnext26ts", "NCHW", 0, 2048, 64),
+    Case("res2net50_14w_8s", "NCHW", 0, 2048, 64),
+    Case("resnest14d", "NCHW", 0, 2048, 64),
+    Case("seresnet18", "NCHW", 0, 512, 64),
+    Case("resnetv2_18", "NCHW", 0, 512, 64),
+    Case("cs3darknet_s", "NCHW", 0, 512, 64),
+    Case("dla46_c", "NCHW", 0, 256, 64),
+    Case("hrnet_w18_small", "NCHW", 0, 2048, 64, order=False),
+    Case("hgnetv2_b0", "NCHW", 0, 2048, 64, order=False),
+    Case("inception_v3", "NCHW", 0, 2048, 128, order=False),
+    Case("inception_v4", "NCHW", 0, 1536, 128, order=False),
+    Case("legacy_xception", "NCHW", 0, 2048, 96, order=False),
+    Case("nf_resnet26", "NCHW", 0, 2048, 64, order=False),
+    Case("convnextv2_atto", "NCHW", 0, 320, 64, order=False),
+    Case("poolformer_s12", "NCHW", 0, 512, 64, order=False),
+    Case("edgenext_xx_small", "NCHW", 0, 168, 64, order=False),
+    Case("mobilevit_xxs", "NCHW", 0, 320, 64, order=False),
+    Case("fastvit_t8", "NCHW", 0, 768, 64, order=False),
+    Case("repvgg_a0", "NCHW", 0, 1280, 64),
+    Case("starnet_s050", "NCHW", 0, 128, 64, order=False),
+    Case("mambaout_femto", "NHWC", 0, 288, 64, order=False, pixel=False),
+    Case("inception_next_atto", "NCHW", 0, 320, 64, order=False, pixel=False),
+    Case("efficientvit_b0", "NCHW", 0, 1024, 64, order=False, pixel=False),
+    Case("efficientvit_m0", "NCHW", 0, 192, 224, order=False, pixel=False),
+    Case("repvit_m0_9", "NCHW", 0, 384, 64, order=False, pixel=False),
+    # attention in stages
+    Case("caformer_s18", "NCHW", 0, 512, 64, order=False),
+    Case("pvt_v2_b0", "NCHW", 0, 256, 64, order=False),
+    Case("swinv2_tiny_window8_256", "NHWC", 0, 768, 256, SHALLOW),
+    Case("coatnet_nano_rw_224", "NCHW", 0, 512, 224, SHALLOW, order=False),
+    Case("nest_tiny", "NCHW", 0, 384, 224, order=False),
+    Case("focalnet_tiny_srf", "NCHW", 0, 768, 64, order=False),
+    Case("davit_tiny", "NCHW", 0, 768, 64, {"depths": (1, 1, 1, 1)}, order=False),
+    Case("gcvit_xxtiny", "NCHW", 0, 512, 224, order=False),
+    Case("tiny_vit_5m_224", "NCHW", 0, 320, 224, order=False),
+    Case("efficientformerv2_s0", "NCHW", 0, 176, 224, order=False),
+    Case("hiera_tiny_224", "NHWC", 0, 768, 224),
+    Case("sequencer2d_s", "NHWC", 0, 384, 64, {"layers": (1, 1, 1, 1)}, order=False),
+    # tokens without a class token
+    Case("efficientformer_l1", "NLC", 0, 448, order=False),
+    Case("mixer_s32_224", "NLC", 0, 512),
+    Case("resmlp_12_224", "NLC", 0, 384),
+    Case("gmlp_ti16_224", "NLC", 0, 128),
+    Case("twins_svt_small", "NLC", 0, 512, 64),
+    Case("levit_128s", "NLC", 0, 384, order=False, pixel=False),
+    Case("mvitv2_tiny", "NLC", 0, 768),
+    # class, distillation and register tokens
+    Case("vit_tiny_patch16_224", "NLC", 1, 192, 64, {"img_size": 64, "global_pool": "avg"}),
+    Case("eva02_tiny_patch14_224", "NLC", 1, 192, 56, {"img_size": 56, "depth": 2}),
+    Case("beit_base_patch16_224", "NLC", 1, 768, 64, {"img_size": 64, "depth": 2}),
+    Case(
+        "vit_small_patch14_reg4_dinov2", "NLC", 5, 384, 56, {"img_size": 56, "global_pool": "avg"}
+    ),
+    token("vit_relpos_small_patch16_rpn_224", 384, 0, depth=2)._replace(pixel=True, pool="avg"),
+    token("deit3_small_patch16_224", 384, size=64, img_size=64, depth=3),
+    token("deit_tiny_distilled_patch16_224", 192, 2, size=64, img_size=64),
+    token("cait_xxs24_224", 192, size=64, img_size=64, depth=2),
+    token("xcit_nano_12_p16_224", 128, size=64)._replace(order=False),
+    token("convit_tiny", 192, size=64, img_size=64),
+    token("volo_d1_224", 384)._replace(pool="", order=False),
+    # heads that are no function of the average: served, and they say so
+    Case("vgg11_bn", "NCHW", 0, 512, 64, pixel=False, order=False, pool=""),
+    Case("resnet50_clip", "NCHW", 0, 2048, 224, pixel=False, order=False, pool=""),
+    Case(
+        "vit_base_patch16_siglip_224", "NLC", 0, 768, 64, {"img_size": 64, "depth": 1}, pixel=False
+    )._replace(pool=""),
+]
+EIGHT = {
+    "resnet34": ("NCHW", 0, 512, (7, 7)),
+    "resnet50": ("NCHW", 0, 2048, (7, 7)),
+    "densenet121": ("NCHW", 0, 1024, (7, 7)),
+    "convnext_tiny": ("NCHW", 0, 768, (7, 7)),
+    "convnext_large": ("NCHW", 0, 1536, (7, 7)),
+    "vit_base_patch16_224": ("NLC", 1, 768, (14, 14)),
+    "swin_small_patch4_window7_224": ("NHWC", 0, 768, (7, 7)),
+    "maxvit_tiny_tf_224": ("NCHW", 0, 512, (7, 7)),
+}
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Norms, running statistics and whatever starts at zero get values that would be missed."""
+    g = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        kind = type(module).__name__.lower()
+        if "norm" in kind or "affine" in kind:
+            for name, p in module.named_parameters(recurse=False):
+                noise = torch.rand(p.shape, generator=g)
+                p.copy_(0.7 + 0.6 * noise if "weight" in name or "alpha" in name else noise - 0.5)
+            if getattr(module, "running_var", None) is not None:
+                module.running_mean.copy_(torch.rand(module.running_mean.shape, generator=g) - 0.5)
+                module.running_var.copy_(0.7 + torch.rand(module.running_var.shape, generator=g))
+    for p in model.parameters():
+        if not p.any():
+            p.copy_(0.05 * torch.randn(p.shape, generator=g))
+    return model.eval()
+
+
+def build(name: str, classes: int = 11, **kwargs: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return randomise(timm.create_model(name, num_classes=classes, **kwargs))
+
+
+def images(size: int, batch: int = 2, **kwargs: Any) -> Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1), **kwargs)
+
+
+def same(a: Tensor, b: Tensor, tolerance: float = 1e-4) -> None:
+    assert a.shape == b.shape
+    scale = b.abs().max()
+    assert torch.isfinite(scale)
+    assert scale > 0, "nothing to compare"
+    torch.testing.assert_close(a / scale, b / scale, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@torch.no_grad()
+def test_timm_family(case: Case) -> None:
+    net = build(case.name, **case.kwargs)
+    model = attach(net, 5, rotate=False)  # the exponential of 2048 x 2048 would take the time
+    x = images(case.size)
+    assert (model.input_fmt, model.num_prefix_tokens) == (case.fmt, case.prefix)
+    assert model.num_features == case.channels
+    assert model.backbone.num_classes == 11
+
+    raw = model.backbone.raw(x)
+    want = net(x)
+    same(model.original_logits(x), want)
+    assert want.std() > 0
+    fmap = model.backbone.to_map(raw)
+    pixels = to_bpc(fmap, case.fmt, case.prefix)  # [B, P, C]
+    assert pixels.shape[2] == case.channels
+    rows, columns = model.grid_size(case.size)
+    assert rows * columns == pixels.shape[1]
+    assert model(x).shape == (2, 5)
+
+    if case.pool:
+        same(model.backbone.pooled_logits(raw), want)
+    else:
+        with pytest.raises(ValueError, match="logits cannot be recomputed"):
+            model.backbone.pooled_logits(raw)
+    if case.order:
+        normed = not case.name.startswith("hiera")  # its norm is the head's, timm refuses it here
+        spatial = net.forward_intermediates(
+            x, indices=1, norm=normed, output_fmt="NCHW", intermediates_only=True
+        )[-1]
+        plain = to_bpc(model.backbone._arrange(raw), case.fmt, case.prefix)
+        same(plain, to_bpc(spatial, "NCHW"))
+        assert spatial.shape[2:] == (rows, columns)
+    if case.pixel:
+        # the average over one pixel is that pixel: what timm's head makes of it is the map's pixel
+        p = pixels.shape[1] - 1
+        flat = to_bpc(raw, "NLC" if raw.ndim == 3 else case.fmt, case.prefix)
+        one = flat[:, p : p + 1]  # [B, 1, C]
+        if raw.ndim == 3:
+            one = torch.cat([raw[:, : case.prefix], one], dim=1)
+        else:
+            one = one.transpose(1, 2)[..., None] if case.fmt == "NCHW" else one[:, None]
+        same(pixels[:, p], net.forward_head(one, pre_logits=True))
+
+
+@pytest.mark.parametrize("name", EIGHT)
+def test_source_backbones_at_full_size(name: str) -> None:
+    with torch.device("meta"):  # shapes only: convnext_large has 198 million weights
+        net = timm.create_model(name)
+    model = attach(net, 200)
+    fmt, prefix, channels, grid = EIGHT[name]
+    assert (model.input_fmt, model.num_prefix_tokens) == (fmt, prefix)
+    assert (model.num_features, model.backbone.num_classes) == (channels, 1000)
+    assert model.grid_size(224) == grid
+    assert model.head.fc.weight.shape == (200, channels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EIGHT)
+@torch.no_grad()
+def test_source_backbones_full_depth(name: str) -> None:
+    net = build(name)
+    model = attach(net, 5)
+    x = images(224, 1)
+    same(model.original_logits(x), net(x))
+    same(model.backbone.pooled_logits(model.backbone.raw(x)), net(x))
+
+
+TORCHVISION = [
+    ("resnet18", "NCHW", 0, 512, 64, True),
+    ("resnext50_32x4d", "NCHW", 0, 2048, 64, True),
+    ("densenet121", "NCHW", 0, 1024, 64, True),
+    ("convnext_tiny", "NCHW", 0, 768, 64, True),
+    ("vit_b_16", "NLC", 1, 768, 224, True),
+    ("swin_t", "NHWC", 0, 768, 64, True),
+    ("swin_v2_t", "NHWC", 0, 768, 64, True),
+    ("maxvit_t", "NCHW", 0, 512, 224, True),
+    ("efficientnet_b0", "NCHW", 0, 1280, 64, True),
+    ("mobilenet_v2", "NCHW", 0, 1280, 64, True),
+    ("mobilenet_v3_small", "NCHW", 0, 1024, 64, True),
+    ("regnet_y_400mf", "NCHW", 0, 440, 64, True),
+    ("googlenet", "NCHW", 0, 1024, 64, True),
+    ("inception_v3", "NCHW", 0, 2048, 96, True),
+    ("shufflenet_v2_x0_5", "NCHW", 0, 1024, 64, True),
+    ("mnasnet0_5", "NCHW", 0, 1280, 64, True),
+    ("vgg11", "NCHW", 0, 512, 64, False),
+    ("alexnet", "NCHW", 0, 256, 96, False),
+    ("squeezenet1_1", "NCHW", 0, 512, 64, False),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "fmt", "prefix", "channels", "size", "average"), TORCHVISION, ids=lambda v: str(v)
+)
+@torch.no_grad()
+def test_torchvision_family(
+    name: str, fmt: str, prefix: int, channels: int, size: int, average: bool
+) -> None:
+    torch.manual_seed(0)
+    kwargs = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    net = randomise(torchvision.models.get_model(name, weights=None, num_classes=11, **kwargs))
+    model = attach(net, 5, rotate=False)
+    assert model.spec["source"] == "torchvision"
+    assert (model.input_fmt, model.num_prefix_tokens) == (fmt, prefix)
+    assert (model.num_features, model.backbone.num_classes) == (channels, 11)
+    x = images(size)
+    raw = model.backbone.raw(x)
+    same(model.original_logits(x), net(x))
+    if average:
+        same(model.backbone.pooled_logits(raw), net(x))
+    else:
+        with pytest.raises(ValueError, match="logits cannot be recomputed"):
+            model.backbone.pooled_logits(raw)
+    pixels = to_bpc(model.backbone.to_map(raw), fmt, prefix)
+    rows, columns = model.grid_size(size)
+    assert rows * columns == pixels.shape[1]
+    assert model(x).shape == (2, 5)
+
+
+def test_torchvision_refuses_other_families() -> None:
+    net = torchvision.models.segmentation.lraspp_mobilenet_v3_large(
+        weights=None, weights_backbone=None
+    )
+    with pytest.raises(ValueError, match=r"LRASPP is not a supported classifier.*ResNet"):
+        attach(net, 5)
+    with pytest.raises(ValueError, match="Linear is not a supported classifier"):
+        torchvision_plan(nn.Linear(3, 3))
+
+
+# What the layout and the plan say is proved: each of these readings is wrong and must be noticed.
+WRONG = [
+    ("convnext_atto", {}, {"after": ()}),
+    ("mobilenetv3_small_050", {}, {"after": ("conv_head", "norm_head")}),
+    ("efficientvit_b0", {}, {"before": ()}),
+    ("efficientvit_m0", {}, {"after": ()}),
+    ("vit_tiny_patch16_224", {"global_pool": "avg", "depth": 1}, {"num_prefix_tokens": 0}),
+    ("vit_tiny_patch16_224", {"global_pool": "avg", "depth": 1}, {"num_prefix_tokens": 2}),
+    ("vit_tiny_patch16_224", {"global_pool": "avg", "depth": 1}, {"after": ()}),
+    ("vit_tiny_patch16_224", {"depth": 1}, {"pool": "avg"}),
+    ("vit_tiny_patch16_224", {"depth": 1}, {"input_fmt": "NCHW"}),
+    ("deit_tiny_distilled_patch16_224", {"depth": 1}, {"tails": (("head",),)}),
+    ("mambaout_femto", {}, {"input_fmt": "NCHW"}),
+    ("resnet18", {}, {"input_fmt": "NHWC"}),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs", "change"), WRONG, ids=lambda v: str(v))
+def test_wrong_readings_are_refused(
+    name: str, kwargs: dict[str, Any], change: dict[str, Any]
+) -> None:
+    net = build(name, **kwargs)
+    plan = timm_plan(net)
+    wrong = dataclasses.replace(plan, **change)
+    assert wrong != plan
+    Backbone(net, plan)
+    with pytest.raises(ValueError, match=type(net).__name__):
+        Backbone(net, wrong)
+
+
+def test_wrong_stage_order_is_noticed() -> None:
+    net = torchvision.models.resnet18(weights=None).eval()
+    plan = torchvision_plan(net)
+
+    def features(model: Any, x: Tensor) -> Tensor:
+        stem = model.relu(model.bn1(model.conv1(x)))  # no maxpool
+        return model.layer4(model.layer3(model.layer2(model.layer1(stem))))
+
+    with pytest.raises(ValueError, match="its stages in order is not what the model"):
+        Backbone(net, plan, features=features, classifier=lambda m, r: m.fc(r.mean((2, 3))))
+
+
+@torch.no_grad()
+def test_norms_after_the_pool_are_applied_per_pixel() -> None:
+    net = build("maxvit_tiny_tf_224", depths=(1, 1, 1, 1))
+    model = attach(net, 5)
+    raw = model.backbone.raw(images(224, 1))
+    norm = net.head.norm
+    channels_last = raw.permute(0, 2, 3, 1)
+    want = nn.functional.layer_norm(channels_last, (512,), norm.weight, norm.bias, norm.eps)
+    same(model.backbone.to_map(raw), want.permute(0, 3, 1, 2), 1e-5)
+
+    net = build("levit_128s")  # two classifiers, each with a batch norm of its own: neither is used
+    model = attach(net, 5)
+    raw = model.backbone.raw(images(224, 1))
+    assert torch.equal(model.backbone.to_map(raw), raw)
+
+    net = build("efficientvit_m0")  # one classifier: its batch norm scales the channels of the map
+    model = attach(net, 5)
+    raw = model.backbone.raw(images(224, 1))
+    bn = net.head.bn
+    want = (raw - bn.running_mean[:, None, None]) / (bn.running_var + bn.eps).sqrt()[:, None, None]
+    want = want * bn.weight[:, None, None] + bn.bias[:, None, None]
+    same(model.backbone.to_map(raw), want, 1e-5)
+
+
+@torch.no_grad()
+def test_densenet_map_is_normed_and_rectified() -> None:
+    for name in ("densenet121", "torchvision/densenet121"):
+        model = attach(name, 5)
+        randomise(model.backbone.model)
+        fmap = model.forward_features(images(64))
+        assert fmap.min() == 0
+        assert fmap.max() > 0
+
+
+@torch.no_grad()
+def test_identity_rotation_and_one_pixel_give_the_original_features() -> None:
+    model = attach(build("resnet18"), 5)
+    x = images(32)  # a 1 x 1 map, nonnegative: the sparse pool is the average
+    assert model.grid_size(32) == (1, 1)
+    same(
+        model.forward_head(model.forward_features(x), pre_logits=True),
+        model.backbone.model.forward_head(model.backbone.raw(x), pre_logits=True),
+    )
+
+
+def test_frozen_backbone_stays_in_eval_mode_and_out_of_the_gradient() -> None:
+    model = attach(build("resnet18"), 5)
+    before = {k: v.clone() for k, v in model.backbone.state_dict().items()}
+    assert model.train() is model
+    assert model.training
+    assert model.head.training
+    assert not any(m.training for m in model.backbone.modules())
+    fmap = model.forward_features(images(64))
+    assert not fmap.requires_grad
+    model(images(64)).logsumexp(1).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.head.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in model.backbone.parameters())
+    for key, value in model.backbone.state_dict().items():
+        assert torch.equal(value, before[key]), key  # batch norm statistics too
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "vit_tiny_patch16_224"])
+def test_unfrozen_backbone_trains_up_to_the_map(name: str) -> None:
+    net = build(name).train()
+    model = attach(net, 5, freeze=False)
+    assert model.train().backbone.model.training
+    model(images(224, 2)).logsumexp(1).sum().backward()
+    trained = {n for n, p in net.named_parameters() if p.requires_grad}
+    assert {n for n, p in net.named_parameters() if p.grad is not None} == trained
+    left = {n for n, _ in net.named_parameters()} - trained
+    classifier = {"fc.weight", "fc.bias", "head.weight", "head.bias", "head.fc.weight"}
+    assert left
+    assert left <= classifier | {"head.fc.bias"}
+    model.eval()
+    assert not net.training
+    assert model.forward_features(images(224, 1)).requires_grad
+
+
+def test_attaching_leaves_modes_and_random_state_alone() -> None:
+    net = timm.create_model("resnet18").train()
+    net.bn1.eval()
+    state = torch.get_rng_state()
+    Backbone(net, timm_plan(net), freeze=False)
+    assert net.training
+    assert net.layer1.training
+    assert not net.bn1.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_reset_classifier() -> None:
+    model = attach(build("resnet18"), 5)
+    x = images(64)
+    original = model.original_logits(x)
+    assert model.get_classifier() is model.head
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)
+    assert model.num_classes == model.head.num_classes == model.spec["num_classes"] == 3
+    assert torch.equal(model.original_logits(x), original)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("resnet18", {"num_classes": 11}),
+        ("vit_tiny_patch16_224", {"img_size": 64, "depth": 1}),
+        ("torchvision/mobilenet_v3_small", {}),
+    ],
+)
+@torch.no_grad()
+def test_state_dict_round_trip_through_the_spec(name: str, kwargs: dict[str, Any]) -> None:
+    model = attach(name, 5, model_kwargs=kwargs, bias=True, nonneg="relu", rotate=False)
+    randomise(model)
+    spec = json.loads(json.dumps(model.spec))
+    again = attach(
+        spec["name"],
+        spec["num_classes"],
+        source=spec["source"],
+        freeze=spec["freeze"],
+        model_kwargs=spec["model_kwargs"],
+        **spec["head_options"],
+    ).eval()
+    assert again.spec == model.spec
+    x = images(64)
+    assert not torch.equal(again(x), model(x))
+    state = model.state_dict()
+    pointers = [v.data_ptr() for v in state.values() if v.numel()]
+    assert len(set(pointers)) == len(pointers), "weights are kept twice"
+    again.load_state_dict(state)
+    assert torch.equal(again(x), model(x))
+    assert torch.equal(again.original_logits(x), model.original_logits(x))
+    clone = copy.deepcopy(model)
+    assert torch.equal(clone(x), model(x))
+
+
+def test_spec_of_a_module_has_no_name() -> None:
+    model = attach(build("resnet18"))
+    assert model.num_classes == 11
+    assert model.spec["name"] is None
+    assert model.spec["original_num_classes"] == 11
+    json.dumps(model.spec)
+    by_object = attach("resnet18", model_kwargs={"norm_layer": nn.BatchNorm2d})
+    assert by_object.spec["name"] is None
+    json.dumps(by_object.spec)
+
+
+def test_pretrained_cfg() -> None:
+    timm_cfg = attach("resnet18").pretrained_cfg
+    assert timm_cfg["input_size"] == (3, 224, 224)
+    model = attach("resnet18", source="torchvision")
+    assert model.default_cfg is model.pretrained_cfg
+    cfg = model.pretrained_cfg
+    assert cfg["input_size"] == (3, 224, 224)
+    assert cfg["mean"] == (0.485, 0.456, 0.406)
+    assert cfg["crop_pct"] == 224 / 256
+    assert cfg["interpolation"] == "bilinear"
+    assert timm.data.resolve_data_config({}, pretrained_cfg=cfg)["crop_pct"] == 224 / 256
+
+
+def test_grid_size() -> None:
+    model = attach("resnet18")
+    assert model.grid_size(224) == (7, 7)
+    assert model.grid_size((64, 96)) == (2, 3)
+    assert model.grid_size(65) == (3, 3)  # rounded up by the padded convolutions
+    vit = attach("vit_tiny_patch16_224", model_kwargs={"dynamic_img_size": True, "depth": 1})
+    assert vit.grid_size((64, 32)) == (4, 2)
+    fixed = attach("vit_tiny_patch16_224", model_kwargs={"img_size": (64, 128), "depth": 1})
+    assert fixed.grid_size((64, 128)) == (4, 8)
+    with pytest.raises(ValueError, match="grid_size: VisionTransformer does not take 64 x 64"):
+        fixed.grid_size(64)
+    twins = attach("twins_svt_small")
+    assert twins.grid_size((64, 128)) == (2, 4)
+
+
+def test_dtype_and_device_follow_the_backbone() -> None:
+    model = attach(build("resnet18").double(), 5)
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert model(images(64, dtype=torch.float64)).dtype == torch.float64
+    model = attach(build("convnext_atto").bfloat16(), 5)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.forward_features(images(64).bfloat16()).dtype == torch.bfloat16
+    with torch.device("meta"):
+        net = timm.create_model("resnet18")
+    assert {p.device.type for p in attach(net, 5).parameters()} == {"meta"}
+
+
+def test_channels_and_sizes_of_the_model_kwargs() -> None:
+    model = attach("resnet18", 5, model_kwargs={"in_chans": 1})
+    assert model(torch.randn(2, 1, 64, 64)).shape == (2, 5)
+    hybrid = attach("vit_tiny_r_s16_p8_224", 5)  # its first patch embedding is a ResNet
+    assert (hybrid.input_fmt, hybrid.num_prefix_tokens) == ("NLC", 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: attach("resnet5O"), ValueError, r"timm has no model 'resnet5O'.*mean resnet5"),
+        (lambda: attach("resnet50.a1_in1kk"), ValueError, "did you mean resnet50.a1_in1k"),
+        (lambda: attach("torchvision/resnet5O"), ValueError, r"'resnet5O'; did you mean resnet50"),
+        (lambda: attach("swin_t"), ValueError, "torchvision/swin_t"),
+        (lambda: attach("torchvision/resnet18", source="timm"), ValueError, "but source is 'timm'"),
+        (lambda: attach("resnet18", source="hub"), ValueError, "source is 'hub'"),
+        (lambda: attach(build("resnet18"), pretrained=True), ValueError, "module already has its"),
+        (lambda: attach(build("resnet18"), model_kwargs={"a": 1}), ValueError, "already built"),
+        (lambda: attach(3), TypeError, "name or an nn.Module, got int"),
+        (lambda: attach(nn.Linear(2, 2), 3), ValueError, "neither timm nor torchvision"),
+        (lambda: attach("resnet18", input_fmt="NLC"), TypeError, "input_fmt comes from the back"),
+        (lambda: attach("resnet18", nonsense=1), TypeError, "nonsense"),
+        (lambda: attach("resnet18", 0), ValueError, "give num_classes >= 1"),
+        (lambda: attach(build("resnet18", 0)), ValueError, "has no classes of its own"),
+        (
+            lambda: attach(timm.create_model("resnet18", features_only=True), 5),
+            ValueError,
+            "no forward_",
+        ),
+        (lambda: attach(build("crossvit_9_240"), 5), ValueError, "features are a list, not one"),
+        (lambda: attach(build("coat_tiny"), 5), ValueError, "features are a list, not one map"),
+        (lambda: attach(build("pit_ti_224"), 5), ValueError, "don't say which tokens are pixels"),
+    ],
+)
+def test_errors(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+@torch.no_grad()
+def test_model_without_a_classifier() -> None:
+    for kwargs in ({}, {"global_pool": ""}):
+        model = attach(build("resnet18", 0, **kwargs), 5)
+        assert model(images(64)).shape == (2, 5)
+        assert model.spec["original_num_classes"] == 0
+        with pytest.raises(ValueError, match="no classifier of its own"):
+            model.original_logits(images(64))
+
+
+def test_an_unknown_head_is_refused() -> None:
+    class Odd(timm.models.resnet.ResNet):
+        def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+            return super().forward_head(x.square(), pre_logits)
+
+    net = Odd(timm.models.resnet.BasicBlock, (1, 1, 1, 1), num_classes=7)
+    with pytest.raises(ValueError, match="Odd is not supported: its head as read here"):
+        attach(net, 5)
+
+
+def test_head_options_reach_the_head() -> None:
+    model = attach("resnet18", 5, bias=True, rotate=False, drop_rate=0.25)
+    assert isinstance(model.head, InfoDisentHead)
+    assert model.spec["head_options"] == model.head.options()
+    assert model.head.bias
+    assert model.head.rotation is None
+    assert model.head.drop_rate == 0.25
+
+
+def test_import_does_not_load_timm() -> None:
+    code = "import sys, infodisent.classifier; print('timm' in sys.modules)"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout.strip() == "False", done.stderr
