@@ -124,6 +124,8 @@ def fit(
 
     Interrupt it whenever you like: the same command goes on where it stopped.
     """
+    import torch
+
     from infodisent import pipeline
     from infodisent.classifier import attach
     from infodisent.images import scan_folder
@@ -131,6 +133,7 @@ def fit(
 
     found = scan_folder(folder, val_fraction=val_fraction, seed=seed)
     console.print(f"{len(found.items)} images of {len(found.classes)} classes in {found.root}")
+    torch.manual_seed(seed)  # a backbone without weights is the same one when the run goes on
     model = attach(
         backbone,
         len(found.classes),

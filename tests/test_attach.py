@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -30,6 +31,15 @@ torchvision = pytest.importorskip("torchvision")
 from infodisent.classifier import attach, torchvision_plan  # noqa: E402
 from infodisent.backbone import Backbone, timm_plan  # noqa: E402
 from infodisent.nn import InfoDisentHead  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Many small models: on a shared machine a second thread waits more than it works."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Case(NamedTuple):
