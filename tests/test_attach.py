@@ -28,8 +28,8 @@ ensure_torchvision()
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
 
-from infodisent.classifier import attach, torchvision_plan  # noqa: E402
 from infodisent.backbone import Backbone, timm_plan  # noqa: E402
+from infodisent.classifier import attach, torchvision_plan  # noqa: E402
 from infodisent.nn import InfoDisentHead  # noqa: E402
 
 
@@ -416,8 +416,8 @@ def test_frozen_backbone_stays_in_eval_mode_and_out_of_the_gradient() -> None:
     assert model.training
     assert model.head.training
     assert not any(m.training for m in model.backbone.modules())
-    fmap = model.forward_features(images(64))
-    assert not fmap.requires_grad
+    fmap = model.forward_features(images(64).requires_grad_())
+    assert not fmap.requires_grad  # it runs without gradients, whatever it is given
     model(images(64)).logsumexp(1).sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in model.head.parameters())
     assert all(p.grad is None and not p.requires_grad for p in model.backbone.parameters())
