@@ -1,11 +1,10 @@
 """Accuracy and explanation size on real images: the evidence behind the default recipe.
 
-    python benchmarks/accuracy.py --features runs/accuracy                  # default recipe, 3 seeds
+    python benchmarks/accuracy.py --features runs/accuracy    # the default recipe, 3 seeds
     python benchmarks/accuracy.py --features runs/accuracy --vary nonneg    # one seed an option
     python benchmarks/accuracy.py --features runs/accuracy --vary l1
 
-ELPV comes from the demo extra. Other image sets are folders given with ``--images NAME=FOLDER`` (with
-``train/`` and ``val/``, or split here by the seed). Finished runs are kept in the results file and
+ELPV comes from the demo extra. Other image sets are folders given with ``--images NAME=FOLDER``. Finished runs are kept in the results file and
 not repeated. The backbone is EfficientNet-Lite0 with ImageNet weights throughout.
 """
 

@@ -88,7 +88,7 @@ def to_bpc(x: Tensor, input_fmt: str, num_prefix_tokens: int = 0) -> Tensor:
 
 
 def from_bpc(g: Tensor, like: Tensor, input_fmt: str, num_prefix_tokens: int = 0) -> Tensor:
-    """The adjoint of `to_bpc`: a ``[B, P, C]`` gradient in the shape of `like`, zero at prefixes."""
+    """The adjoint of `to_bpc`: a ``[B, P, C]`` gradient in `like`'s shape, 0 at prefixes."""
     if input_fmt == "NCHW":
         return g.transpose(1, 2).reshape(like.shape)
     if input_fmt == "NHWC":

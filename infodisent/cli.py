@@ -1,4 +1,4 @@
-"""The command line: ``infodisent demo | fit | evaluate | explain | prototypes | bench | doctor``."""
+"""The command line: ``infodisent --help``."""
 
 import sys
 from pathlib import Path
@@ -231,13 +231,15 @@ def prototypes(
 @app.command()
 def bench(
     op: Annotated[
-        list[str], typer.Option(help="rotation, mx_pool, rotate_pool, infodisent_head.")
-    ] = ["rotation", "rotate_pool", "infodisent_head"],  # noqa: B006
-    shape: Annotated[list[str], typer.Option(help="Backbones whose map sizes are timed.")] = [
-        "resnet34",
-        "vit_base_patch16_224",
-        "resnet50",
-    ],  # noqa: B006
+        list[str] | None,
+        typer.Option(
+            help="rotation, mx_pool, rotate_pool, infodisent_head; default: all but mx_pool."
+        ),
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Backbones whose map sizes are timed; default: three of them."),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds; medians are printed.")] = 7,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -251,7 +253,15 @@ def bench(
     """
     from infodisent.bench_report import run_bench
 
-    run_bench(op, shape, batch, rounds, device, dtype, json)
+    run_bench(
+        op or ["rotation", "rotate_pool", "infodisent_head"],
+        shape or ["resnet34", "vit_base_patch16_224", "resnet50"],
+        batch,
+        rounds,
+        device,
+        dtype,
+        json,
+    )
 
 
 @app.command()

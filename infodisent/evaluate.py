@@ -142,7 +142,7 @@ def linear_probe(
 ) -> Evaluation:
     """Logistic regression on the average-pooled map, the usual uninterpretable head.
 
-    Standardised features, L2 penalty ``weight_decay / 2 · |W|^2``, full-batch L-BFGS to convergence.
+    Standardised features, L2 penalty ``weight_decay / 2 · |W|^2``, full-batch L-BFGS.
     """
     average = store.average()
     mean, std = average[train].mean(0), average[train].std(0) + 1e-6

@@ -92,7 +92,7 @@ class FeatureStore:
         Raises:
             IndexError: an index outside 0 … N-1.
         """
-        if len(indices) and not (0 <= int(indices.min()) and int(indices.max()) < len(self)):
+        if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= len(self)):
             raise IndexError(f"feature indices must be in 0 … {len(self) - 1}")
         out = torch.empty(len(indices), self.pixels, self.channels, dtype=dtype)
         shard_of = torch.searchsorted(self._starts, indices, right=True) - 1
@@ -315,7 +315,8 @@ def _prepare(folder: Path, meta: dict[str, Any], overwrite: bool) -> None:
         if not overwrite:
             raise ValueError(
                 f"{folder} holds features made from something else (different: "
-                f"{', '.join(differing)}); choose another folder or pass overwrite=True / --overwrite"
+                f"{', '.join(differing)}); choose another folder or "
+                "pass overwrite=True / --overwrite"
             )
         for shard in folder.glob("shard-*.safetensors"):
             shard.unlink()

@@ -10,6 +10,9 @@ from PIL import Image
 from infodisent._torchvision import ensure_torchvision
 
 ensure_torchvision()
+# Small tensors gain nothing from a second thread, and on a busy machine two threads that wait for
+# each other are ten times slower than one.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

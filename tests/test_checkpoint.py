@@ -81,9 +81,10 @@ def test_no_pickle_is_loaded(tmp_path):
 def test_writing_is_all_or_nothing(tmp_path):
     path = tmp_path / "x.bin"
     path.write_bytes(b"old")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError, match="disk"):  # noqa: PT012
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise RuntimeError("disk")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.bin"]
 

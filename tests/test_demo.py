@@ -39,9 +39,7 @@ def test_small_run_on_real_cells(tmp_path):
     ]
     images = ImageSet(cells.root, cells.classes, tuple(chosen))
     model = demo.efficientnet_lite0(2)
-    run = pipeline.fit(
-        model, images, tmp_path, FitConfig(epochs=4, batch_size=24), progress=False
-    )
+    run = pipeline.fit(model, images, tmp_path, FitConfig(epochs=4, batch_size=24), progress=False)
     by_name = {row["head"]: row for row in run.metrics["rows"]}
     assert by_name["InfoDisent"]["accuracy"] >= 0.6
     assert by_name["InfoDisent"]["explanation_size"] is not None

@@ -34,7 +34,7 @@ def test_existing_split_is_kept(tmp_path):
     ]
     (tmp_path / "test" / "c").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "test" / "c" / "x.png")
-    with pytest.raises(ValueError, match="classes that .*train lacks: c"):
+    with pytest.raises(ValueError, match=r"classes that .*train lacks: c"):
         scan_folder(tmp_path)
 
 

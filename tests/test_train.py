@@ -74,7 +74,7 @@ def test_resumed_is_bitwise_the_uninterrupted_run(tmp_path, store, options, monk
     assert all(torch.equal(v, whole.state_dict()[k]) for k, v in resumed.state_dict().items())
     # finished: nothing is trained again
     assert fit_head(resumed, store, CONFIG, state=state, progress=False) == expected
-    with pytest.raises(ValueError, match="another training run .different: config"):
+    with pytest.raises(ValueError, match=r"another training run \(different: config"):
         fit_head(resumed, store, FitConfig(epochs=9), state=state, progress=False)
     content = state.read_bytes()
     state.write_bytes(content[:-10])

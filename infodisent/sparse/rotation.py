@@ -33,7 +33,7 @@ _COEFFICIENTS = (
 _IDENTITY = (0.0, 0.0, -10.9676396052962061844, -0.0904316832390810593223, 0.0)
 
 THETA = {torch.float32: 3.0, torch.float64: 1.0}
-"""Largest spectral norm at which the truncation error theta^19/19! is below the dtype's rounding."""
+"""Largest spectral norm whose truncation error theta^19/19! is below the dtype's rounding."""
 
 
 @cache
@@ -64,7 +64,7 @@ def _powers(s: Tensor) -> Tensor:
 
 
 def _combine(table: Tensor, blocks: Tensor) -> Tensor:
-    """Linear combinations of C x C blocks in one pass over them: [r, k] x [k, C, C] -> [r, C, C]."""
+    """Linear combinations of C x C blocks in one pass: [r, k] x [k, C, C] -> [r, C, C]."""
     n = blocks.shape[-1]
     return torch.mm(table, blocks.reshape(blocks.shape[0], n * n)).view(-1, n, n)
 
