@@ -5,7 +5,8 @@
     python benchmarks/accuracy.py --features runs/accuracy --vary l1
 
 ELPV comes from the demo extra. Other image sets are folders given with ``--images NAME=FOLDER``.
-Finished runs are kept in the results file and not repeated. The backbone is EfficientNet-Lite0 with ImageNet weights throughout.
+Finished runs are kept in the results file and not repeated. The backbone is
+EfficientNet-Lite0 with ImageNet weights throughout.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Call:
 
 
 def _sparse_objection(call: Call) -> str | None:
-    if call.device not in ("cpu", "cuda"):
+    if call.device not in ("cpu", "cuda", "meta"):
         return f"the sparse gradient is tested on cpu and cuda only, not on {call.device}"
     if torch.onnx.is_in_onnx_export():
         return "torch.onnx.export needs the plain formulas: ONNX has no operator for this one"

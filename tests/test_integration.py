@@ -151,15 +151,30 @@ def test_backend_environment(monkeypatch):
         ops.mx_pool(y)
 
 
-def test_backend_choice_raises_with_the_reason_and_auto_falls_back():
-    x = torch.zeros(1, device="meta")
+def test_backend_choice_raises_with_the_reason_and_auto_falls_back(monkeypatch):
+    call = backends.explain("rotation", "mps")
+    assert call["reference"] == "ok"
+    assert "cpu and cuda only, not on mps" in call["sparse"]
+    x = torch.zeros(1)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
     assert backends.select("rotation", x) == "reference"
-    with backends.use_backend("sparse"), pytest.raises(backends.BackendError, match="cpu and cuda"):
+    with (
+        backends.use_backend("sparse"),
+        pytest.raises(backends.BackendError, match="plain formulas"),
+    ):
         backends.select("rotation", x)
+    monkeypatch.undo()
     with pytest.raises(ValueError, match="name is 'x'"):
         backends.set_backend("x")
     assert backends.explain("rotation") == {"sparse": "ok", "reference": "ok"}
-    assert "meta" in backends.explain("rotation", "meta")["sparse"]
+
+
+def test_meta_tensors_have_shapes():
+    head = InfoDisentHead(8, 5, device="meta")
+    x = torch.empty(3, 8, 2, 2, device="meta")
+    assert head(x).shape == (3, 5)
+    assert head.eval()(x).shape == (3, 5)
+    assert [tuple(t.shape) for t in head.pool(x)] == [(3, 8)] * 5
 
 
 def test_second_derivative_through_the_reference():

@@ -6,6 +6,7 @@ machinery (opcheck, compile, export, autograd) with less Python per call.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -45,19 +46,29 @@ def _without_autocast(impl: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(impl)
     def wrapped(*args: Any) -> Any:
-        device = next(a.device.type for a in args if isinstance(a, Tensor))
-        if not torch.is_autocast_enabled(device):
-            return impl(*args)
-        with torch.autocast(device, enabled=False):
+        with no_autocast(next(a for a in args if isinstance(a, Tensor))):
             return impl(*args)
 
     return wrapped
 
 
+def _autocasting(device: str) -> bool:
+    # asking about a device without autocast, such as meta, is an error of its own
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Autocast off on the tensor's device; nothing where it is off already."""
+    device = tensor.device.type
+    if not _autocasting(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
 def autocast(*tensors: Tensor) -> Sequence[Tensor]:
     """float32 tensors cast to the autocast dtype where autocast is on, as for a matrix product."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not _autocasting(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return [t.to(dtype) if t.dtype == torch.float32 else t for t in tensors]

@@ -53,7 +53,7 @@ def infodisent_head(
     _check(x, U, weight, bias, nonneg, input_fmt, num_prefix_tokens)
     x, U = _registry.autocast(x, U)
     if backends.select("infodisent_head", x) == "reference":
-        with torch.autocast(x.device.type, enabled=False):
+        with _registry.no_autocast(x):
             return reference.infodisent_head(
                 x,
                 U,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from infodisent import backends, reference, sparse
@@ -53,7 +52,7 @@ def rotate_pool(
     check_rotation_fits("rotate_pool", x, U, input_fmt, num_prefix_tokens)
     x, U = _registry.autocast(x, U)
     if backends.select("rotate_pool", x) == "reference":
-        with torch.autocast(x.device.type, enabled=False):
+        with _registry.no_autocast(x):
             return reference.rotate_pool(
                 x, U, input_fmt=input_fmt, num_prefix_tokens=num_prefix_tokens
             )

@@ -38,7 +38,7 @@ def rotation(A: Tensor) -> Tensor:
         raise ValueError("rotation: A is (0, 0): no channels (C = 0)")
     wide = A.float() if A.dtype in (torch.float16, torch.bfloat16) else A
     if backends.select("rotation", A) == "reference":
-        with torch.autocast(A.device.type, enabled=False):
+        with _registry.no_autocast(A):
             return reference.rotation(wide).to(A.dtype)
     u: Tensor = _rotation(wide)[0]
     return u.to(A.dtype)
