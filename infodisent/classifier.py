@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from infodisent._torchvision import ensure_torchvision
-from infodisent.backbone import Backbone, HeadPlan, class_names, timm_plan
+from infodisent.backbone import Backbone
 from infodisent.nn import InfoDisentHead
+from infodisent.plan import HeadPlan, class_names, timm_plan
 
 Source = Literal["timm", "torchvision"]
 

@@ -28,9 +28,10 @@ ensure_torchvision()
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
 
-from infodisent.backbone import Backbone, timm_plan  # noqa: E402
+from infodisent.backbone import Backbone  # noqa: E402
 from infodisent.classifier import attach, torchvision_plan  # noqa: E402
 from infodisent.nn import InfoDisentHead  # noqa: E402
+from infodisent.plan import timm_plan  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="module")
