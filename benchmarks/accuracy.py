@@ -73,9 +73,11 @@ def one(store: FeatureStore, run: dict[str, Any]) -> dict[str, Any]:
     fit_head(head, store, config, train=train, label=str(run))
     seconds = time.perf_counter() - start
     weight = head.fc.effective_weight()
+    figures = evaluate_head(head, store, test).as_dict()
     return {
         **run,
-        **evaluate_head(head, store, test).as_dict(),
+        "held_out": figures.pop("images"),
+        **figures,
         "nonzero_weights_per_class": (weight > 0).sum(1).float().mean().item(),
         "seconds": round(seconds, 1),
     }

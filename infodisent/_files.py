@@ -45,7 +45,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write a JSON file at once or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -95,4 +95,37 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
     if "infodisent" not in metadata:
         raise ValueError(f"{path} is a safetensors file, but not one that infodisent wrote")
-    return tensors, json.loads(metadata["infodisent"])
+    try:
+        return tensors, json.loads(metadata["infodisent"])
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} has damaged metadata: {error}") from error
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what a file of the wrong contents raises into a ValueError that names the file."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} does not hold what it should ({what})") from error
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a folder for this process.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with (Path(folder) / ".lock").open("w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ModuleNotFoundError:  # no such locks on this platform
+            pass
+        except OSError as error:
+            raise ValueError(f"{folder} is in use by another process") from error
+        yield

@@ -35,7 +35,7 @@ def _on_vectors(module: nn.Module, v: Tensor) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode, and every module's own mode again afterwards."""
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
@@ -209,7 +209,7 @@ class Backbone(nn.Module):
 
     def _probe(self, size: tuple[int, int]) -> tuple[Tensor, Any]:
         x = _noise((1, self.in_chans, *size), next(self.model.parameters()))
-        with _evaluating(self.model), torch.no_grad():
+        with evaluating(self.model), torch.no_grad():
             return x, self.raw(x)
 
     def _check(self) -> None:
@@ -218,7 +218,7 @@ class Backbone(nn.Module):
         x, raw = self._probe(self.image_size)
         if not isinstance(raw, Tensor):
             raise ValueError(f"{self._name}: its features are a {type(raw).__name__}, not one map")
-        with _evaluating(self.model), torch.no_grad():
+        with evaluating(self.model), torch.no_grad():
             arranged = self._arrange(raw)
             shape = f"{self._name}: features are {tuple(raw.shape)} for images {tuple(x.shape)}"
             if arranged.ndim != len(fmt):
@@ -270,7 +270,7 @@ class Backbone(nn.Module):
     def _train_only_the_map(self, x: Tensor) -> None:
         # parameters the map doesn't depend on would have no gradient, which DDP takes for an error
         weights = [p for p in self.model.parameters() if p.requires_grad]
-        with _evaluating(self.model), torch.enable_grad():
+        with evaluating(self.model), torch.enable_grad():
             grads = torch.autograd.grad(self(x).float().sum(), weights, allow_unused=True)
         for weight, grad in zip(weights, grads, strict=True):
             weight.requires_grad_(grad is not None)

@@ -87,7 +87,7 @@ def set_backend(name: str | None) -> None:
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Choose a backend for a ``with`` block.
+    """Choose a backend for a ``with`` block. The choice is the process's, not the thread's.
 
     Raises:
         ValueError: unknown name.

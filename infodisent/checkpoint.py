@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from infodisent._files import read_tensors, write_tensors
+from infodisent._files import read_tensors, reading, write_tensors
 from infodisent.classifier import InfoDisentClassifier, attach
 from infodisent.preprocess import transform_config
 
@@ -58,10 +60,18 @@ def save(
         raise ValueError(
             f"save: {len(names)} class names were given for {model.num_classes} classes"
         )
+    try:
+        json.dumps(info)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"save: info must be JSON-able: {error}") from error
+    # the head may have been replaced since `attach`
+    spec = {**model.spec, "num_classes": model.num_classes, "head_options": model.head.options()}
+    dtype = next(model.head.parameters()).dtype
     metadata = {
         "kind": "model",
         "format": FORMAT,
-        "spec": model.spec,
+        "spec": spec,
+        "dtype": str(dtype).removeprefix("torch."),
         "classes": names,
         "transform": transform or transform_config(model),
         "info": info or {},
@@ -85,6 +95,16 @@ def load(path: str | os.PathLike[str], *, module: nn.Module | None = None) -> Ch
     tensors, metadata = read_tensors(path)
     if not isinstance(metadata, dict) or metadata.get("kind") != "model":
         raise ValueError(f"{path} was written by infodisent but is not a model checkpoint")
+    with reading(path):
+        return _rebuild(path, tensors, metadata, module)
+
+
+def _rebuild(
+    path: str | os.PathLike[str],
+    tensors: dict[str, Tensor],
+    metadata: dict[str, Any],
+    module: nn.Module | None,
+) -> Checkpoint:
     if metadata["format"] > FORMAT:
         raise ValueError(
             f"{path} has format {metadata['format']}, this version reads up to {FORMAT}: update "
@@ -96,6 +116,21 @@ def load(path: str | os.PathLike[str], *, module: nn.Module | None = None) -> Ch
             f"{path} was made from a model instance whose architecture has no name: pass the same "
             "architecture as load(path, module=...)"
         )
+    if len(metadata["classes"]) != spec["num_classes"]:
+        raise ValueError(
+            f"{path} names {len(metadata['classes'])} classes for {spec['num_classes']} outputs"
+        )
+    # Only what describes a structure: a file must not make this function fetch or open others.
+    strange = set(spec["head_options"]) - {"bias", "nonneg", "rotate", "drop_rate"}
+    strange |= {
+        k for k in spec["model_kwargs"] if k.startswith(("pretrained", "checkpoint", "cache"))
+    }
+    if strange or (module is None and ":" in spec["name"]):
+        refused = ", ".join(sorted(strange)) or spec["name"]
+        raise ValueError(
+            f"{path} asks for {refused}, which may read other files or the network; pass the "
+            "architecture as load(path, module=...)"
+        )
     common = {"freeze": spec["freeze"], "source": spec["source"], **spec["head_options"]}
     if module is not None:
         model = attach(module, spec["num_classes"], **common)
@@ -103,6 +138,7 @@ def load(path: str | os.PathLike[str], *, module: nn.Module | None = None) -> Ch
         model = attach(
             spec["name"], spec["num_classes"], model_kwargs=spec["model_kwargs"], **common
         )
+    model.to(getattr(torch, metadata.get("dtype", "float32")))
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -224,6 +224,19 @@ def _close(name: str, known: Sequence[str]) -> str:
 
 
 def _create(source: Source, name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
+    try:
+        return _create_from(source, name, pretrained, kwargs)
+    except Exception as error:
+        if not pretrained:
+            raise
+        # the hub's client has many kinds of failure; what helps is the same for all
+        raise ValueError(
+            f"attach: the published weights of {name!r} could not be loaded: {error}. Without a "
+            "network, pass pretrained=False (--no-pretrained) or a local file (--weights)"
+        ) from error
+
+
+def _create_from(source: Source, name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
     if source == "timm":
         import timm
 

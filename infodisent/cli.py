@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from infodisent.progress import console
@@ -27,7 +28,9 @@ EpochsOption = Annotated[
     int | None,
     typer.Option(min=1, help="Passes over the training images; default: 15, or 120 steps if more."),
 ]
-SeedOption = Annotated[int, typer.Option(help="Decides initial weights, order and split.")]
+SeedOption = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Decides initial weights, order and split.")
+]
 L1Option = Annotated[
     float, typer.Option(min=0, help="Penalty on the weights: larger gives shorter explanations.")
 ]
@@ -63,7 +66,7 @@ def demo(
     counts = {split: sum(i.split == split for i in found.items) for split in ("train", "val")}
     console.print(
         f"[bold]{len(found.items)} images[/bold] of {len(found.classes)} classes "
-        f"({', '.join(found.classes[:6])}{' …' if len(found.classes) > 6 else ''}): "
+        f"({escape(', '.join(found.classes[:6]))}{' …' if len(found.classes) > 6 else ''}): "
         f"{counts['train']} to train on, {counts['val']} held out"
     )
     model = data.efficientnet_lite0(len(found.classes))
@@ -71,9 +74,9 @@ def demo(
     run = pipeline.fit(model, found, out, config, overwrite=overwrite)
     pipeline.print_metrics(run.metrics)
     page = report_run(run, count=explain)
-    console.print(f"model    {run.folder / pipeline.MODEL}")
-    console.print(f"figures  {run.folder / 'figures'}")
-    console.print(f"[bold]open     {page}[/bold]")
+    _say("model", run.folder / pipeline.MODEL)
+    _say("figures", run.folder / "figures")
+    _say("open", page)
 
 
 @app.command()
@@ -103,7 +106,7 @@ def fit(
     batch_size: Annotated[int, typer.Option(min=1, help="Images per training step.")] = 256,
     lr: Annotated[float, typer.Option(min=0, help="Learning rate of the weights.")] = 1e-2,
     rotation_lr: Annotated[float, typer.Option(min=0, help="… of the rotation.")] = 3e-3,
-    l1: L1Option = 0.2,
+    l1: L1Option = 0.1,
     nonneg: Annotated[
         str, typer.Option(help="How weights stay >= 0: relu, softplus, abs or projection.")
     ] = "projection",
@@ -132,7 +135,9 @@ def fit(
     from infodisent.train import FitConfig
 
     found = scan_folder(folder, val_fraction=val_fraction, seed=seed)
-    console.print(f"{len(found.items)} images of {len(found.classes)} classes in {found.root}")
+    console.print(
+        f"{len(found.items)} images of {len(found.classes)} classes in {found.root}", markup=False
+    )
     torch.manual_seed(seed)  # a backbone without weights is the same one when the run goes on
     model = attach(
         backbone,
@@ -158,8 +163,8 @@ def fit(
         overwrite=overwrite,
     )
     pipeline.print_metrics(run.metrics)
-    console.print(f"model  {run.folder / pipeline.MODEL}")
-    console.print(f"next   infodisent explain IMAGE --run {run.folder}")
+    _say("model", run.folder / pipeline.MODEL)
+    _say("next", f"infodisent explain IMAGE --run {run.folder}")
 
 
 @app.command()
@@ -195,7 +200,7 @@ def explain(
     from infodisent.publish import report_images
 
     loaded, prototypes, opened = pipeline.open_run(run)
-    page = report_images(
+    page, failures = report_images(
         loaded,
         prototypes,
         images,
@@ -205,8 +210,13 @@ def explain(
         top=top,
         top_opposing=opposing,
     )
-    console.print(f"figures  {out}")
-    console.print(f"[bold]open     {page}[/bold]")
+    _say("figures", out)
+    _say("open", page)
+    if failures:
+        console.print(f"[yellow]{len(failures)} image(s) could not be read and were skipped:")
+        for reason in failures:
+            console.print(f"  {reason}", markup=False)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -225,7 +235,7 @@ def prototypes(
     from infodisent.publish import draw_prototypes
 
     target = draw_prototypes(run, channels, keep, out)
-    console.print(f"[bold]picture  {target}[/bold]")
+    _say("picture", target)
 
 
 @app.command()
@@ -312,6 +322,11 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+def _say(what: str, path: object) -> None:
+    """One result on one line, whatever characters its path has."""
+    console.print(f"{what:<8} {path}", markup=False, highlight=False, soft_wrap=True)
+
+
 def _installed(package: str) -> bool:
     import importlib.util
 
@@ -320,11 +335,9 @@ def _installed(package: str) -> bool:
 
 def main() -> None:
     """Entry point: expected errors become one line, not a traceback."""
-    from infodisent.backends import BackendError
-
     try:
         app()
-    except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError, BackendError) as error:
+    except (ValueError, TypeError, OSError, ModuleNotFoundError, RuntimeError) as error:
         console.print(f"[bold red]error[/bold red] {type(error).__name__}: ", end="")
         console.print(str(error), markup=False, highlight=False)
         sys.exit(2)

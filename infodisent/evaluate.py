@@ -23,7 +23,8 @@ class Evaluation:
 
     Attributes:
         images: how many.
-        accuracy, balanced_accuracy, f1: top-1, its mean over classes, macro F1; all in [0, 1].
+        accuracy, balanced_accuracy, f1: top-1, its mean over the classes that have images, and the
+            mean of their F1; all in [0, 1].
         loss: mean cross-entropy, nats.
         explanation_size: median number of channels, largest contributions first, that carry 95 % of
             the predicted class's logit (without bias); None where it is not defined.
@@ -54,12 +55,17 @@ def score(logits: Tensor, labels: Tensor) -> Evaluation:
     ensure_torchvision()  # torchmetrics imports torchvision where it is installed
     from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
+    if not torch.isfinite(logits).all():
+        raise ValueError("evaluate: the logits hold NaN or Inf; check the weights")
     classes = logits.shape[1]
+    present = labels.bincount(minlength=classes) > 0
     return Evaluation(
         images=len(labels),
         accuracy=(logits.argmax(1) == labels).float().mean().item(),
-        balanced_accuracy=multiclass_accuracy(logits, labels, classes, average="macro").item(),
-        f1=multiclass_f1_score(logits, labels, classes, average="macro").item(),
+        balanced_accuracy=multiclass_accuracy(logits, labels, classes, average=None)[present]
+        .mean()
+        .item(),
+        f1=multiclass_f1_score(logits, labels, classes, average=None)[present].mean().item(),
         loss=nn.functional.cross_entropy(logits, labels).item(),
     )
 
@@ -144,6 +150,8 @@ def linear_probe(
 
     Standardised features, L2 penalty ``weight_decay / 2 · |W|^2``, full-batch L-BFGS.
     """
+    if len(train) < 2:
+        raise ValueError(f"linear_probe: {len(train)} training image(s), at least 2 are needed")
     average = store.average()
     mean, std = average[train].mean(0), average[train].std(0) + 1e-6
     x, y = (average[train] - mean) / std, store.labels[train]

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from infodisent._layout import to_bpc
+from infodisent.backbone import evaluating
 from infodisent.images import load_image
 from infodisent.nn import InfoDisentHead, NonNegativeLinear
 from infodisent.preprocess import to_picture, transform_config, transform_from
@@ -171,13 +172,8 @@ def explain(
         path, decoded = os.fspath(image), load_image(image)
     config = transform if transform is not None else transform_config(model)
     x = transform_from(config)(decoded)  # [3, H, W]
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            found = _explain(model, x, class_index, top, top_opposing)
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad():
+        found = _explain(model, x, class_index, top, top_opposing)
     return Explanation(
         path=path,
         picture=to_picture(x, config),
@@ -251,13 +247,16 @@ def _check(
         raise ValueError(
             f"explain: {len(names)} class names were given for {head.num_classes} classes"
         )
+    for name, value in (("class_index", class_index), ("top", top), ("top_opposing", top_opposing)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"explain: {name} is {value!r}, must be an int")
     if class_index is not None and not 0 <= class_index < head.num_classes:
         raise ValueError(
             f"explain: class_index is {class_index}, allowed are 0 … {head.num_classes - 1}"
         )
-    for name, value in (("top", top), ("top_opposing", top_opposing)):
-        if value < 0:
-            raise ValueError(f"explain: {name} is {value}, must be >= 0")
+    for name, count in (("top", top), ("top_opposing", top_opposing)):
+        if count < 0:
+            raise ValueError(f"explain: {name} is {count}, must be >= 0")
     return names
 
 

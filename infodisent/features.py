@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from infodisent._files import read_json, read_tensors, write_json, write_tensors
+from infodisent._files import read_json, read_tensors, reading, write_json, write_tensors
 from infodisent._layout import to_bpc
 from infodisent.images import ImageDataset, ImageItem, ImageSet, collate
 from infodisent.progress import bar, console
@@ -54,9 +54,14 @@ class FeatureStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        if not (self.path / "store.json").is_file():
+        manifest = self.path / "store.json"
+        if not manifest.is_file():
             raise FileNotFoundError(f"{self.path} is not a feature store: it has no store.json")
-        self.meta: dict[str, Any] = read_json(self.path / "store.json")
+        self.meta: dict[str, Any] = read_json(manifest)
+        with reading(manifest):
+            self._open()
+
+    def _open(self) -> None:
         items = [ImageItem(*item) for item in self.meta["items"]]
         self.classes = tuple(self.meta["classes"])
         self.channels, self.pixels = self.meta["channels"], self.meta["pixels"]
@@ -66,7 +71,7 @@ class FeatureStore:
         kept: list[Tensor] = []
         logits: list[Tensor] = []
         for number in range(_shard_count(len(items), self.meta["shard_size"])):
-            tensors, skipped = read_tensors(_shard_path(self.path, number))
+            tensors, skipped = _read_shard(_shard_path(self.path, number), self.meta)
             self._shards.append(tensors["features"])
             kept.append(tensors["item"])
             if "original_logits" in tensors:
@@ -122,6 +127,17 @@ class FeatureStore:
         return torch.cat(parts) if parts else torch.empty(0, self.channels)
 
 
+def _read_shard(path: Path, meta: dict[str, Any]) -> tuple[dict[str, Tensor], list[Any]]:
+    """A shard's tensors and its skipped items; ValueError where it is of another store."""
+    tensors, written = read_tensors(path)
+    with reading(path):
+        shape = tensors["features"].shape[1:]
+        if written["made_from"] != meta["made_from"] or shape != (meta["pixels"], meta["channels"]):
+            raise ValueError(f"{path} belongs to features of something else")
+        skipped: list[Any] = written["skipped"]
+        return tensors, skipped
+
+
 def _shard_count(items: int, shard_size: int) -> int:
     return -(-items // shard_size)
 
@@ -145,10 +161,15 @@ def _describe(
     """What the features depend on; a stored description that differs in any key is refused."""
     listing = hashlib.sha256()
     for item in images.items:
-        size = os.path.getsize(item.path) if os.path.exists(item.path) else -1
-        listing.update(json.dumps([item.path, item.label, item.split, size]).encode())
+        try:
+            status = os.stat(item.path)
+            state = [status.st_size, status.st_mtime_ns]
+        except OSError:
+            state = []
+        listing.update(json.dumps([item.path, item.label, item.split, *state]).encode())
     return {
-        "backbone": model.spec.get("name"),
+        "backbone": model.spec.get("name") or type(model.backbone.model).__name__,
+        "options": [model.spec["source"], model.spec["model_kwargs"]],
         "weights": weights_digest(model.backbone),
         "images": listing.hexdigest(),
         "transform": transform,
@@ -217,11 +238,12 @@ def extract(
     }
     _prepare(folder, meta, overwrite)
     shards = _shard_count(len(images.items), shard_size)
-    missing = [n for n in range(shards) if not _is_complete(_shard_path(folder, n))]
+    missing = [n for n in range(shards) if not _is_complete(_shard_path(folder, n), meta)]
     if missing:
         target = torch.device(device) if device is not None else _device_of(model)
         # convolutions run about twice as fast on channels-last memory, also on the CPU
         model.backbone.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        weight_dtype = next(model.backbone.parameters()).dtype
         transform = transform_from(config)
         done = len(images.items) - sum(
             min(shard_size, len(images.items) - n * shard_size) for n in missing
@@ -244,7 +266,7 @@ def extract(
                     if batch is not None:
                         x, y = _forward(
                             model,
-                            batch.to(target, memory_format=torch.channels_last),
+                            batch.to(target, weight_dtype, memory_format=torch.channels_last),
                             DTYPES[dtype],
                         )
                         maps.append(x)
@@ -263,7 +285,11 @@ def extract(
                 }
                 if logits:
                     tensors["original_logits"] = torch.cat(logits)
-                write_tensors(_shard_path(folder, number), tensors, failures)
+                write_tensors(
+                    _shard_path(folder, number),
+                    tensors,
+                    {"made_from": made_from, "skipped": failures},
+                )
     store = FeatureStore(folder)
     if not len(store):
         raise ValueError(f"extract: none of the {len(images.items)} images could be read: "
@@ -323,9 +349,9 @@ def _prepare(folder: Path, meta: dict[str, Any], overwrite: bool) -> None:
     write_json(manifest, meta)
 
 
-def _is_complete(path: Path) -> bool:
+def _is_complete(path: Path, meta: dict[str, Any]) -> bool:
     try:
-        read_tensors(path)
+        _read_shard(path, meta)
     except (FileNotFoundError, ValueError):
         return False
     return True

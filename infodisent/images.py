@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -98,7 +99,8 @@ def all_for_testing(root: str | os.PathLike[str], classes: Sequence[str]) -> Ima
     base = Path(os.path.abspath(root))
     if not base.is_dir():
         raise FileNotFoundError(f"{base} is not a folder; expected a folder of class folders")
-    by_class = _classes(_subfolder(base, VAL_NAMES) or base)
+    held_out = _subfolder(base, [name for name in VAL_NAMES if name not in classes])
+    by_class = _classes(held_out or base)
     unknown = sorted(set(by_class) - set(classes))
     if unknown or not by_class:
         raise ValueError(
@@ -156,13 +158,22 @@ def _classes(folder: Path) -> dict[str, list[str]]:
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not entry.name.startswith("."):
             files = sorted(
-                str(p)
-                for p in entry.rglob("*")
-                if p.suffix.lower() in EXTENSIONS and p.is_file() and not p.name.startswith(".")
+                str(p) for p in _below(entry) if p.suffix.lower() in EXTENSIONS and p.is_file()
             )
             if files:
                 found[entry.name] = files
     return found
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Every file under a folder, through links but never in a circle; hidden names are left out."""
+    seen: set[str] = set()
+    for parent, names, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        names[:] = [] if real in seen else [n for n in names if not n.startswith(".")]
+        if real not in seen:
+            yield from (Path(parent, name) for name in files if not name.startswith("."))
+        seen.add(real)
 
 
 def _check_classes(base: Path, classes: Sequence[str]) -> None:
@@ -174,17 +185,29 @@ def _check_classes(base: Path, classes: Sequence[str]) -> None:
 
 
 def load_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Decode an image completely, as RGB.
+    """Decode an image completely, upright, as RGB.
+
+    Orientation tags are obeyed. 16-bit grey is scaled to 8 bits by its full range, 0 … 65535.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be decoded (not an image, truncated, too large); names the file.
+        ValueError: it cannot be used (not an image, truncated, too large, longer than 64 times its
+            width, or of 32-bit pixels, whose range no file states); names the file.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is not a file")
     try:
         with Image.open(path) as image:
-            picture: Image.Image = image.convert("RGB")
+            if image.mode in ("I", "F"):
+                raise ValueError(
+                    f"its pixels are 32-bit ({image.mode}), convert it to 8 or 16 bits"
+                )
+            if max(image.size) > 64 * min(image.size):  # resizing it would take gigabytes
+                raise ValueError(f"{image.width} × {image.height} pixels is too thin a picture")
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):
+                upright = Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
+            picture: Image.Image = upright.convert("RGB")
             return picture
     # Pillow's decoders raise whatever their format's parser runs into; every one means "corrupt".
     except Exception as error:

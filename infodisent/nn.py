@@ -40,7 +40,7 @@ class Rotation(nn.Module):
         self.A = nn.Parameter(torch.zeros(num_features, num_features, device=device, dtype=dtype))
         # A buffer, so that it follows .to() and so that exporters see U as a constant.
         self.register_buffer("_cached", torch.empty(0, device=device), persistent=False)
-        self._cached_key: tuple[object, ...] | None = None
+        self._cached_for: Tensor | None = None
 
     def forward(self) -> Tensor:
         """U, ``[C, C]``. Rotate a pixel's channels x by ``U @ x``."""
@@ -57,19 +57,30 @@ class Rotation(nn.Module):
 
     def _refresh(self) -> None:
         a = self.A
-        key = (a.data_ptr(), a._version, a.dtype, a.device)
-        if key != self._cached_key:
+        # A is compared by value: C^2 reads are little beside the C^3 work that follows, and writes
+        # through .data or a numpy view leave no other trace.
+        known = self._cached_for
+        same = known is not None and known.dtype == a.dtype and known.device == a.device
+        if known is None or not same or not torch.equal(known, a):
             # never an inference tensor: one made in inference mode could not be used outside it
             with torch.inference_mode(False), torch.no_grad():
                 self._cached = ops.rotation(a.detach())
-            self._cached_key = key
+                self._cached_for = a.detach().clone()
 
     def train(self, mode: bool = True) -> Rotation:
         """As for any module; entering evaluation computes U, entering training drops it."""
         super().train(mode)
         if mode:
-            self._cached, self._cached_key = self.A.new_empty(0), None
+            self._cached, self._cached_for = self.A.new_empty(0), None
         elif not (self.A.is_meta or self.A.is_inference()):
+            self._refresh()
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Rotation:
+        # U is never converted: half-rounded, it would not be the rotation of a widened A
+        super()._apply(fn, recurse)
+        self._cached, self._cached_for = self.A.new_empty(0), None
+        if not self.training and not (self.A.is_meta or self.A.is_inference()):
             self._refresh()
         return self
 

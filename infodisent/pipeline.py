@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 
 from infodisent import __version__, checkpoint
-from infodisent._files import read_json, write_json
+from infodisent._files import locked, read_json, reading, write_json
 from infodisent.evaluate import Evaluation, evaluate_head, linear_probe, original_head
 from infodisent.features import FeatureStore, extract
 from infodisent.images import ImageSet
@@ -100,16 +100,36 @@ def fit(
         raise ValueError(
             f"fit: the model has {model.num_classes} classes, the images {len(images.classes)}"
         )
+    options = {
+        "batch_size": batch_size,
+        "num_workers": num_workers,
+        "dtype": dtype,
+        "overwrite": overwrite,
+    }
+    with locked(folder):
+        if overwrite:  # nothing of an old run may stand beside new features
+            for name in (STATE, MODEL, PROTOTYPES, METRICS):
+                (folder / name).unlink(missing_ok=True)
+        return _fit(model, images, folder, config, compare_identity, keep, progress, options)
+
+
+def _fit(
+    model: InfoDisentClassifier,
+    images: ImageSet,
+    folder: Path,
+    config: FitConfig,
+    compare_identity: bool,
+    keep: int,
+    progress: bool,
+    extraction: dict[str, Any],
+) -> Run:
     laps = _Laps()
     store = extract(
         model,
         images,
         folder / FEATURES,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        dtype=dtype,
-        overwrite=overwrite,
         progress=progress,
+        **extraction,
     )
     laps.lap("extract")
     train, test = store.indices("train"), store.indices("val")
@@ -124,8 +144,6 @@ def fit(
     laps.lap("baselines")
 
     state = folder / STATE
-    if overwrite:
-        state.unlink(missing_ok=True)
     options = model.head.options()
     head = new_head(model.num_features, len(images.classes), config.seed, model.head, **options)
     model.head = head.to(next(model.head.parameters()).device)
@@ -161,6 +179,7 @@ def _metrics(
         "torch": torch.__version__,
         "backbone": model.spec["name"],
         "channels": store.channels,
+        "features": store.meta["made_from"],
         "images": {
             "root": images.root,
             "classes": list(images.classes),
@@ -183,7 +202,13 @@ def open_run(folder: str | os.PathLike[str]) -> tuple[checkpoint.Checkpoint, Pro
     if not base.is_dir():
         raise FileNotFoundError(f"{base} is not a run: no such folder (made by `infodisent fit`)")
     loaded = checkpoint.load(base / MODEL)
-    return loaded, Prototypes.load(base / PROTOTYPES), Run(base, read_json(base / METRICS))
+    with reading(base / PROTOTYPES):
+        prototypes = Prototypes.load(base / PROTOTYPES)
+    metrics = read_json(base / METRICS)
+    with reading(base / METRICS):
+        for key in ("backbone", "rows", "images", "features"):
+            metrics[key]
+    return loaded, prototypes, Run(base, metrics)
 
 
 def evaluate_run(
@@ -205,6 +230,10 @@ def evaluate_run(
     loaded, _, run = open_run(folder)
     if images is None:
         store = run.store
+        if store.meta["made_from"] != run.metrics["features"]:
+            raise ValueError(
+                f"{run.folder}: its features are not those its model was trained on; run fit again"
+            )
         test = store.indices("val")
         rows = [("InfoDisent", evaluate_head(loaded.model.head, store, test))]
         original = original_head(store, test)
@@ -265,6 +294,8 @@ def pick_device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("allowed are cpu, cuda and mps")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used: {error}") from error

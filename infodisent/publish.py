@@ -12,6 +12,7 @@ import torch
 
 from infodisent.checkpoint import Checkpoint
 from infodisent.explanation import Explanation, explain_many
+from infodisent.images import load_image
 from infodisent.pipeline import PROTOTYPES, Run, open_run
 from infodisent.progress import bar
 from infodisent.prototypes import Prototypes, find_prototypes
@@ -61,13 +62,18 @@ def report_images(
     top: int = 4,
     top_opposing: int = 2,
     progress: bool = True,
-) -> Path:
+) -> tuple[Path, list[str]]:
     """Explain given images: a PNG each in ``out/figures/``, and the page ``out/report.html``.
 
+    Returns:
+        Path of the page, and the reasons why images were skipped that cannot be read.
+
     Raises:
-        ValueError: `class_name` is none of the model's classes, or an image cannot be decoded.
-        FileNotFoundError: an image is missing.
+        ValueError: `class_name` is none of the model's classes, or no image can be read.
+        NotADirectoryError: `out` is a file.
     """
+    if Path(out).exists() and not Path(out).is_dir():
+        raise NotADirectoryError(f"{out} is a file, expected a folder for the results")
     class_index = None
     if class_name is not None:
         if class_name not in loaded.classes:
@@ -75,10 +81,19 @@ def report_images(
                 f"explain: class is {class_name!r}, the model knows {', '.join(loaded.classes)}"
             )
         class_index = loaded.classes.index(class_name)
-    return _publish(
+    readable, failures = [], []
+    for image in images:
+        try:
+            load_image(image)
+            readable.append(image)
+        except (FileNotFoundError, ValueError) as error:
+            failures.append(str(error))
+    if not readable:
+        raise ValueError(f"explain: no image can be read: {'; '.join(failures[:3])}")
+    page = _publish(
         loaded,
         prototypes,
-        images,
+        readable,
         Path(out),
         metrics=metrics,
         progress=progress,
@@ -86,6 +101,7 @@ def report_images(
         top=top,
         top_opposing=top_opposing,
     )
+    return page, failures
 
 
 def draw_prototypes(
@@ -118,6 +134,7 @@ def draw_prototypes(
         chosen = [int(c) for c in channels.split(",")]
     else:
         raise ValueError(f"channels is {channels!r}, expected numbers such as 3,17,200")
+    keep = min(keep, run.metrics["images"]["train"])
     if keep > prototypes.k:
         prototypes = find_prototypes(loaded.model.head, run.store, k=keep, progress=progress)
         prototypes.save(run.folder / PROTOTYPES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
 from dataclasses import dataclass
@@ -39,11 +40,17 @@ class FitConfig:
     batch_size: int = 256
     lr: float = 1e-2
     rotation_lr: float = 3e-3
-    l1: float = 0.2
+    l1: float = 0.1
     label_smoothing: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "seed"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise TypeError(f"FitConfig: {name} is {value!r}, must be an int")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"FitConfig: seed is {self.seed}, must be in [0, 2**32)")
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -205,7 +212,7 @@ def _identity(
         "config": dataclasses.asdict(config),
         "head": head.options(),
         "features": store.meta["made_from"],
-        "images": len(train),
+        "images": hashlib.sha256(train.numpy().tobytes()).hexdigest(),
     }
 
 
@@ -235,9 +242,12 @@ def _restore(
             f"{path} is the state of another training run (different: {', '.join(differing)}); "
             "remove it to start anew"
         )
-    head.load_state_dict(
-        {k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")}
-    )
+    try:
+        head.load_state_dict(
+            {k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")}
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the head: {error}") from error
     saved = optimizer.state_dict()
     saved["state"] = {}
     for name, value in tensors.items():

@@ -95,3 +95,39 @@ def test_tied_weights_can_be_stored(tmp_path):
     tensors, _ = read_tensors(tmp_path / "t.safetensors")
     assert torch.equal(tensors["a"], shared)
     assert torch.equal(tensors["b"], shared[:3])
+
+
+def test_head_replaced_after_attach_and_dtype_survive(tmp_path, tiny):
+    from infodisent.train import new_head
+
+    tiny.head = new_head(tiny.num_features, 2, 0, tiny.head, nonneg="abs").double()
+    tiny.double().eval()
+    torch.nn.init.normal_(tiny.head.fc.weight)
+    infodisent.save(tmp_path / "m.safetensors", tiny)
+    model = infodisent.load(tmp_path / "m.safetensors").model
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(model(x), tiny(x))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda m: m.pop("spec"), "does not hold what it should"),
+        (lambda m: m.update(spec=[]), "does not hold what it should"),
+        (lambda m: m.update(classes=None), "does not hold what it should"),
+        (lambda m: m.update(classes=["a", "b", "c"]), "names 3 classes for 2 outputs"),
+        (lambda m: m["spec"].update(name="hf-hub:foo/bar"), "asks for hf-hub:foo/bar"),
+        (lambda m: m["spec"]["head_options"].update(pretrained=True), "asks for pretrained"),
+        (lambda m: m["spec"]["model_kwargs"].update(checkpoint_path="x"), "checkpoint_path"),
+        (lambda m: m.update(format=99), "update infodisent"),
+    ],
+)
+def test_edited_metadata(tmp_path, tiny, edit, message):
+    path = tmp_path / "m.safetensors"
+    infodisent.save(path, tiny)
+    tensors, metadata = read_tensors(path)
+    edit(metadata)
+    write_tensors(path, {k: v.clone() for k, v in tensors.items()}, metadata)
+    with pytest.raises(ValueError, match=message):
+        infodisent.load(path)

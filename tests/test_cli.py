@@ -130,3 +130,39 @@ def test_help(go, command):
     code, text = go(*([command] if command else []), "--help")
     assert code == 0
     assert "Usage" in text
+
+
+def test_interrupted_overwrite_leaves_no_old_model(tmp_path, image_folder, go, monkeypatch):
+    out = tmp_path / "run"
+    assert go("fit", image_folder, *FIT, "--out", out)[0] == 0
+    from infodisent import pipeline
+
+    monkeypatch.setattr(
+        pipeline, "fit_head", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    assert go("fit", image_folder, *FIT, "--seed", 1, "--out", out, "--overwrite")[0] == 130
+    code, text = go("evaluate", "--run", out)
+    assert code == 2
+    assert "model.safetensors does not exist" in text
+
+
+def test_a_run_in_use_is_refused(tmp_path, image_folder, go):
+    from infodisent._files import locked
+
+    with locked(tmp_path / "run"):
+        code, text = go("fit", image_folder, *FIT, "--out", tmp_path / "run")
+    assert code == 2
+    assert "in use by another process" in text
+
+
+def test_explain_skips_what_it_cannot_read(tmp_path, image_folder, go):
+    out, why = tmp_path / "run [/b]", tmp_path / "why"
+    assert go("fit", image_folder, *FIT, "--out", out)[0] == 0
+    good, bad = image_folder / "red" / "01.png", image_folder / "red" / "07.png"
+    code, text = go("explain", good, bad, "--run", out, "--out", why)
+    assert code == 1
+    assert "1 image(s) could not be read" in text
+    assert (why / "report.html").is_file()
+    code, text = go("explain", good, "--run", out, "--out", good)
+    assert code == 2
+    assert "is a file, expected a folder" in text

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from infodisent import features
+from infodisent import attach, features
 from infodisent._layout import to_bpc
 from infodisent.features import FeatureStore, extract
 from infodisent.images import ImageItem, ImageSet, load_image, scan_folder
@@ -142,3 +143,41 @@ def test_manifest_is_readable(store):
     manifest = json.loads((store.path / "store.json").read_text())
     assert manifest["classes"] == ["green", "red"]
     assert manifest["made_from"]["backbone"] == "test_resnet"
+
+
+def test_replaced_image_or_architecture_is_noticed(tmp_path, image_folder):
+    def model(**kwargs):
+        torch.manual_seed(0)
+        return attach("test_resnet", 2, model_kwargs=kwargs)
+
+    extract(model(), scan_folder(image_folder), tmp_path / "s", progress=False)
+    with pytest.raises(ValueError, match="different: options"):
+        extract(model(act_layer="gelu"), scan_folder(image_folder), tmp_path / "s", progress=False)
+    image = image_folder / "red" / "01.png"
+    os.utime(image, (0, 0))
+    with pytest.raises(ValueError, match="different: images"):
+        extract(model(), scan_folder(image_folder), tmp_path / "s", progress=False)
+
+
+def test_shard_of_another_store_is_noticed(tmp_path, store, image_folder):
+    torch.manual_seed(9)
+    images = scan_folder(image_folder)
+    other = extract(attach("test_resnet", 2), images, tmp_path / "o", shard_size=10, progress=False)
+    name = "shard-00001.safetensors"
+    (store.path / name).write_bytes((other.path / name).read_bytes())
+    with pytest.raises(ValueError, match=f"{name} belongs to features of something else"):
+        FeatureStore(store.path)
+
+
+def test_half_precision_backbone_and_odd_file_names(tmp_path, tiny, image_folder):
+    odd = os.fsdecode(b"caf\xe9 \n.png")
+    (image_folder / "red" / "00.png").rename(image_folder / "red" / odd)
+    made = extract(tiny.bfloat16(), scan_folder(image_folder), tmp_path / "h", progress=False)
+    assert any(f.endswith(odd) for f in made.files)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"items": 3}'])
+def test_wrong_manifest_names_the_file(store, content):
+    (store.path / "store.json").write_text(content)
+    with pytest.raises(ValueError, match=r"store\.json does not hold what it should"):
+        FeatureStore(store.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,3 +79,44 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
     Image.new(mode, (5, 3)).save(path)
     assert load_image(path).mode == "RGB"
+
+
+def test_sixteen_bit_grey_keeps_its_contrast(tmp_path):
+    ramp = np.linspace(0, 65535, 4096).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "16.png")
+    pixels = np.asarray(load_image(tmp_path / "16.png"))
+    assert abs(pixels.astype(float) - ramp[..., None] / 257).max() <= 1
+    Image.fromarray(ramp.astype(np.int32)).save(tmp_path / "32.tif")
+    with pytest.raises(ValueError, match=r"32\.tif .* 32-bit"):
+        load_image(tmp_path / "32.tif")
+
+
+def test_orientation_is_obeyed_and_thin_pictures_refused(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    assert load_image(tmp_path / "turned.jpg").size == (20, 40)
+    Image.new("RGB", (2000, 1)).save(tmp_path / "thin.png")
+    with pytest.raises(ValueError, match="too thin"):
+        load_image(tmp_path / "thin.png")
+
+
+def test_hidden_folders_are_left_out_and_links_followed_once(tmp_path):
+    for name in ("a", "b", "elsewhere", "a/.ipynb_checkpoints"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.new("RGB", (4, 4)).save(tmp_path / name / f"{i}.png")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "a").rename(tmp_path / "root" / "a")
+    (tmp_path / "b").rename(tmp_path / "root" / "b")
+    (tmp_path / "root" / "a" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "b" / "circle").symlink_to(tmp_path / "root" / "b")
+    found = scan_folder(tmp_path / "root")
+    assert [sum(i.label == label for i in found.items) for label in (0, 1)] == [6, 3]
+
+
+def test_a_class_may_be_called_valid(tmp_path):
+    for name in ("valid", "invalid"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "x.png")
+    assert len(all_for_testing(tmp_path, ("invalid", "valid")).items) == 2

@@ -130,3 +130,24 @@ def test_bad_arguments(build, message):
 def test_mx_pool_module():
     y = torch.randn(2, 5, 3)
     torch.testing.assert_close(MxPool(input_fmt="NLC")(y), ops.mx_pool(y, input_fmt="NLC"))
+
+
+def test_rotation_notices_writes_that_leave_no_version(monkeypatch):
+    module = Rotation(16).eval()
+    with torch.no_grad():
+        module()
+        module.A.data.copy_(torch.randn(16, 16) * 0.3)
+        torch.testing.assert_close(module(), ops.rotation(module.A))
+        module.A.detach().numpy()[0, 1] = 2.0
+        torch.testing.assert_close(module(), ops.rotation(module.A))
+        module.half().float()
+        assert torch.equal(module(), ops.rotation(module.A))
+
+
+def test_projection_passes_the_gradient_to_zeros():
+    layer = NonNegativeLinear(3, 1, nonneg="projection")
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[-1.0, 0.0, 2.0]]))
+    layer(torch.tensor([[1.0, 1.0, 1.0]])).sum().backward()
+    assert layer.weight.grad.tolist() == [[1.0, 1.0, 1.0]]
+    assert layer.effective_weight().tolist() == [[0.0, 0.0, 2.0]]

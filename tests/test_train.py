@@ -179,3 +179,19 @@ def test_original_head(store):
     assert match_classes(("a", "b"), 3) is None
     store.original_logits = torch.nn.functional.one_hot(store.labels, 2).float()
     assert original_head(store, store.indices("val")).accuracy == 1.0
+
+
+def test_state_of_other_training_images_is_refused(tmp_path, store):
+    train = store.indices("train")
+    config, state = FitConfig(epochs=1), tmp_path / "state.safetensors"
+    fit_head(new_head(store.channels, 2, 0), store, config, train=train[:8], state=state)
+    with pytest.raises(ValueError, match="different: images"):
+        fit_head(new_head(store.channels, 2, 0), store, config, train=train[-8:], state=state)
+
+
+def test_averages_are_over_the_classes_present():
+    logits = torch.tensor([[5.0, 0, 0], [0, 5, 0], [5, 0, 0], [5, 0, 0]])
+    result = score(logits, torch.zeros(4, dtype=torch.int64))
+    assert result.balanced_accuracy == result.accuracy == 0.75
+    with pytest.raises(ValueError, match="NaN"):
+        score(logits * float("nan"), torch.zeros(4, dtype=torch.int64))

@@ -78,8 +78,13 @@ def rotate_pool_backward(
     dtype = _compute_dtype(x, u)
     pixels = x.shape[1]
     index = torch.stack((pos_index, neg_index))  # [2, B, C]
-    grad = torch.stack((grad_pos, grad_neg)).to(dtype).masked_fill_(index < 0, 0)
-    index = index.clamp_min(0)  # no winner: any pixel of the same image, at weight 0
+    grad = torch.stack((grad_pos, grad_neg)).to(dtype)
+    # Where one side has no winner, the other's entry is split into two exact halves, so that no row
+    # is gathered that the formula does not touch (0 times an Inf in it would be NaN).
+    absent = index < 0
+    grad = torch.where(absent, grad.flip(0), grad) * torch.where(absent | absent.flip(0), 0.5, 1.0)
+    grad = grad.masked_fill_(absent & absent.flip(0), 0)
+    index = torch.where(absent, index.flip(0), index).clamp_min(0)
     du = _grad_u(grad, index, x, dtype).to(u.dtype) if need_u else None
     dx = _grad_x(grad, index, u.to(dtype), pixels).to(x.dtype) if need_x else None
     return dx, du
