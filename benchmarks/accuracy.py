@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy.py --features runs/accuracy    # the default recipe, 3 seeds
     python benchmarks/accuracy.py --features runs/accuracy --vary nonneg    # one seed an option
-    python benchmarks/accuracy.py --features runs/accuracy --vary l1
+    python benchmarks/accuracy.py --features runs/accuracy --vary l1 --no-rotation --seeds 3
 
 ELPV comes from the demo extra. Other image sets are folders given with ``--images NAME=FOLDER``.
 Finished runs are kept in the results file and not repeated. The backbone is
@@ -49,12 +49,12 @@ def splits(store: FeatureStore, name: str, seed: int) -> tuple[torch.Tensor, tor
 
 
 def runs(
-    stores: dict[str, FeatureStore], seeds: list[int], vary: str
+    stores: dict[str, FeatureStore], seeds: list[int], vary: str, rotations: tuple[bool, ...]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Keys and descriptions of the runs to make."""
     for seed in seeds:
         for name in stores:
-            for rotate in (True, False):
+            for rotate in rotations:
                 for change in VARIATIONS[vary]:
                     key = f"{name} seed {seed} rotate {rotate} {change or ''}".strip()
                     yield key, {"images": name, "seed": seed, "rotate": rotate, **change}
@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--images", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--vary", choices=VARIATIONS, default="none")
     parser.add_argument("--seeds", type=int, default=None, help="default: 3, or 1 with --vary")
+    parser.add_argument("--no-rotation", action="store_true", help="only U = I, seconds a run")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/accuracy.json"))
     arguments = parser.parse_args()
     model = demo.efficientnet_lite0(2)
@@ -141,7 +142,8 @@ def main() -> None:
     report["machine"] = bench.machine()
     for name, store in stores.items():
         report["baselines"].setdefault(name, baselines(store, name, [0, 1, 2]))
-    for key, run in runs(stores, seeds, arguments.vary):
+    rotations = (False,) if arguments.no_rotation else (True, False)
+    for key, run in runs(stores, seeds, arguments.vary, rotations):
         if key not in report["runs"]:
             report["runs"][key] = one(stores[run["images"]], run)
             write_json(arguments.out, report)

@@ -48,10 +48,11 @@ def run_bench(
             torch.compiler.reset()
             results.append(bench.compare(case, rounds))
             display.advance(task)
-    report = {"machine": bench.machine(device), "rounds": rounds, "results": results}
+    machine = bench.machine(device)
+    report = {"machine": machine, "rounds": rounds, "results": results}
     for op in op_names:
         console.print(_table(op, [r for r in results if r["op"] == op]))
-    console.print(f"[dim]{report['machine']}")
+    console.print("[dim]" + ", ".join(f"{k} {v}" for k, v in machine.items()))
     if "rotation" in op_names:
         console.print("[dim]* another map to the orthogonal matrices, for comparison of cost only")
     if json is not None:
@@ -60,18 +61,18 @@ def run_bench(
 
 
 def _table(op: str, results: list[dict[str, Any]]) -> Table:
-    table = Table(title=f"{op}: ms, and (times as long as ours)")
-    table.add_column("map, batch, mode")
-    for name in results[0]["milliseconds"]:
-        table.add_column(name, justify="right")
+    table = Table(title=op)
+    for name in ("map", "batch", "mode"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("implementation")
+    for name in ("ms", "× ours"):
+        table.add_column(name, justify="right", no_wrap=True)
     for result in results:
         c, h, w = result["size"]
-        size = f"{c}×{c}" if op == "rotation" else f"{c}×{h}×{w} B={result['batch']}"
-        table.add_row(
-            f"{size} {result['mode']}",
-            *(
-                f"{ms:.2f}" + ("" if name == "infodisent" else f" ({result['speedup'][name]:.2f}×)")
-                for name, ms in result["milliseconds"].items()
-            ),
-        )
+        first = [f"{c}×{c}" if op == "rotation" else f"{c}×{h}×{w}", str(result["batch"])]
+        first.append(result["mode"].replace("forward+backward", "fwd+bwd"))
+        for name, ms in result["milliseconds"].items():
+            table.add_row(*first, name, f"{ms:.2f}", f"{result['speedup'][name]:.2f}")
+            first = ["", "", ""]
+        table.add_section()
     return table

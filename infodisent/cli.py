@@ -53,8 +53,8 @@ def demo(
 ) -> None:
     """Run the main job on real photographs: extract, train, compare, explain.
 
-    EfficientNet-Lite0 with ImageNet weights looks at 2,624 photographs of solar cells, functional
-    or defective. Writes a model, figures and a page to open in a browser. Needs the demo extra.
+    Writes a model, figures and a page to open in a browser. The photographs are 2,624 solar cells,
+    functional or defective; the backbone is EfficientNet-Lite0. Needs the demo extra.
     """
     from infodisent import demo as data
     from infodisent import pipeline
@@ -139,6 +139,8 @@ def fit(
         f"{len(found.items)} images of {len(found.classes)} classes in {found.root}", markup=False
     )
     torch.manual_seed(seed)  # a backbone without weights is the same one when the run goes on
+    if not pretrained and weights is None:
+        console.print("[yellow]the backbone has random weights (--no-pretrained): a test only")
     model = attach(
         backbone,
         len(found.classes),
@@ -298,7 +300,7 @@ def doctor() -> None:
         ("pytest_benchmark", "bench"), ("onnxruntime", "test"),
     ):  # fmt: skip
         facts.add_row(package, "installed" if _installed(package) else
-                      f"missing: pip install 'infodisent[{extra}]'")  # fmt: skip
+                      escape(f"missing: pip install 'infodisent[{extra}]'"))  # fmt: skip
     facts.add_row("backend in force", f"{backends.get_backend()}  (set with {backends.ENV})")
     console.print(facts)
     table = Table(title="which backend serves a call (auto takes the first that is ok)")

@@ -155,7 +155,7 @@ def _fit(
             model.num_features, len(images.classes), config.seed, **{**options, "rotate": False}
         )
         fit_head(plain, store, config, train=train, progress=progress, label="the same with U = I")
-        rows.append(("InfoDisent, U = I", evaluate_head(plain, store, test)))
+        rows.append(("no rotation", evaluate_head(plain, store, test)))
         laps.lap("train with U = I")
 
     metrics = _metrics(model, images, store, rows)
@@ -257,8 +257,8 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
         title=f"{metrics['backbone']}: {images['val']} held-out images, "
         f"{len(images['classes'])} classes, trained on {images['train']}"
     )
-    table.add_column("head")
-    for name in ("accuracy", "balanced", "macro F1", "loss", "channels for 95 %"):
+    table.add_column("head", no_wrap=True)
+    for name in ("accuracy", "balanced", "macro F1", "loss", "channels"):
         table.add_column(name, justify="right")
     for row in metrics["rows"]:
         size = row["explanation_size"]
@@ -277,10 +277,10 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     """Print the comparison and what to read in it."""
     console.print(metrics_table(metrics))
     if all(row["head"] != "original head" for row in metrics["rows"]):
-        console.print("[dim]The original head has other classes, so it has no row.")
+        console.print("[dim]The original head does not know these classes, so it has no row.")
     console.print(
-        "[dim]channels for 95 %: median number of channels, largest contributions first, that "
-        "carry 95 % of the predicted class's logit."
+        "[dim]channels: median number of channels, largest contributions first, that reach 95 % of "
+        "the predicted class's logit. no rotation: the same head with U = I."
     )
 
 

@@ -38,11 +38,11 @@ def test_fit_evaluate_explain_prototypes(tmp_path, image_folder, go):
     out = tmp_path / "run"
     code, text = go("fit", image_folder, *FIT, "--out", out)
     assert code == 0, text
-    for expected in ("linear probe", "InfoDisent, U = I", "for 95 %", "1 image(s) could not"):
+    for expected in ("linear probe", "no rotation", "channels", "1 image(s) could not"):
         assert expected in text
     metrics = json.loads((out / "metrics.json").read_text())
     names = [row["head"] for row in metrics["rows"]]
-    assert names == ["linear probe", "InfoDisent", "InfoDisent, U = I"]
+    assert names == ["linear probe", "InfoDisent", "no rotation"]
 
     code, text = go("evaluate", "--run", out)
     assert code == 0, text

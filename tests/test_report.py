@@ -240,7 +240,13 @@ def test_summary_and_channels(tmp_path, made):
     ]
     text, page = render(tmp_path, *made, summary=rows, facts={"backbone": "b"}, channels=[2, 5])
     cells = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", text)
-    assert cells[:5] == ["head", "accuracy", "channels for 95 % of the logit", "loss", "images"]
+    assert cells[:5] == [
+        "head",
+        "accuracy",
+        "channels for 95 % of the logit (median)",
+        "loss",
+        "images",
+    ]
     assert cells[5:10] == ["linear probe", "91.2%", "–", "0.250", "–"]
     assert cells[10:] == ["InfoDisent", "90.0%", "52", "–", "1,234"]
     labels = [a["aria-label"] for a in page.all("article") if "aria-label" in a]

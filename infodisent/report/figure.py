@@ -192,7 +192,7 @@ def _title(canvas: _Canvas, e: Explanation, y: float) -> None:
     canvas.text(_MARGIN, y - 0.05, f"{verb}: {_cut(e.class_name, 48)}", 17, fontweight="bold")
     facts = f"probability {probability:.1%}   ·   logit {e.logit:.3f}"
     if e.size95 is not None:
-        facts += f"   ·   {e.size95:,} of {e.channels:,} channels carry 95 % of the logit"
+        facts += f"   ·   {e.size95:,} of {e.channels:,} channels reach 95 % of the logit"
     canvas.text(_MARGIN, y + 0.36, facts, 10, color=MUTED)
     end = canvas.width - _MARGIN
     if not explained:

@@ -43,8 +43,8 @@ _PERCENT = {"accuracy", "balanced_accuracy", "explained"}
 _NAMES = {
     "balanced_accuracy": "balanced accuracy",
     "f1": "macro F1",
-    "explanation_size": "channels for 95 % of the logit",
-    "explained": "images with a positive logit",
+    "explanation_size": "channels for 95 % of the logit (median)",
+    "explained": "predicted logit above 0",
 }
 
 
