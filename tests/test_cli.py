@@ -96,6 +96,12 @@ def test_errors_are_one_line(tmp_path, image_folder, go, arguments, message):
     assert "Traceback" not in text
 
 
+def test_version(go):
+    from infodisent import __version__
+
+    assert go("--version") == (0, __version__ + "\n")
+
+
 def test_interrupted(monkeypatch, go):
     monkeypatch.setattr(cli, "app", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     code, text = go()
