@@ -17,7 +17,7 @@ from infodisent import ops
 from infodisent._files import read_tensors, write_tensors
 from infodisent.evaluate import pool_features
 from infodisent.features import FeatureStore
-from infodisent.nn import NONNEG, InfoDisentHead, NonNegativeLinear
+from infodisent.nn import InfoDisentHead, NonNegativeLinear
 from infodisent.progress import bar
 
 
@@ -257,6 +257,3 @@ def _restore(
     optimizer.load_state_dict(saved)
     history: list[dict[str, float]] = metadata["history"]
     return history
-
-
-__all__ = ["NONNEG", "FitConfig", "fit_head", "new_head"]
