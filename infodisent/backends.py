@@ -1,7 +1,9 @@
 """Which implementation serves a call, and the reason when one does not.
 
-Two backends exist:
+Three backends exist:
 
+``native``
+    As ``sparse``, with the passes between the products in compiled code (``csrc/``).
 ``sparse``
     Library matrix products on chunks that stay in cache, one-pass pooling, and the sparse gradient
     of the contract. Plain PyTorch underneath, so it runs wherever torch does.
@@ -23,11 +25,17 @@ from dataclasses import dataclass
 
 import torch
 
+from infodisent import _native
+
 ENV = "INFODISENT_BACKEND"
 
 
 class BackendError(RuntimeError):
     """An explicitly chosen backend cannot serve this call."""
+
+
+NATIVE_OPS = ("rotation",)
+"""Operators with a compiled version."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,16 @@ class Call:
     op: str
     device: str
     dtype: torch.dtype
+
+
+def _native_objection(call: Call) -> str | None:
+    if call.op not in NATIVE_OPS:
+        return "no compiled version of this operator"
+    if call.device not in ("cpu", "meta"):
+        return f"the compiled code runs on the cpu only, not on {call.device}"
+    if call.dtype not in _native.DTYPES:
+        return f"the compiled code takes float32 and float64 only, not {call.dtype}"
+    return _sparse_objection(call) or _native.objection()
 
 
 def _sparse_objection(call: Call) -> str | None:
@@ -52,6 +70,7 @@ def _reference_objection(call: Call) -> str | None:
 
 
 _TABLE: dict[str, Callable[[Call], str | None]] = {
+    "native": _native_objection,
     "sparse": _sparse_objection,
     "reference": _reference_objection,
 }

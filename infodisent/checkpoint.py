@@ -16,6 +16,9 @@ from infodisent.classifier import InfoDisentClassifier, attach
 from infodisent.preprocess import transform_config
 
 FORMAT = 1
+HEAD_OPTIONS = {
+    "bias", "nonneg", "rotate", "drop_rate", "parametrization", "rotation_precision",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def _rebuild(
             f"{path} names {len(metadata['classes'])} classes for {spec['num_classes']} outputs"
         )
     # Only what describes a structure: a file must not make this function fetch or open others.
-    strange = set(spec["head_options"]) - {"bias", "nonneg", "rotate", "drop_rate"}
+    strange = set(spec["head_options"]) - HEAD_OPTIONS
     strange |= {
         k for k in spec["model_kwargs"] if k.startswith(("pretrained", "checkpoint", "cache"))
     }

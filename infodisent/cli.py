@@ -132,6 +132,9 @@ def fit(
         str, typer.Option(help="How weights stay >= 0: relu, softplus, abs or projection.")
     ] = "projection",
     bias: Annotated[bool, typer.Option(help="Add a bias to every class.")] = False,
+    parametrization: Annotated[
+        str, typer.Option(help="Of the rotation: exp, or lie (cheaper steps, another path).")
+    ] = "exp",
     val_fraction: Annotated[float, typer.Option(help="Held-out part of every class.")] = 0.25,
     seed: SeedOption = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
@@ -168,6 +171,7 @@ def fit(
         pretrained=pretrained and weights is None,
         nonneg=nonneg,
         bias=bias,
+        parametrization=parametrization,
     )
     if weights is not None:
         pipeline.load_backbone(model, weights)

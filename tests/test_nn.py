@@ -84,7 +84,7 @@ def test_state_dict_round_trip():
 def test_rotation_is_computed_once_and_never_stale(monkeypatch):
     calls = []
     plain = ops.rotation
-    monkeypatch.setattr(ops, "rotation", lambda a: (calls.append(1), plain(a))[1])
+    monkeypatch.setattr(ops, "rotation", lambda a, **k: (calls.append(1), plain(a, **k))[1])
     module = Rotation(8)
     torch.nn.init.normal_(module.A)
     module.eval()
@@ -119,6 +119,10 @@ def test_rotation_is_computed_once_and_never_stale(monkeypatch):
         (lambda: InfoDisentHead(8, 3, num_prefix_tokens=1), "only in the token layouts"),
         (lambda: NonNegativeLinear(8, 0), "out_features is 0"),
         (lambda: Rotation(True), "num_features is True"),
+        (lambda: Rotation(8, parametrization="cayley"), "'cayley', allowed are exp, lie"),
+        (lambda: Rotation(8, precision="low"), "precision is 'low', allowed are full, half"),
+        (lambda: InfoDisentHead(8, 3, parametrization="x"), "parametrization is 'x'"),
+        (lambda: InfoDisentHead(8, 3, rotation_precision="x"), "rotation_precision is 'x'"),
         (lambda: MxPool(input_fmt="NC"), "allowed are NCHW"),
     ],
 )

@@ -10,70 +10,100 @@ from torch import Tensor
 from infodisent import backends, reference, sparse
 from infodisent._layout import check_float
 from infodisent.ops import _registry
+from infodisent.sparse._plans import PRECISIONS
+from infodisent.sparse.rotation import BLOCKS
 
 
-def rotation(A: Tensor) -> Tensor:
+def rotation(A: Tensor, *, precision: str = "full") -> Tensor:
     """The rotation matrix of a free square parameter, ``U = exp(A - A^T)``.
 
     Args:
         A: any real matrix, ``[C, C]``, float32 or float64; half matrices are computed in float32
             and the result is rounded to their dtype. ``A = 0`` gives the identity.
+        precision: "full": to the accuracy of the dtype computed in. "half": for heads that run in
+            half precision; polynomials of lower degree, whose error of up to 3e-4 is below the
+            rounding of U to bfloat16. The reference backend and float64 are always "full".
 
     Returns:
         U: ``[C, C]`` in A's dtype; orthogonal with determinant 1. Rotating a vector is ``U @ v``.
-        A NaN or Inf in A gives NaN in U.
+        A NaN or Inf in A gives NaN in U, and so does a norm that squares out of the dtype's
+        range (from about 1e9 in float32, where no digit would be left).
 
     The gradient is ``dA = Sbar - Sbar^T`` with Sbar the adjoint of the exponential at
-    ``S = A - A^T`` (reverse mode through the polynomial of `infodisent.sparse.rotation`; 8 products
-    of C x C, and 3 more per squaring). It can be taken once: double backward raises RuntimeError.
+    ``S = A - A^T``, by reverse mode through the polynomial (`infodisent.sparse.rotation`): at most
+    8 products of C x C and 2 more per squaring, at any scale of the upstream gradient. It can be
+    taken once: double backward raises RuntimeError.
+
+    Degree and squarings follow a bound of ``||S||_2`` that is read back from the device, one
+    number a call. While a CUDA graph is captured nothing may be read back: then the largest
+    polynomial and 4 squarings serve ``||S||_2`` up to 100, and a replay with a larger
+    bound gives NaN, never a wrong U.
 
     Raises:
         TypeError: A is not a floating-point tensor.
-        ValueError: A is not a square matrix, or has no rows.
+        ValueError: A is not a square matrix, or has no rows, or `precision` is unknown.
     """
     check_float("rotation", "A", A)
     if A.ndim != 2 or A.shape[0] != A.shape[1]:
         raise ValueError(f"rotation: A is {tuple(A.shape)}, must be a square matrix (C, C)")
     if A.shape[0] == 0:
         raise ValueError("rotation: A is (0, 0): no channels (C = 0)")
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"rotation: precision is {precision!r}, allowed are {', '.join(PRECISIONS)}"
+        )
     wide = A.float() if A.dtype in (torch.float16, torch.bfloat16) else A
-    if backends.select("rotation", A) == "reference":
+    backend = backends.select("rotation", wide)
+    if backend == "reference":
         with _registry.no_autocast(A):
             return reference.rotation(wide).to(A.dtype)
-    u: Tensor = _rotation(wide)[0]
+    u: Tensor = _rotation(wide, precision, backend == "native")[0]
     return u.to(A.dtype)
 
 
-def _impl(a: Tensor) -> tuple[Tensor, Tensor]:
-    return sparse.rotation.rotation(a)
+def _impl(a: Tensor, precision: str, native: bool) -> tuple[Tensor, Tensor, Tensor]:
+    return sparse.rotation.rotation(a.contiguous(), precision, native)
 
 
-def _fake(a: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(a, memory_format=torch.contiguous_format), a.new_empty(4, *a.shape)
+def _fake(a: Tensor, precision: str, native: bool) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(a, memory_format=torch.contiguous_format),
+        a.new_empty(BLOCKS, *a.shape),
+        torch.empty(2, dtype=torch.int64),
+    )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(inputs[0], output[1])
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    a, ctx.precision, ctx.native = inputs
+    ctx.save_for_backward(a, *output[1:])
 
 
-def _backward(ctx: Any, grad_u: Tensor, _: Tensor) -> Tensor:
-    a, powers = ctx.saved_tensors
-    result: Tensor = _rotation_backward(grad_u, a, powers)
-    return result
+def _backward(ctx: Any, grad_u: Tensor, *_: Any) -> tuple[Tensor, None, None]:
+    a, kept, info = ctx.saved_tensors
+    return _rotation_backward(grad_u, a, kept, info, ctx.precision, ctx.native), None, None
 
 
-def _backward_impl(grad_u: Tensor, a: Tensor, powers: Tensor) -> Tensor:
-    return sparse.rotation.rotation_backward(grad_u, a, powers)
+def _backward_impl(
+    grad_u: Tensor, a: Tensor, kept: Tensor, info: Tensor, precision: str, native: bool
+) -> Tensor:
+    return sparse.rotation.rotation_backward(
+        grad_u.contiguous(), a.contiguous(), kept, info, precision, native
+    )
 
 
-def _backward_fake(grad_u: Tensor, a: Tensor, powers: Tensor) -> Tensor:
+def _backward_fake(grad_u: Tensor, a: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(a, memory_format=torch.contiguous_format)
 
 
-_rotation = _registry.register("rotation", "(Tensor A) -> (Tensor U, Tensor powers)", _impl, _fake)
+_rotation = _registry.register(
+    "rotation",
+    "(Tensor A, str precision, bool native) -> (Tensor U, Tensor kept, Tensor info)",
+    _impl,
+    _fake,
+)
 _rotation_backward = _registry.register(
     "rotation_backward",
-    "(Tensor grad_U, Tensor A, Tensor powers) -> Tensor",
+    "(Tensor grad_U, Tensor A, Tensor kept, Tensor info, str precision, bool native) -> Tensor",
     _backward_impl,
     _backward_fake,
 )

@@ -1,159 +1,263 @@
-"""exp of a skew-symmetric matrix and its adjoint: 5 + 8 products, + 1 + 3 per squaring.
+"""exp of a skew-symmetric matrix and its adjoint: at most 3.5 + 8 products, + 1 + 2 a squaring.
 
-Forward: the degree-18 Taylor polynomial in the five-product form of Bader, Blanes and Casas,
-"Computing the Matrix Exponential with an Optimized Taylor Polynomial Approximation", Mathematics
-2019, 7(12), 1174. A skew matrix S is normal, so the polynomial's error depends on its spectral norm
-alone, and ``min(||S^2||_1^(1/2), ||S^6||_1^(1/6))`` bounds that norm with powers the polynomial
-forms anyway. The 1-norm of S, which `torch.matrix_exp` goes by, is far larger for
-large C and costs it several squarings in which it loses accuracy.
+Forward: the cheapest polynomial of `infodisent.sparse._plans` whose interval holds a bound of the
+spectral norm, read off ``S^2`` and ``S^4``, which every one of them forms anyway. The
+1-norm of S, which `torch.matrix_exp` goes by, is far larger for large C and costs it several
+squarings in which it loses accuracy.
 
 Backward: reverse mode through the same products. Even powers of S are symmetric and odd ones skew,
-so only the symmetric or skew part of each power's gradient matters, which saves half the products.
+so only that part of each power's gradient matters, which saves half the products there.
+
+Memory, in matrices of C x C beside A, U and their gradients: forward 3 while it runs, and it keeps
+3 or 4 and one more per squaring, up to 4; backward 8 while it runs.
 """
 
 from __future__ import annotations
 
 import math
-from functools import cache
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-# Row r: the coefficients of S, S^2, S^3, S^6 in the r-th polynomial; beside it the multiple of I.
-_COEFFICIENTS = (
-    (-0.100365581030144618291, -0.00802924648241156932449, -0.000892138498045729985177, 0.0),
-    (0.397849749499645077844, 1.36783778460411720168, 0.498289622525382669416,
-     -0.000637898194594723280150),
-    (1.68015813878906206114, 0.0571779846478865511061, -0.00698210122488052056106,
-     0.0000334975017086070470649),
-    (-0.0676404519071381882256, 0.0675961301770459654925, 0.0295552570429315521194,
-     -0.0000139180257516060693404),
-    (0.0, -0.0923364619367118555360, -0.0169364939002081722752, -0.0000140086798182036094347),
-)  # fmt: skip
-_IDENTITY = (0.0, 0.0, -10.9676396052962061844, -0.0904316832390810593223, 0.0)
+from infodisent.sparse import _passes
+from infodisent.sparse._plans import Plan, choose, norm_bound, plans
 
-THETA = {torch.float32: 3.0, torch.float64: 1.0}
-"""Largest spectral norm whose truncation error theta^19/19! is below the dtype's rounding."""
+Terms = list[tuple[float, Tensor]]
+Gather = Callable[[int, int, Tensor, Sequence[tuple[float, Tensor]]], Tensor]
+
+BLOCKS = 8
+"""Matrices in what forward keeps: three powers, one product, and `CHAIN` results to be squared."""
+CHAIN = 4
+"""Squarings whose inputs are kept. From the fifth on, backward squares again: + 1 product each."""
+CAPTURED_SQUARINGS = 4
+"""Squarings while a CUDA graph is captured, when nothing may be read back from the device."""
 
 
-@cache
-def _table(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(_COEFFICIENTS, dtype=dtype, device=device)
+def _capturing(a: Tensor) -> bool:
+    return a.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def squarings(powers: Tensor) -> int:
-    """How many squarings the bound asks for; `powers` as left by `_powers`, unscaled."""
-    square, _, sixth = powers[1:].unbind()
-    bound = min(
-        square.abs().sum(0).max().item() ** (1 / 2), sixth.abs().sum(0).max().item() ** (1 / 6)
-    )
-    theta = THETA[powers.dtype]
-    if not math.isfinite(bound) or bound <= theta:
-        return 0  # NaN and Inf run through the polynomial once and come out as NaN
-    return math.ceil(math.log2(bound / theta))
+def _blocks(kept: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    blocks = list(kept.unbind())
+    return blocks[: BLOCKS - CHAIN], blocks[BLOCKS - CHAIN :]
 
 
-def _powers(s: Tensor) -> Tensor:
-    """S, S^2, S^3, S^6 as one [4, C, C] block, so that every combination of them is one product."""
-    powers = torch.empty(4, *s.shape, dtype=s.dtype, device=s.device)
-    powers[0] = s
-    torch.mm(s, s, out=powers[1])
-    torch.mm(s, powers[1], out=powers[2])
-    torch.mm(powers[2], powers[2], out=powers[3])
-    return powers
+def _skew(native: bool, a: Tensor, out: Tensor) -> None:
+    _passes.combine(native, [a], [out], [[1.0]], [-1])
 
 
-def _combine(table: Tensor, blocks: Tensor) -> Tensor:
-    """Linear combinations of C x C blocks in one pass: [r, k] x [k, C, C] -> [r, C, C]."""
-    n = blocks.shape[-1]
-    return torch.mm(table, blocks.reshape(blocks.shape[0], n * n)).view(-1, n, n)
+def _form_powers(native: bool, s: Tensor, powers: list[Tensor]) -> list[tuple[int, Tensor]]:
+    """Form the powers that every plan of the dtype has; those whose norms bound that of S."""
+    square, second, third = powers[:3]
+    _passes.product(native, s, s, square, 1)
+    if plans(s.dtype)[0].cube:
+        _passes.product(native, s, square, second, -1)
+        _passes.product(native, second, second, third, 1)
+        return [(2, square), (6, third)]
+    _passes.product(native, square, square, second, 1)
+    return [(2, square), (4, second)]
 
 
-def _polynomials(powers: Tensor) -> Tensor:
-    polynomials = _combine(_table(powers.dtype, powers.device), powers)
-    for row, multiple in enumerate(_IDENTITY):
-        if multiple:
-            polynomials[row].diagonal().add_(multiple)
-    return polynomials
+def _bound(native: bool, s: Tensor, powers: list[Tensor]) -> float:
+    found = _form_powers(native, s, powers)
+    return norm_bound(*((k, *_passes.norms(native, power)) for k, power in found))
 
 
-def rotation(a: Tensor) -> tuple[Tensor, Tensor]:
+def _device_bound(s: Tensor, powers: list[Tensor]) -> Tensor:
+    """The same without reading anything back from the device."""
+    bounds = []
+    for k, power in _form_powers(False, s, powers):
+        wide = power.double()
+        bounds += [
+            torch.linalg.vector_norm(wide, 1, dim=1).amax().pow(1 / k),
+            (torch.linalg.vector_norm(wide).square() / 2).pow(1 / (2 * k)),
+        ]
+    return torch.stack(bounds).amin()
+
+
+def _basis(plan: Plan, s: Tensor, powers: list[Tensor]) -> list[Tensor]:
+    """The matrices that coefficients refer to."""
+    found = [s, powers[0], powers[1]]
+    if plan.cube or plan.q:
+        found.append(powers[2])
+    if len(plan.products) > 1:
+        found.append(powers[3])
+    return found
+
+
+def _sum(
+    native: bool, rows: list[tuple[float, ...]], basis: list[Tensor], outputs: list[Tensor]
+) -> None:
+    """Several sums over the basis in one pass."""
+    coefficient = [[*row, *[0.0] * (len(basis) - len(row))] for row in rows]
+    _passes.combine(native, basis, outputs, coefficient, [0] * len(rows))
+
+
+def rotation(a: Tensor, precision: str, native: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Forward.
 
     Args:
-        a: [C, C] float32 or float64.
+        a: [C, C] float32 or float64, contiguous.
+        precision: see `infodisent.ops.rotation`.
+        native: use the compiled passes.
 
     Returns:
-        U = exp(a - a^T) [C, C], and the scaled powers [4, C, C] that the backward starts from.
+        U = exp(a - a^T) [C, C]; what backward needs, [BLOCKS, C, C], of which it reads the part it
+        needs (the rest is never written and, on the CPU, takes no memory); and [2] int64 on the
+        CPU: number of the plan, squarings.
     """
-    s = a - a.mT
-    largest = s.abs().sum(0).max().item() if s.numel() else 0.0
-    # S^6 must not overflow: beyond this, scale by the 1-norm before any power is formed.
-    early = math.ceil(math.log2(largest)) if 1e4 < largest < math.inf else 0
-    if early:
-        s = s * 2.0**-early
-    powers = _powers(s)
-    late = squarings(powers)
-    if late:
-        factor = 2.0**-late
-        for block, degree in zip(powers, (1, 2, 3, 6), strict=True):
-            block.mul_(factor**degree)
-    u = _evaluate(_polynomials(powers))[0]
-    for _ in range(early + late):
-        u = u @ u
-    return u, powers
+    n = len(a)
+    kept = a.new_empty(BLOCKS, n, n)
+    powers, chain = _blocks(kept)
+    s, u = torch.empty_like(powers[0]), torch.empty_like(powers[0])
+    left, right = torch.empty_like(s), torch.empty_like(s)
+    _skew(native, a, s)
+    poison = None
+    table = plans(a.dtype, precision)
+    if _capturing(a):
+        number, squarings = len(table) - 1, CAPTURED_SQUARINGS
+        served = _device_bound(s, powers) <= table[number].theta * 2**squarings
+        poison = torch.where(served, 0.0, math.nan).to(a.dtype)
+    else:
+        bound = _bound(native, s, powers)
+        number, squarings = choose(bound, a.dtype, precision)
+    plan = table[number].scaled(squarings)
+    current = chain[0] if squarings else u
+    _base(native, plan, s, powers, (left, right), current)
+    for k in range(1, squarings + 1):
+        spare = right if current is left else left
+        target = u if k == squarings else chain[k] if k < CHAIN else spare
+        torch.addmm(current, current, current, beta=2, out=target)
+        current = target
+    u.diagonal().add_(1)
+    if poison is not None:
+        u.add_(poison)
+    return u, kept, torch.tensor([number, squarings])
 
 
-def _evaluate(p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The last two products: U = p1 + (p2 + p9) p9 with p9 = p0 p4 + p3."""
-    p9 = torch.addmm(p[3], p[0], p[4])
-    left = p[2] + p9
-    return torch.addmm(p[1], left, p9), p9, left
+def _base(
+    native: bool,
+    plan: Plan,
+    s: Tensor,
+    powers: list[Tensor],
+    work: tuple[Tensor, Tensor],
+    out: Tensor,
+) -> None:
+    """``out = p(S) - I``, leaving Q and P_1 in `powers`."""
+    left, right = work
+    if plan.q:
+        _sum(native, [plan.q], [s, *powers[:2]], [left])
+        _passes.product(native, left, left, powers[2], 1)
+    basis = _basis(plan, s, powers)
+    if len(plan.products) > 1:
+        _sum(native, list(plan.products[0]), basis[:-1], [left, right])
+        torch.mm(left, right, out=powers[3])
+    _sum(native, [*plan.products[-1], plan.last], basis, [left, right, out])
+    torch.addmm(out, left, right, out=out)
 
 
-def rotation_backward(grad: Tensor, a: Tensor, powers: Tensor) -> Tensor:
-    """dA [C, C] = Sbar - Sbar^T, Sbar the adjoint of exp at S = a - a^T applied to grad = dL/dU."""
-    table = _table(powers.dtype, powers.device)
-    s, square, cube, _ = powers.unbind()
-    p = _polynomials(powers)
-    u, p9, left = _evaluate(p)
-    # a - a^T = 2^k s exactly, so the number of squarings can be read off any nonzero entry's ratio.
-    k = _squarings_done(a, s)
-    chain = []
-    for _ in range(k):
-        chain.append(u)
-        u = u @ u
-    for v in reversed(chain):
-        grad = torch.addmm(grad @ v.mT, v.mT, grad)
-    g = torch.empty_like(p)
-    g[1] = grad
-    torch.mm(grad, p9.mT, out=g[2])
-    torch.addmm(g[2], left.mT, grad, out=g[3])
-    torch.mm(g[3], p[4].mT, out=g[0])
-    torch.mm(p[0].mT, g[3], out=g[4])
-    g_s, g_square, g_cube, g_sixth = _combine(table.mT.contiguous(), g).unbind()
-    # S^6 = S^3 S^3: with X the symmetric part, S^3 X = -(X S^3)^T, so one product gives both terms.
-    t = _symmetric(g_sixth) @ cube
-    g_cube = _skew(g_cube - t + t.mT)
-    # S^3 = S S^2
-    g_square = _symmetric(torch.addmm(g_square, s, g_cube, alpha=-1))
-    g_s = torch.addmm(g_s, g_cube, square)
-    # S^2 = S S
-    t = g_square @ s
-    g_s = g_s - t + t.mT
-    return (g_s - g_s.mT).mul_(2.0**-k)
+def rotation_backward(
+    grad: Tensor, a: Tensor, kept: Tensor, info: Tensor, precision: str, native: bool
+) -> Tensor:
+    """dA [C, C] = Sbar - Sbar^T, Sbar the adjoint of exp at S = a - a^T applied to grad = dL/dU.
+
+    `kept` and `info` are what forward returned.
+    """
+    number, squarings = info.tolist()
+    plan = plans(a.dtype, precision)[number].scaled(squarings)
+    powers, chain = _blocks(kept)
+    while len(chain) < squarings:
+        chain.append(torch.addmm(chain[-1], chain[-1], chain[-1], beta=2))
+    s, g, spare = torch.empty_like(a), grad.contiguous(), torch.empty_like(a)
+    _skew(native, a, s)
+    for k in reversed(range(squarings)):  # 2 W + W W: dW = 2 g + g W^T + W^T g
+        target = torch.empty_like(a) if g is grad else spare
+        torch.addmm(g, g, chain[k].mT, beta=2, out=target)
+        target.addmm_(chain[k].mT, g)
+        g, spare = target, (spare if target is not spare else g)
+    return _base_backward(native, plan, s, powers, g)
 
 
-def _squarings_done(a: Tensor, s: Tensor) -> int:
-    largest = s.abs().max().item() if s.numel() else 0.0
-    if not 0 < largest < math.inf:
-        return 0
-    return round(math.log2((a - a.mT).abs().max().item() / largest))
+def _base_backward(native: bool, plan: Plan, s: Tensor, powers: list[Tensor], g: Tensor) -> Tensor:
+    """The adjoint of `_base`, as dA."""
+    basis = _basis(plan, s, powers)
+    left, right = torch.empty_like(s), torch.empty_like(s)
+    grads, rows = [g], [plan.last]
+    for k in reversed(range(len(plan.products))):
+        if k < len(plan.products) - 1:  # dP_1; nothing but the sums after it holds P_1
+            g = torch.empty_like(s)
+            weights = [row[-1] for row in rows]
+            _passes.combine(native, grads, [g], [weights], [0])
+            rows = [row[:-1] for row in rows]
+        pair = plan.products[k]
+        _sum(native, list(pair), basis[: len(pair[0])], [left, right])
+        for factor in (0, 1):
+            out = torch.empty_like(s)
+            if factor == 0:
+                torch.mm(g, right.mT, out=out)
+            else:
+                torch.mm(left.mT, g, out=out)
+            grads.append(out)
+            rows.append(pair[factor])
+
+    def gather(j: int, parity: int, into: Tensor, extra: Sequence[tuple[float, Tensor]]) -> Tensor:
+        """The symmetric or skew part of basis element j's gradient, and of twice `extra`."""
+        weights = [row[j] / 2 for row in rows] + [c for c, _ in extra]
+        sources = grads + [x for _, x in extra]
+        _passes.combine(native, sources, [into], [weights], [parity])
+        return into
+
+    powers_backward = _cube_backward if plan.cube else _square_backward
+    extra = powers_backward(native, plan, s, powers, gather, (left, right))
+    # dA = Sbar - Sbar^T, and of Sbar only the skew part counts
+    weights = [row[0] for row in rows] + [c for c, _ in extra]
+    sources = [*grads, *(x for _, x in extra)]
+    out = torch.empty_like(s)
+    _passes.combine(native, sources, [out], [weights], [-1])
+    return out
 
 
-def _symmetric(x: Tensor) -> Tensor:
-    return (x + x.mT).mul_(0.5)
+def _square_backward(
+    native: bool,
+    plan: Plan,
+    s: Tensor,
+    powers: list[Tensor],
+    gather: Gather,
+    work: tuple[Tensor, Tensor],
+) -> Terms:
+    """Reverse of ``X = S S, S^4 = X X, q = sum over I, X, S^4, Q = q q``; all but S symmetric."""
+    square, fourth = powers[:2]
+    left, right = work
+    q = torch.empty_like(s)
+    of_square: Terms = []
+    of_fourth: Terms = []
+    if plan.q:
+        t = torch.empty_like(s)
+        _sum(native, [plan.q], [s, square, fourth], [q])
+        torch.mm(gather(3, 1, left, ()), q, out=t)  # dq = dQ q + q dQ
+        of_square, of_fourth = [(plan.q[1], t)], [(plan.q[2], t)]
+    torch.mm(gather(2, 1, left, of_fourth), square, out=q)
+    torch.mm(gather(1, 1, left, [*of_square, (1.0, q)]), s, out=right)
+    return [(-2.0, right)]  # S is skew: dS = -(dX S + S dX)
 
 
-def _skew(x: Tensor) -> Tensor:
-    return (x - x.mT).mul_(0.5)
+def _cube_backward(
+    native: bool,
+    plan: Plan,
+    s: Tensor,
+    powers: list[Tensor],
+    gather: Gather,
+    work: tuple[Tensor, Tensor],
+) -> Terms:
+    """Reverse of ``X = S S, S^3 = S X, S^6 = S^3 S^3``."""
+    square, cube = powers[:2]
+    left, right = work
+    t = torch.empty_like(s)
+    torch.mm(gather(3, 1, left, ()), cube, out=t)  # S^3 is skew: -(dS^6 S^3 + S^3 dS^6)
+    g_cube = gather(2, -1, left, [(-1.0, t)])
+    torch.mm(s, g_cube, out=t)  # dX = -S dS^3
+    g_square = gather(1, 1, right, [(-0.5, t)])
+    torch.mm(g_cube, square, out=t)  # dS = dS^3 X
+    torch.mm(g_square, s, out=left)
+    return [(1.0, t), (-2.0, left)]
