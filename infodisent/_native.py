@@ -37,6 +37,14 @@ def objection() -> str | None:
     return _missing
 
 
+def describe() -> str:
+    """What was built, or why there is nothing; one line for `infodisent doctor`."""
+    if _missing is not None:
+        return f"{_missing}. Everything works without it, slower"
+    threads = "OpenMP" if _module.openmp else "no OpenMP: one thread"
+    return f"built ({_module.dispatch}; {threads})"
+
+
 def _address(x: Tensor, n: int) -> int:
     # The compiled code trusts what it is given, so this is the last place to look.
     if x.shape != (n, n) or not x.is_contiguous() or x.device.type != "cpu":

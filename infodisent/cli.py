@@ -308,13 +308,14 @@ def doctor() -> None:
 
     import torch
 
-    from infodisent import __version__, backends, ops
+    from infodisent import __version__, _native, backends, ops
     from infodisent._torchvision import ensure_torchvision
 
     facts = Table(title=f"infodisent {__version__}", show_header=False)
     facts.add_row("python", platform.python_version())
     facts.add_row("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
     facts.add_row("CPU", torch.backends.cpu.get_cpu_capability())
+    facts.add_row("native module", escape(_native.describe()))
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none visible to torch"
     facts.add_row("GPU", cuda)
     remedy = ensure_torchvision()
