@@ -21,7 +21,12 @@ ENV = "INFODISENT_BUILD"
 MODE = os.environ.get(ENV, "auto")
 if MODE not in ("auto", "0", "1"):
     sys.exit(f"{ENV} is {MODE!r}, allowed are auto, 0, 1")
-SOURCES = ["csrc/bindings.cpp", "csrc/rotation_cpu.cpp"]
+SOURCES = [
+    "csrc/bindings.cpp",
+    "csrc/mx_pool_cpu.cpp",
+    "csrc/rotate_pool_cpu.cpp",
+    "csrc/rotation_cpu.cpp",
+]
 FLAGS = ["-O3", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
 

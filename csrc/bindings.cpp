@@ -4,10 +4,13 @@
 #include <pybind11/stl.h>
 
 #include <stdexcept>
-#include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
+#include "mx_pool.h"
 #include "parallel.h"
+#include "rotate_pool.h"
 #include "rotation.h"
 
 namespace py = pybind11;
@@ -57,6 +60,83 @@ std::pair<double, double> norms(Address x, int64_t n, bool wide, int threads) {
   return {result[0], result[1]};
 }
 
+template <typename T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Calls f with a Map of the element type that `dtype` stands for; the codes are those of
+// infodisent/_native.py.
+template <typename F>
+void with_map(int dtype, Address x, int64_t images, int64_t pixels, int64_t channels,
+              int64_t image_stride, int64_t pixel_stride, int64_t channel_stride, F f) {
+  using namespace infodisent;
+  const auto run = [&](auto* data) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
+    py::gil_scoped_release free;
+    f(Map<T>{data, images, pixels, channels, image_stride, pixel_stride, channel_stride});
+  };
+  if (dtype == 0)
+    run(at<const float>(x));
+  else if (dtype == 1)
+    run(at<const BFloat16>(x));
+  else if (dtype == 2)
+    run(at<const Float16>(x));
+  else if (dtype == 3)
+    run(at<const double>(x));
+  else
+    throw std::invalid_argument("unknown dtype code");
+}
+
+template <typename M>
+using WideOf = typename infodisent::Wide<
+    std::remove_const_t<std::remove_pointer_t<decltype(std::declval<M>().data)>>>::type;
+
+void mx_pool(Address y, int dtype, int64_t images, int64_t pixels, int64_t channels,
+             int64_t image_stride, int64_t pixel_stride, int64_t channel_stride, Address pos,
+             Address neg, Address pos_index, Address neg_index, int threads) {
+  with_map(dtype, y, images, pixels, channels, image_stride, pixel_stride, channel_stride,
+           [&](const auto& map) {
+             using A = WideOf<decltype(map)>;
+             infodisent::mx_pool(map, at<A>(pos), at<A>(neg), at<int32_t>(pos_index),
+                                 at<int32_t>(neg_index), threads);
+           });
+}
+
+void rows(Address x, int dtype, int64_t images, int64_t pixels, int64_t channels,
+          int64_t image_stride, int64_t pixel_stride, int64_t channel_stride, Address out,
+          int threads) {
+  with_map(dtype, x, images, pixels, channels, image_stride, pixel_stride, channel_stride,
+           [&](const auto& map) {
+             infodisent::rows(map, at<WideOf<decltype(map)>>(out), threads);
+           });
+}
+
+void grad_u(Address x, int dtype, int64_t images, int64_t pixels, int64_t channels,
+            int64_t image_stride, int64_t pixel_stride, Address grad_pos, Address grad_neg,
+            Address pos_index, Address neg_index, Address du, bool accumulate, int threads) {
+  with_map(dtype, x, images, pixels, channels, image_stride, pixel_stride, 1,
+           [&](const auto& map) {
+             using A = WideOf<decltype(map)>;
+             infodisent::grad_u(map, at<const A>(grad_pos), at<const A>(grad_neg),
+                                at<const int32_t>(pos_index), at<const int32_t>(neg_index),
+                                at<A>(du), accumulate, threads);
+           });
+}
+
+void grad_x(Address u, bool wide, int64_t images, int64_t pixels, int64_t channels,
+            Address grad_pos, Address grad_neg, Address pos_index, Address neg_index, Address dx,
+            int threads) {
+  py::gil_scoped_release free;
+  const auto run = [&](auto zero) {
+    using A = decltype(zero);
+    infodisent::grad_x(at<const A>(u), at<const A>(grad_pos), at<const A>(grad_neg),
+                       at<const int32_t>(pos_index), at<const int32_t>(neg_index), at<A>(dx),
+                       images, pixels, channels, threads);
+  };
+  wide ? run(0.0) : run(0.0f);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -71,4 +151,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("mirror", &mirror, py::arg("x"), py::arg("n"), py::arg("sign"), py::arg("wide"),
         py::arg("threads"));
   m.def("norms", &norms, py::arg("x"), py::arg("n"), py::arg("wide"), py::arg("threads"));
+  m.def("mx_pool", &mx_pool);
+  m.def("rows", &rows);
+  m.def("grad_u", &grad_u);
+  m.def("grad_x", &grad_x);
 }

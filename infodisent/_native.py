@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float64)
+"""Of matrices."""
+CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+"""Of maps; the numbers are those of ``csrc/bindings.cpp``."""
 
 
 def _reason(error: ImportError) -> str:
@@ -88,3 +91,87 @@ def norms(x: Tensor) -> tuple[float, float]:
     wide = x.dtype == torch.float64
     found: tuple[float, float] = _module.norms(_address(x, n), n, wide, torch.get_num_threads())
     return found
+
+
+def _map(x: Tensor) -> tuple[int, ...]:
+    """A map [B, P, C] of any strides, as the compiled code takes it."""
+    if x.ndim != 3 or x.device.type != "cpu":
+        raise ValueError(f"native: a map is {tuple(x.shape)} on {x.device}, must be (B, P, C), cpu")
+    return (x.data_ptr(), CODES[x.dtype], *x.shape, *x.stride())
+
+
+def _values(tensors: tuple[Tensor, ...], shape: tuple[int, ...], dtype: torch.dtype) -> list[int]:
+    for t in tensors:
+        if t.shape != shape or t.dtype != dtype or not t.is_contiguous() or not t.is_cpu:
+            raise ValueError(
+                f"native: got {tuple(t.shape)} {t.dtype}, strides {t.stride()} on {t.device}; "
+                f"must be contiguous {shape} {dtype} on the cpu"
+            )
+    return [t.data_ptr() for t in tensors]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def mx_pool(y: Tensor, pos: Tensor, neg: Tensor, pos_index: Tensor, neg_index: Tensor) -> None:
+    """Pool y [B, P, C], any dtype and strides, into float32 (float64) and int32 [B, C]."""
+    shape = (y.shape[0], y.shape[2])
+    _module.mx_pool(
+        *_map(y),
+        *_values((pos, neg), shape, _wide(y.dtype)),
+        *_values((pos_index, neg_index), shape, torch.int32),
+        torch.get_num_threads(),
+    )
+
+
+def rows(x: Tensor, out: Tensor) -> None:
+    """x [B, P, C], any dtype and strides, to out [B·P, C], float32 (float64 for float64)."""
+    shape = (x.shape[0] * x.shape[1], x.shape[2])
+    _module.rows(*_map(x), *_values((out,), shape, _wide(x.dtype)), torch.get_num_threads())
+
+
+def grad_u(
+    x: Tensor,
+    grad_pos: Tensor,
+    grad_neg: Tensor,
+    pos_index: Tensor,
+    neg_index: Tensor,
+    du: Tensor,
+    accumulate: bool,
+) -> None:
+    """dU [C, C] from x [B, P, C] with contiguous channels; see ``csrc/rotate_pool.h``."""
+    if x.stride(2) != 1 and x.shape[2] > 1:
+        raise ValueError(f"native: channels of a map have stride {x.stride(2)}, must have 1")
+    shape, wide = (x.shape[0], x.shape[2]), _wide(x.dtype)
+    _module.grad_u(
+        *_map(x)[:-1],
+        *_values((grad_pos, grad_neg), shape, wide),
+        *_values((pos_index, neg_index), shape, torch.int32),
+        *_values((du,), (shape[1], shape[1]), wide),
+        accumulate,
+        torch.get_num_threads(),
+    )
+
+
+def grad_x(
+    u: Tensor,
+    grad_pos: Tensor,
+    grad_neg: Tensor,
+    pos_index: Tensor,
+    neg_index: Tensor,
+    dx: Tensor,
+) -> None:
+    """dX [B, P, C] from u [C, C]; see ``csrc/rotate_pool.h``."""
+    batch, pixels, channels = dx.shape
+    _module.grad_x(
+        *_values((u,), (channels, channels), u.dtype),
+        u.dtype == torch.float64,
+        batch,
+        pixels,
+        channels,
+        *_values((grad_pos, grad_neg), (batch, channels), u.dtype),
+        *_values((pos_index, neg_index), (batch, channels), torch.int32),
+        *_values((dx,), (batch, pixels, channels), u.dtype),
+        torch.get_num_threads(),
+    )

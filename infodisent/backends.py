@@ -3,7 +3,7 @@
 Three backends exist:
 
 ``native``
-    As ``sparse``, with the passes between the products in compiled code (``csrc/``).
+    As ``sparse``, with everything between the products in compiled code (``csrc/``).
 ``sparse``
     Library matrix products on chunks that stay in cache, one-pass pooling, and the sparse gradient
     of the contract. Plain PyTorch underneath, so it runs wherever torch does.
@@ -34,10 +34,6 @@ class BackendError(RuntimeError):
     """An explicitly chosen backend cannot serve this call."""
 
 
-NATIVE_OPS = ("rotation",)
-"""Operators with a compiled version."""
-
-
 @dataclass(frozen=True)
 class Call:
     """What a backend looks at to decide: the operator's stem, the device type, and the dtype."""
@@ -48,12 +44,8 @@ class Call:
 
 
 def _native_objection(call: Call) -> str | None:
-    if call.op not in NATIVE_OPS:
-        return "no compiled version of this operator"
     if call.device not in ("cpu", "meta"):
         return f"the compiled code runs on the cpu only, not on {call.device}"
-    if call.dtype not in _native.DTYPES:
-        return f"the compiled code takes float32 and float64 only, not {call.dtype}"
     return _sparse_objection(call) or _native.objection()
 
 
@@ -133,6 +125,11 @@ def select(op: str, tensor: torch.Tensor) -> str:
             raise BackendError(f"{op}: backend {name!r} cannot serve this call: {objection}")
         return name
     return next(name for name, objects in _TABLE.items() if objects(call) is None)
+
+
+def is_native(op: str, tensor: torch.Tensor) -> bool:
+    """Whether compiled code serves operator `op` on `tensor`; asked while an operator runs."""
+    return select(op, tensor) == "native"
 
 
 def explain(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from infodisent import _native, backends
 from infodisent._torchvision import ensure_torchvision
 
 ensure_torchvision()
@@ -18,6 +21,24 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+BACKENDS = [
+    pytest.param(
+        "native",
+        marks=pytest.mark.skipif(
+            _native.objection() is not None, reason=_native.objection() or "built"
+        ),
+    ),
+    "sparse",
+]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The test once with compiled code and once without."""
+    with backends.use_backend(request.param):
+        yield request.param
 
 
 @pytest.fixture

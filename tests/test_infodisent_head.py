@@ -34,6 +34,9 @@ def run(module, args, needs, **kwargs):
     return logits, pool, [leaf.grad for leaf in leaves]
 
 
+pytestmark = pytest.mark.usefixtures("backend")
+
+
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("nonneg", ["relu", "none"])
 @pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=4)))

@@ -127,7 +127,7 @@ def test_modes_without_gradients(mode):
     model(x).sum().backward()  # the cached rotation must not be an inference tensor
 
 
-@pytest.mark.parametrize("name", ["reference", "sparse", "auto"])
+@pytest.mark.parametrize("name", ["reference", "sparse", "auto", "native"])
 def test_backends_agree(name):
     x, u, w = torch.randn(3, 8, 4, 4), torch.linalg.qr(torch.randn(8, 8))[0], torch.rand(4, 8)
     wanted = reference.infodisent_head(x, u, w)
@@ -168,9 +168,7 @@ def test_backend_choice_raises_with_the_reason_and_auto_falls_back(monkeypatch):
         backends.set_backend("x")
     assert list(backends.explain("rotation")) == ["native", "sparse", "reference"]
     assert backends.explain("rotation")["sparse"] == "ok"
-    assert "no compiled version" in backends.explain("mx_pool")["native"]
     assert "cpu only, not on cuda" in backends.explain("rotation", "cuda")["native"]
-    assert "not torch.float16" in backends.explain("rotation", dtype=torch.float16)["native"]
 
 
 def test_meta_tensors_have_shapes():

@@ -8,21 +8,12 @@ import mpmath
 import pytest
 import torch
 
-from infodisent import _native, backends, ops, reference
+from infodisent import backends, ops, reference
 from infodisent.sparse import _plans
 from infodisent.sparse import rotation as sparse_rotation
 from tests.conftest import relative
 
 SIZES = [(1, 1.0), (2, 1.0), (5, 0.5), (33, 1e-13), (64, 0.05), (123, 0.3), (256, 0.02), (255, 2.0)]
-BACKENDS = [
-    "sparse",
-    pytest.param(
-        "native",
-        marks=pytest.mark.skipif(
-            _native.objection() is not None, reason=_native.objection() or "built"
-        ),
-    ),
-]
 ALL_PLANS = [
     pytest.param(plan, id=plan.name.replace(" ", "-"))
     for plan in (
@@ -31,12 +22,6 @@ ALL_PLANS = [
         *_plans.plans(torch.float64),
     )
 ]
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request):
-    with backends.use_backend(request.param):
-        yield request.param
 
 
 def skew_series(grad: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
@@ -349,7 +334,7 @@ def test_opcheck_compile_and_double_backward(backend):
     # test_aot_dispatch compares every output, and of `kept` only a part is ever written
     torch.library.opcheck(
         torch.ops.infodisent.rotation.default,
-        (a, "full", backend == "native"),
+        (a, "full"),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
     compiled = torch.compile(ops.rotation, backend="aot_eager", fullgraph=True)

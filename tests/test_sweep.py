@@ -8,13 +8,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from infodisent import ops, reference
-from infodisent.sparse import rotate_pool as impl
+from infodisent import native, ops, reference, sparse
 from tests.conftest import LAYOUTS, relative
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [pytest.param(s, id=f"seed{s}") for s in range(50)])
+@pytest.mark.usefixtures("backend")
 def test_sweep(seed, monkeypatch):
     g = torch.Generator().manual_seed(seed)
 
@@ -26,7 +26,9 @@ def test_sweep(seed, monkeypatch):
         shape = (draw(0, 7), draw(1, 130), draw(1, 15), draw(1, 15))
         dtype = (torch.float32, torch.float16, torch.bfloat16)[draw(0, 3)]
         fmt, prefix, build = list(LAYOUTS.values())[draw(0, len(LAYOUTS))]
-        monkeypatch.setattr(impl, "CHUNK_BYTES", (1, 50_000, 8 << 20)[draw(0, 3)])
+        chunk = (1, 50_000, 8 << 20)[draw(0, 3)]
+        for backend in (native, sparse):
+            monkeypatch.setattr(backend.rotate_pool, "CHUNK_BYTES", chunk)
         x = torch.randn(shape, generator=g).to(dtype)
         u = torch.linalg.qr(torch.randn(shape[1], shape[1], generator=g))[0].to(dtype)
         w = torch.randn(draw(1, 20), shape[1], generator=g).to(dtype)

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infodisent import backends, reference, sparse
-from infodisent._layout import check_float, check_same_device, to_bpc
+from infodisent import backends, reference
+from infodisent._layout import check_float, check_same_device
 from infodisent.ops import _registry
 from infodisent.ops.mx_pool import empty_pool
-from infodisent.ops.rotate_pool import check_rotation_fits, gradients
+from infodisent.ops.rotate_pool import check_rotation_fits, forward, gradients
 from infodisent.reference import SparsePool
 
 NONNEG = ("relu", "none")
@@ -118,9 +118,7 @@ def _impl(
     input_fmt: str,
     num_prefix_tokens: int,
 ) -> _Five:
-    pos, neg, pos_index, neg_index = sparse.rotate_pool.rotate_pool(
-        to_bpc(x, input_fmt, num_prefix_tokens), u
-    )
+    pos, neg, pos_index, neg_index = forward(x, u, input_fmt, num_prefix_tokens)
     dtype = _registry.value_dtype(pos.dtype, weight.dtype)
     w = _effective(weight, relu, dtype)
     logits = torch.nn.functional.linear(

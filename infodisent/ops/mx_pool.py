@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infodisent import backends, reference, sparse
+from infodisent import backends, native, reference, sparse
 from infodisent._layout import check_map, from_bpc, map_size, to_bpc
 from infodisent.ops import _registry
 from infodisent.reference import SparsePool
@@ -47,7 +47,9 @@ _Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _impl(y: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:
-    return sparse.mx_pool.mx_pool(to_bpc(y, input_fmt, num_prefix_tokens))
+    backend = native if backends.is_native("mx_pool", y) else sparse
+    pooled: _Four = backend.mx_pool.mx_pool(to_bpc(y, input_fmt, num_prefix_tokens))
+    return pooled
 
 
 def _fake(y: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:

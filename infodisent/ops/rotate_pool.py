@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from infodisent import backends, reference, sparse
+from infodisent import backends, native, reference, sparse
 from infodisent._layout import (
     check_float,
     check_map,
@@ -78,8 +78,11 @@ def check_rotation_fits(
 _Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _impl(x: Tensor, u: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:
-    return sparse.rotate_pool.rotate_pool(to_bpc(x, input_fmt, num_prefix_tokens), u)
+def forward(x: Tensor, u: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:
+    """pos, neg, pos_index, neg_index, by the backend in force."""
+    backend = native if backends.is_native("rotate_pool", x) else sparse
+    pooled: _Four = backend.rotate_pool.rotate_pool(to_bpc(x, input_fmt, num_prefix_tokens), u)
+    return pooled
 
 
 def _fake(x: Tensor, u: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:
@@ -140,7 +143,8 @@ def _backward_impl(
     need_x: bool,
     need_u: bool,
 ) -> tuple[Tensor, Tensor]:
-    dx, du = sparse.rotate_pool.rotate_pool_backward(
+    backend = native if backends.is_native("rotate_pool", x) else sparse
+    dx, du = backend.rotate_pool.rotate_pool_backward(
         grad_pos,
         grad_neg,
         to_bpc(x, input_fmt, num_prefix_tokens),
@@ -181,7 +185,7 @@ _rotate_pool = _registry.register(
     "rotate_pool",
     "(Tensor x, Tensor U, str input_fmt, int num_prefix_tokens) -> "
     "(Tensor pos, Tensor neg, Tensor pos_index, Tensor neg_index)",
-    _impl,
+    forward,
     _fake,
 )
 _rotate_pool_backward = _registry.register(

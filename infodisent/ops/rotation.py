@@ -21,7 +21,7 @@ def rotation(A: Tensor, *, precision: str = "full") -> Tensor:
         A: any real matrix, ``[C, C]``, float32 or float64; half matrices are computed in float32
             and the result is rounded to their dtype. ``A = 0`` gives the identity.
         precision: "full": to the accuracy of the dtype computed in. "half": for heads that run in
-            half precision; polynomials of lower degree, whose error of up to 3e-4 is below the
+            half precision; polynomials of lower degree, whose error of up to 6e-4 is below the
             rounding of U to bfloat16. The reference backend and float64 are always "full".
 
     Returns:
@@ -53,19 +53,19 @@ def rotation(A: Tensor, *, precision: str = "full") -> Tensor:
             f"rotation: precision is {precision!r}, allowed are {', '.join(PRECISIONS)}"
         )
     wide = A.float() if A.dtype in (torch.float16, torch.bfloat16) else A
-    backend = backends.select("rotation", wide)
-    if backend == "reference":
+    if backends.select("rotation", wide) == "reference":
         with _registry.no_autocast(A):
             return reference.rotation(wide).to(A.dtype)
-    u: Tensor = _rotation(wide, precision, backend == "native")[0]
+    u: Tensor = _rotation(wide, precision)[0]
     return u.to(A.dtype)
 
 
-def _impl(a: Tensor, precision: str, native: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _impl(a: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
+    native = backends.is_native("rotation", a)
     return sparse.rotation.rotation(a.contiguous(), precision, native)
 
 
-def _fake(a: Tensor, precision: str, native: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(a: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(a, memory_format=torch.contiguous_format),
         a.new_empty(BLOCKS, *a.shape),
@@ -74,18 +74,17 @@ def _fake(a: Tensor, precision: str, native: bool) -> tuple[Tensor, Tensor, Tens
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    a, ctx.precision, ctx.native = inputs
+    a, ctx.precision = inputs
     ctx.save_for_backward(a, *output[1:])
 
 
-def _backward(ctx: Any, grad_u: Tensor, *_: Any) -> tuple[Tensor, None, None]:
+def _backward(ctx: Any, grad_u: Tensor, *_: Any) -> tuple[Tensor, None]:
     a, kept, info = ctx.saved_tensors
-    return _rotation_backward(grad_u, a, kept, info, ctx.precision, ctx.native), None, None
+    return _rotation_backward(grad_u, a, kept, info, ctx.precision), None
 
 
-def _backward_impl(
-    grad_u: Tensor, a: Tensor, kept: Tensor, info: Tensor, precision: str, native: bool
-) -> Tensor:
+def _backward_impl(grad_u: Tensor, a: Tensor, kept: Tensor, info: Tensor, precision: str) -> Tensor:
+    native = backends.is_native("rotation", a)
     return sparse.rotation.rotation_backward(
         grad_u.contiguous(), a.contiguous(), kept, info, precision, native
     )
@@ -97,13 +96,13 @@ def _backward_fake(grad_u: Tensor, a: Tensor, *_: Any) -> Tensor:
 
 _rotation = _registry.register(
     "rotation",
-    "(Tensor A, str precision, bool native) -> (Tensor U, Tensor kept, Tensor info)",
+    "(Tensor A, str precision) -> (Tensor U, Tensor kept, Tensor info)",
     _impl,
     _fake,
 )
 _rotation_backward = _registry.register(
     "rotation_backward",
-    "(Tensor grad_U, Tensor A, Tensor kept, Tensor info, str precision, bool native) -> Tensor",
+    "(Tensor grad_U, Tensor A, Tensor kept, Tensor info, str precision) -> Tensor",
     _backward_impl,
     _backward_fake,
 )

@@ -1,0 +1,25 @@
+"""One compiled pass over the map for both values and both locations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from infodisent import _native
+
+
+def mx_pool(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pool a map.
+
+    Args:
+        y: [B, P, C], any floating dtype and strides.
+
+    Returns:
+        pos, neg [B, C] float32 (float64 for float64) and pos_index, neg_index [B, C] int32.
+    """
+    size = (y.shape[0], y.shape[2])
+    dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
+    pos, neg = (torch.empty(size, dtype=dtype) for _ in range(2))
+    pos_index, neg_index = (torch.empty(size, dtype=torch.int32) for _ in range(2))
+    _native.mx_pool(y, pos, neg, pos_index, neg_index)
+    return pos, neg, pos_index, neg_index

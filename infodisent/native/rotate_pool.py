@@ -1,0 +1,134 @@
+"""Rotate and pool by chunks of images: one flat library product, one compiled pass over its result.
+
+Maps with contiguous channels are read in place, prefix tokens included: a row more or less in the
+product costs less than a copy, and the pool steps over it. Other layouts and half maps are first
+laid out as float rows, a chunk at a time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from infodisent import _native
+
+CHUNK_BYTES = 8 << 20
+"""Size of one chunk of the rotated map, and of one chunk of rows where x must be laid out anew. It
+should stay in the last-level cache between product and pool, and be long enough for the product to
+run at full speed."""
+
+_WASTE = 1.25
+"""Rows of prefix tokens that may be multiplied along, as a factor."""
+
+
+def _compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """Maps are computed in float32; in float64 if an input is."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def _in_place(x: Tensor, dtype: torch.dtype) -> int:
+    """Rows from one image to the next if x is a set of contiguous rows already, else 0."""
+    batch, pixels, channels = x.shape
+    if x.dtype != dtype or x.stride(2) != 1 or x.stride(1) != channels:
+        return 0
+    step, rest = divmod(x.stride(0), channels) if batch > 1 else (pixels, 0)
+    return step if rest == 0 and pixels <= step <= _WASTE * pixels else 0
+
+
+def _as_rows(x: Tensor, step: int) -> Tensor:
+    """The rows from the first pixel of the first image to the last pixel of the last."""
+    batch, pixels, channels = x.shape
+    return x.as_strided(((batch - 1) * step + pixels, channels), (channels, 1))
+
+
+def rotate_pool(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Forward.
+
+    Args:
+        x: [B, P, C] floating point, any strides.
+        u: [C, C] floating point.
+
+    Returns:
+        pos, neg [B, C] float32 (float64 if an input is), pos_index, neg_index [B, C] int32.
+        Beside them it takes at most 2 · `CHUNK_BYTES`, or two images where those are larger.
+    """
+    batch, pixels, channels = x.shape
+    dtype = _compute_dtype(x.dtype, u.dtype)
+    if dtype == torch.float64:
+        x = x.to(dtype)
+    size = (batch, channels)
+    pos, neg = (torch.empty(size, dtype=dtype) for _ in range(2))
+    pos_index, neg_index = (torch.empty(size, dtype=torch.int32) for _ in range(2))
+    if batch == 0:
+        return pos, neg, pos_index, neg_index
+    ut = u.to(dtype).mT
+    step = _in_place(x, dtype)
+    stride = step or pixels
+    count = max(1, CHUNK_BYTES // (stride * channels * dtype.itemsize))
+    y = torch.empty(min(count, batch) * stride, channels, dtype=dtype)
+    rows = None if step else torch.empty_like(y)
+    for start in range(0, batch, count):
+        stop = min(start + count, batch)
+        part = x[start:stop]
+        if rows is None:
+            source = _as_rows(part, step)
+        else:
+            source = rows[: (stop - start) * pixels]
+            _native.rows(part, source)
+        torch.mm(source, ut, out=y[: len(source)])
+        _native.mx_pool(
+            y.as_strided((stop - start, pixels, channels), (stride * channels, channels, 1)),
+            pos[start:stop],
+            neg[start:stop],
+            pos_index[start:stop],
+            neg_index[start:stop],
+        )
+    return pos, neg, pos_index, neg_index
+
+
+def rotate_pool_backward(
+    grad_pos: Tensor,  # [B, C] gradient at the positive winners
+    grad_neg: Tensor,  # [B, C] gradient at the negative winners, d(pooled)/dY = +1 there
+    x: Tensor,  # [B, P, C]
+    u: Tensor,  # [C, C]
+    pos_index: Tensor,  # [B, C] int32
+    neg_index: Tensor,  # [B, C] int32
+    need_x: bool,
+    need_u: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """dX [B, P, C] and dU [C, C] in the dtypes of x and u, each only if needed."""
+    dtype = _compute_dtype(x.dtype, u.dtype)
+    grads = [g.to(dtype).contiguous() for g in (grad_pos, grad_neg)]
+    indices = [pos_index.contiguous(), neg_index.contiguous()]
+    du = _grad_u(x, grads, indices, dtype).to(u.dtype) if need_u else None
+    dx = None
+    if need_x:
+        wide = torch.empty(x.shape, dtype=dtype)
+        rotation = u.to(dtype).contiguous()
+        _native.grad_x(rotation, grads[0], grads[1], indices[0], indices[1], wide)
+        dx = wide.to(x.dtype)
+    return dx, du
+
+
+def _grad_u(x: Tensor, grads: list[Tensor], indices: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """Gather-accumulate of the winners' rows."""
+    batch, pixels, channels = x.shape
+    if dtype == torch.float64:
+        x = x.to(dtype)
+    du = torch.empty(channels, channels, dtype=dtype)
+    if batch == 0:
+        return du.zero_()
+    if x.stride(2) == 1:  # any dtype: a row is widened while it is added
+        _native.grad_u(x, grads[0], grads[1], indices[0], indices[1], du, False)
+        return du
+    # a pixel's channels lie apart: lay a chunk out as rows rather than gather single numbers
+    count = min(batch, max(1, CHUNK_BYTES // (pixels * channels * dtype.itemsize)))
+    rows = torch.empty(count * pixels, channels, dtype=dtype)
+    for start in range(0, batch, count):
+        stop = min(start + count, batch)
+        part = rows[: (stop - start) * pixels]
+        _native.rows(x[start:stop], part)
+        grad_pos, grad_neg, pos_index, neg_index = (t[start:stop] for t in (*grads, *indices))
+        images = part.view(stop - start, pixels, channels)
+        _native.grad_u(images, grad_pos, grad_neg, pos_index, neg_index, du, start > 0)
+    return du
