@@ -117,8 +117,22 @@ def select(op: str, tensor: torch.Tensor) -> str:
     Raises:
         BackendError: the explicitly chosen backend objects; the message holds its reason.
     """
-    call = Call(op, tensor.device.type, tensor.dtype)
     name = get_backend()
+    if torch.compiler.is_compiling():  # dynamo traces no caches
+        return _resolve(name, op, tensor.device.type, tensor.dtype)
+    # everything an objection depends on, so that a call does not ask again
+    key = (name, op, tensor.device.type, tensor.dtype, torch.onnx.is_in_onnx_export())
+    found = _resolved.get(key)
+    if found is None:
+        found = _resolved[key] = _resolve(*key[:4])
+    return found
+
+
+_resolved: dict[tuple[object, ...], str] = {}
+
+
+def _resolve(name: str, op: str, device: str, dtype: torch.dtype) -> str:
+    call = Call(op, device, dtype)
     if name != "auto":
         objection = _TABLE[name](call)
         if objection is not None:

@@ -67,23 +67,20 @@ def rotate_pool(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count = max(1, CHUNK_BYTES // (stride * channels * dtype.itemsize))
     y = torch.empty(min(count, batch) * stride, channels, dtype=dtype)
     rows = None if step else torch.empty_like(y)
+    outputs = pos, neg, pos_index, neg_index
     for start in range(0, batch, count):
         stop = min(start + count, batch)
-        part = x[start:stop]
+        whole = stop - start == batch  # a slice is a microsecond, and a small map takes ten
+        part = x if whole else x[start:stop]
         if rows is None:
             source = _as_rows(part, step)
         else:
             source = rows[: (stop - start) * pixels]
             _native.rows(part, source)
         torch.mm(source, ut, out=y[: len(source)])
-        _native.mx_pool(
-            y.as_strided((stop - start, pixels, channels), (stride * channels, channels, 1)),
-            pos[start:stop],
-            neg[start:stop],
-            pos_index[start:stop],
-            neg_index[start:stop],
-        )
-    return pos, neg, pos_index, neg_index
+        rotated = y.as_strided((stop - start, pixels, channels), (stride * channels, channels, 1))
+        _native.mx_pool(rotated, *(outputs if whole else (t[start:stop] for t in outputs)))
+    return outputs
 
 
 def rotate_pool_backward(

@@ -41,6 +41,31 @@ def register_gradient(
     )
 
 
+def _nothing_watches() -> bool:
+    try:
+        return (
+            torch._C._len_torch_dispatch_stack() == 0
+            and torch._C._functorch.peek_interpreter_stack() is None
+        )
+    except AttributeError:  # another torch: take the long way
+        return False
+
+
+def direct(*tensors: Tensor | None) -> bool:
+    """Whether an operator may be run without torch's dispatcher, which costs 30 µs a call.
+
+    True where no gradient is asked for and nothing traces, transforms or records the call.
+    """
+    grad = torch.is_grad_enabled()
+    for t in tensors:
+        if t is not None and (type(t) not in _PLAIN or (grad and t.requires_grad)):
+            return False
+    return not torch.compiler.is_compiling() and _nothing_watches()
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
 def _without_autocast(impl: Callable[..., Any]) -> Callable[..., Any]:
     """Inside an operator the dtypes are decided: autocast must not touch its products."""
 

@@ -64,7 +64,8 @@ def infodisent_head(
                 num_prefix_tokens=num_prefix_tokens,
                 return_pool=return_pool,
             )
-    logits, pos, neg, pos_index, neg_index = _head(
+    run = _impl if _registry.direct(x, U, weight, bias) else _head
+    logits, pos, neg, pos_index, neg_index = run(
         x, U, weight, bias, nonneg == "relu", input_fmt, num_prefix_tokens
     )
     if not return_pool:
@@ -121,9 +122,10 @@ def _impl(
     pos, neg, pos_index, neg_index = forward(x, u, input_fmt, num_prefix_tokens)
     dtype = _registry.value_dtype(pos.dtype, weight.dtype)
     w = _effective(weight, relu, dtype)
-    logits = torch.nn.functional.linear(
-        (pos - neg).to(dtype), w, None if bias is None else bias.to(dtype)
-    )
+    with _registry.no_autocast(x):
+        logits = torch.nn.functional.linear(
+            (pos - neg).to(dtype), w, None if bias is None else bias.to(dtype)
+        )
     return logits.to(weight.dtype), pos, neg, pos_index, neg_index
 
 

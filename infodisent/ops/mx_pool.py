@@ -39,7 +39,8 @@ def mx_pool(y: Tensor, *, input_fmt: str = "NCHW", num_prefix_tokens: int = 0) -
     check_map("mx_pool", "y", y, input_fmt, num_prefix_tokens)
     if backends.select("mx_pool", y) == "reference":
         return reference.mx_pool(y, input_fmt=input_fmt, num_prefix_tokens=num_prefix_tokens)
-    pos, neg, pos_index, neg_index = _mx_pool(y, input_fmt, num_prefix_tokens)
+    run = _impl if _registry.direct(y) else _mx_pool
+    pos, neg, pos_index, neg_index = run(y, input_fmt, num_prefix_tokens)
     return SparsePool(pos - neg, pos, neg, pos_index, neg_index)
 
 

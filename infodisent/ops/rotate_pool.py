@@ -56,7 +56,8 @@ def rotate_pool(
             return reference.rotate_pool(
                 x, U, input_fmt=input_fmt, num_prefix_tokens=num_prefix_tokens
             )
-    pos, neg, pos_index, neg_index = _rotate_pool(x, U, input_fmt, num_prefix_tokens)
+    run = forward if _registry.direct(x, U) else _rotate_pool
+    pos, neg, pos_index, neg_index = run(x, U, input_fmt, num_prefix_tokens)
     return SparsePool(pos - neg, pos, neg, pos_index, neg_index)
 
 
@@ -81,7 +82,8 @@ _Four = tuple[Tensor, Tensor, Tensor, Tensor]
 def forward(x: Tensor, u: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:
     """pos, neg, pos_index, neg_index, by the backend in force."""
     backend = native if backends.is_native("rotate_pool", x) else sparse
-    pooled: _Four = backend.rotate_pool.rotate_pool(to_bpc(x, input_fmt, num_prefix_tokens), u)
+    with _registry.no_autocast(x):
+        pooled: _Four = backend.rotate_pool.rotate_pool(to_bpc(x, input_fmt, num_prefix_tokens), u)
     return pooled
 
 
