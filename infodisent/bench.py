@@ -30,7 +30,8 @@ SHAPES = {
     "maxvit_tiny_tf_224": (512, 7, 7),
     "tf_efficientnet_lite0": (1280, 7, 7),
 }
-OPS = ("rotation", "mx_pool", "rotate_pool", "infodisent_head")
+OPS = ("rotation", "mx_pool", "rotate_pool", "infodisent_head", "training_step")
+"""The operators, and one whole step of the head's training: rotation, head, and both gradients."""
 MODES = ("forward", "forward+backward")
 CLASSES = 1000
 
@@ -60,6 +61,8 @@ class Case:
         if self.op == "mx_pool":
             return (x.requires_grad_(),)
         u = ops.rotation(a).to(self.dtype).requires_grad_()
+        if self.op == "training_step":
+            u = a.requires_grad_()
         if self.op == "rotate_pool":
             return x, u
         weight = torch.randn(CLASSES, c, generator=g).to(**kind)  # type: ignore[call-overload]
@@ -103,6 +106,22 @@ class Orthogonal(nn.Module):
         return weight
 
 
+class _ProductAlone:
+    """The flat matrix product that rotate_pool contains, on rows laid out beforehand."""
+
+    def __init__(self) -> None:
+        self.rows: Tensor | None = None
+
+    def __call__(self, x: Tensor, u: Tensor) -> Tensor:
+        if self.rows is None:
+            self.rows = x.flatten(2).mT.reshape(-1, x.shape[1]).contiguous()
+        return torch.mm(self.rows, u.mT)
+
+
+def _training_step(module: Any) -> Function:
+    return lambda x, a, weight: module.infodisent_head(x, module.rotation(a), weight)
+
+
 def peers(case: Case) -> dict[str, Function]:
     """The implementations to compare, ours first; those that do not compute the same are marked."""
     if case.op == "rotation":
@@ -118,6 +137,11 @@ def peers(case: Case) -> dict[str, Function]:
         eager: Function = reference.infodisent_head  # type: ignore[assignment]
         ours: Function = ops.infodisent_head  # type: ignore[assignment]
         return {"infodisent": ours, "eager": eager, "torch.compile": torch.compile(eager)}
+    if case.op == "training_step":
+        return {
+            "infodisent": _training_step(ops),
+            "eager, torch.matrix_exp": _training_step(reference),
+        }
     eager = _pooled(reference, case.op)
     found = {
         "infodisent": _pooled(ops, case.op),
@@ -127,6 +151,8 @@ def peers(case: Case) -> dict[str, Function]:
     if case.op == "rotate_pool":
         found["conv2d + max-pool"] = _conv_max_pool
         found["GEMM + aminmax"] = _gemm_aminmax
+        if case.mode == "forward":
+            found["GEMM alone†"] = _ProductAlone()
     return found
 
 
@@ -135,7 +161,8 @@ def check(case: Case, functions: dict[str, Function]) -> dict[str, float]:
 
     Raises:
         AssertionError: an implementation computes something else. Names marked * are only
-            checked for orthogonality, since they are other maps of another parameter.
+            checked for orthogonality, since they are other maps of another parameter; those marked
+            † are a part of the work and not checked.
     """
     inputs = case.inputs()
     wide = [t.detach().double() for t in inputs]
@@ -144,12 +171,16 @@ def check(case: Case, functions: dict[str, Function]) -> dict[str, float]:
         if case.op == "rotation"
         else reference.infodisent_head(*wide)  # type: ignore[arg-type]
         if case.op == "infodisent_head"
+        else _training_step(reference)(*wide)
+        if case.op == "training_step"
         else _pooled(reference, case.op)(*wide)
     )
     assert isinstance(truth, Tensor)
     bound = 1e-4 if case.dtype == torch.float32 else 3e-2
     errors = {}
     for name, function in functions.items():
+        if name.endswith("†"):
+            continue
         with torch.no_grad():
             out = function(*inputs).double()
         if name.endswith("*"):
@@ -246,7 +277,7 @@ def cases(
     found: dict[tuple[object, ...], Case] = {}
     for op in op_names:
         for shape in shapes:
-            for mode in modes:
+            for mode in modes if op != "training_step" else ("forward+backward",):
                 size = SHAPES[shape][0] if op == "rotation" else SHAPES[shape]
                 case = Case(op, shape, batch, mode, dtype, device)
                 found.setdefault((op, size, mode), case)

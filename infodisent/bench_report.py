@@ -55,6 +55,8 @@ def run_bench(
     console.print("[dim]" + ", ".join(f"{k} {v}" for k, v in machine.items()))
     if "rotation" in op_names:
         console.print("[dim]* another map to the orthogonal matrices, for comparison of cost only")
+    if "rotate_pool" in op_names:
+        console.print("[dim]† part of the work: the matrix product, on rows laid out beforehand")
     if json is not None:
         write_json(json, report)
     return report

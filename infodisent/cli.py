@@ -270,7 +270,8 @@ def bench(
     op: Annotated[
         list[str] | None,
         typer.Option(
-            help="rotation, mx_pool, rotate_pool, infodisent_head; default: all but mx_pool."
+            help="Any of rotation, mx_pool, rotate_pool, infodisent_head, training_step; "
+            "default: all but mx_pool and training_step."
         ),
     ] = None,
     shape: Annotated[

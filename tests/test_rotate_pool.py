@@ -271,7 +271,7 @@ def test_any_shape(batch, channels, height, width, chunk, quantise, seed):
         x, u = x.round(), torch.eye(channels, dtype=torch.float64)
     leaves = []
     with (
-        mock.patch.object(native.rotate_pool, "CHUNK_BYTES", chunk),
+        mock.patch.object(native.rotate_pool, "CHUNK_ROWS", chunk),
         mock.patch.object(sparse.rotate_pool, "CHUNK_BYTES", chunk),
     ):
         for module in (ops, reference):

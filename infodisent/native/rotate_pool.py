@@ -12,10 +12,10 @@ from torch import Tensor
 
 from infodisent import _native
 
-CHUNK_BYTES = 8 << 20
-"""Size of one chunk of the rotated map, and of one chunk of rows where x must be laid out anew. It
-should stay in the last-level cache between product and pool, and be long enough for the product to
-run at full speed."""
+CHUNK_ROWS = 1024
+"""Rows (pixels) that are rotated at a time. The rotated chunk should stay in cache until it is
+pooled, and the product be long enough to pay for the packing of U: measured, see
+``benchmarks/chunk.py``."""
 
 _WASTE = 1.25
 """Rows of prefix tokens that may be multiplied along, as a factor."""
@@ -35,6 +35,11 @@ def _in_place(x: Tensor, dtype: torch.dtype) -> int:
     return step if rest == 0 and pixels <= step <= _WASTE * pixels else 0
 
 
+def _images(pixels: int) -> int:
+    """Images in a chunk."""
+    return max(1, CHUNK_ROWS // pixels)
+
+
 def _as_rows(x: Tensor, step: int) -> Tensor:
     """The rows from the first pixel of the first image to the last pixel of the last."""
     batch, pixels, channels = x.shape
@@ -50,7 +55,8 @@ def rotate_pool(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     Returns:
         pos, neg [B, C] float32 (float64 if an input is), pos_index, neg_index [B, C] int32.
-        Beside them it takes at most 2 · `CHUNK_BYTES`, or two images where those are larger.
+        Beside them it takes at most two chunks of float rows (`CHUNK_ROWS` · C, or one image where
+        that is more).
     """
     batch, pixels, channels = x.shape
     dtype = _compute_dtype(x.dtype, u.dtype)
@@ -64,7 +70,7 @@ def rotate_pool(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     ut = u.to(dtype).mT
     step = _in_place(x, dtype)
     stride = step or pixels
-    count = max(1, CHUNK_BYTES // (stride * channels * dtype.itemsize))
+    count = _images(stride)
     y = torch.empty(min(count, batch) * stride, channels, dtype=dtype)
     rows = None if step else torch.empty_like(y)
     outputs = pos, neg, pos_index, neg_index
@@ -119,7 +125,7 @@ def _grad_u(x: Tensor, grads: list[Tensor], indices: list[Tensor], dtype: torch.
         _native.grad_u(x, grads[0], grads[1], indices[0], indices[1], du, False)
         return du
     # a pixel's channels lie apart: lay a chunk out as rows rather than gather single numbers
-    count = min(batch, max(1, CHUNK_BYTES // (pixels * channels * dtype.itemsize)))
+    count = min(batch, _images(pixels))
     rows = torch.empty(count * pixels, channels, dtype=dtype)
     for start in range(0, batch, count):
         stop = min(start + count, batch)

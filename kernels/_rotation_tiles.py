@@ -1,0 +1,334 @@
+"""Triton kernels of `rotation` on C x C float32 matrices, row-major, and their tile sizes.
+
+Every launch of `product` and `combine` reads a number from device memory first and returns at once
+where it is not above a level: so one fixed sequence of launches serves every norm, and the host
+never waits to know which polynomial it was. What the numbers are: `infodisent.kernels.rotation`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+
+PRODUCTS = ("tf32x3", "bf16x3", "ieee", "tf32")
+"""How a product is computed; all of them add up in float32.
+
+tf32x3: three tensor-core products of TF32 parts, about float32's accuracy. bf16x3: the same of
+bfloat16 parts, about 2^-16, for ``precision="half"``. ieee: float32, no tensor cores. tf32: one
+tensor-core product, about 2^-11.
+"""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A product's tile [block, block], its step along K, and how it is launched."""
+
+    block: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+# Not measured on a GPU yet. Chosen so that nothing spills on sm_80, sm_90 and sm_100 as compiled by
+# Triton 3.9 (tests/test_kernels_rotation.py), and, below 1024, for a tile on every multiprocessor.
+# Sizes that are no multiple of 16 need a mask and an address for each element, and take the small
+# tile. The first row that fits is taken.
+# (least C, multiple of, least compute capability, products or all, tiles)
+TILES = (
+    (0, 1, 0, ("ieee",), Tiles(64, 32, 8, 3)),
+    (1024, 16, 90, PRODUCTS, Tiles(128, 32, 8, 3)),
+    (1024, 16, 0, ("tf32x3",), Tiles(128, 16, 8, 4)),
+    (1024, 16, 0, PRODUCTS, Tiles(128, 32, 8, 3)),
+    (0, 1, 0, PRODUCTS, Tiles(64, 32, 4, 3)),
+)
+GROUP = 8  # tile rows that share the columns of B in L2
+COMBINE_BLOCK = 32
+NORM_ROWS, NORM_COLS = 16, 128
+MOVE_BLOCK = 1024
+
+
+def tiles(n: int, products: str, capability: int) -> Tiles:
+    """The tiles for C = n on compute capability 80, 90, ..."""
+    return next(
+        found
+        for least, multiple, least_capability, served, found in TILES
+        if n >= least
+        and n % multiple == 0
+        and capability >= least_capability
+        and products in served
+    )
+
+
+@triton.jit
+def _triangle(p):
+    """Program p of a lower triangle of tiles, row by row: its (row, column), row >= column."""
+    row = ((tl.sqrt(8.0 * p + 1.0) - 1.0) * 0.5).to(tl.int32)
+    row -= (row * (row + 1) // 2 > p).to(tl.int32)  # the root was rounded
+    row += ((row + 1) * (row + 2) // 2 <= p).to(tl.int32)
+    return row, p - row * (row + 1) // 2
+
+
+@triton.jit
+def _accumulate(
+    total,  # [BLOCK, BLOCK]
+    a,  # [C, C]
+    b,  # [C, C]
+    i,
+    j,
+    C,
+    TRANS_A: tl.constexpr,
+    TRANS_B: tl.constexpr,
+    PRODUCTS: tl.constexpr,
+    EMULATE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Add tile (i, j) of ``op(a) op(b)``, op the transpose or nothing."""
+    step_a = C if TRANS_A else 1  # from op(a)[m, k] to op(a)[m, k + 1]
+    step_b = 1 if TRANS_B else C
+    outer = tl.arange(0, BLOCK)
+    inner = tl.arange(0, BLOCK_K)
+    # a 64-bit address for the tile and 32-bit offsets in it: half the registers
+    a += i.to(tl.int64) * BLOCK * (1 if TRANS_A else C)
+    b += j.to(tl.int64) * BLOCK * (C if TRANS_B else 1)
+    a_at = outer[:, None] * (1 if TRANS_A else C) + inner[None, :] * step_a
+    b_at = outer[None, :] * (C if TRANS_B else 1) + inner[:, None] * step_b
+    a_mask = outer[:, None] < C - i * BLOCK
+    b_mask = outer[None, :] < C - j * BLOCK
+    for start in range(0, C, BLOCK_K):
+        x = tl.load(a + a_at, mask=a_mask & (inner[None, :] < C - start), other=0.0)
+        y = tl.load(b + b_at, mask=b_mask & (inner[:, None] < C - start), other=0.0)
+        if PRODUCTS == "bf16x3":
+            # x y = (xh + xl) (yh + yl) without xl yl, the small terms first
+            xh = x.to(tl.bfloat16)
+            xl = (x - xh.to(tl.float32)).to(tl.bfloat16)
+            yh = y.to(tl.bfloat16)
+            yl = (y - yh.to(tl.float32)).to(tl.bfloat16)
+            if EMULATE:  # Triton's interpreter multiplies the bits of bfloat16 as integers
+                xh, xl = xh.to(tl.float32), xl.to(tl.float32)
+                yh, yl = yh.to(tl.float32), yl.to(tl.float32)
+            total = tl.dot(xl, yh, total)
+            total = tl.dot(xh, yl, total)
+            total = tl.dot(xh, yh, total)
+        else:
+            total = tl.dot(x, y, total, input_precision=PRODUCTS)
+        a += BLOCK_K * step_a
+        b += BLOCK_K * step_b
+    return total
+
+
+@triton.jit(do_not_specialize=["flag", "level"])
+def product_kernel(
+    a,  # [C, C]
+    b,  # [C, C]
+    d,  # [C, C] or None; may be out
+    out,  # [C, C], none of a and b
+    numbers,  # [WIDTH]
+    flag,  # the product is needed where numbers[flag] > level
+    level,
+    beta,
+    C,
+    TRANS_A: tl.constexpr,
+    TRANS_B: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    BOTH: tl.constexpr,
+    PRODUCTS: tl.constexpr,
+    EMULATE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """``out = op(a) op(b) [+ op(b) op(a)] [+ beta d]``.
+
+    BOTH adds the product in the other order, in the same sum. SYMMETRIC: the result is known to be
+    symmetric; only the tiles of the lower triangle are launched, and each is written twice.
+    """
+    if tl.load(numbers + flag) <= level:
+        return
+    p = tl.program_id(0)
+    if SYMMETRIC:
+        i, j = _triangle(p)
+    else:
+        # down GROUP tiles, then to the right: programs that run together share rows and columns
+        across = tl.cdiv(C, BLOCK)
+        first = p // (GROUP * across) * GROUP
+        height = tl.minimum(across - first, GROUP)
+        i = first + p % (GROUP * across) % height
+        j = p % (GROUP * across) // height
+    total = tl.zeros((BLOCK, BLOCK), tl.float32)
+    total = _accumulate(
+        total, a, b, i, j, C, TRANS_A, TRANS_B, PRODUCTS, EMULATE, BLOCK, BLOCK_K
+    )  # fmt: skip
+    if BOTH:
+        total = _accumulate(
+            total, b, a, i, j, C, TRANS_B, TRANS_A, PRODUCTS, EMULATE, BLOCK, BLOCK_K
+        )  # fmt: skip
+    down = tl.arange(0, BLOCK)[:, None]
+    right = tl.arange(0, BLOCK)[None, :]
+    mask = (down < C - i * BLOCK) & (right < C - j * BLOCK)
+    corner = i.to(tl.int64) * BLOCK * C + j * BLOCK
+    if d is not None:
+        total += beta * tl.load(d + corner + (down * C + right), mask=mask, other=0.0)
+    if SYMMETRIC:
+        # on the diagonal each element is written once: the two roundings of a pair may differ
+        below = (i - j) * BLOCK + down - right
+        mirrored = out + (j.to(tl.int64) * BLOCK * C + i * BLOCK)
+        tl.store(mirrored + (right * C + down), total, mask=mask & (below > 0))
+        mask = mask & (below >= 0)
+    tl.store(out + corner + (down * C + right), total, mask=mask)
+
+
+@triton.jit(do_not_specialize=["flag", "row"])
+def combine_kernel(
+    inputs,  # tuple of N [C, C]
+    outputs,  # tuple of R [C, C]; may be inputs
+    numbers,  # [WIDTH]
+    flag,  # the sums are needed where numbers[flag] > 0
+    row,  # numbers[row + r * N + k] is the coefficient of input k in output r
+    C,
+    PARITY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """``out_r = P(sum_k c_rk in_k)``, P(M) = M, ``M + M^T``, ``M - M^T`` for PARITY 0, 1, -1.
+
+    A program makes a tile of the lower triangle and its mirror image, so it reads all that it
+    overwrites. An input whose coefficient is 0 is not read: it may never have been written.
+    """
+    if tl.load(numbers + flag) <= 0:
+        return
+    i, j = _triangle(tl.program_id(0))
+    high = i * BLOCK + tl.arange(0, BLOCK)
+    left = j * BLOCK + tl.arange(0, BLOCK)
+    at = high.to(tl.int64)[:, None] * C + left[None, :]
+    mirror_at = left.to(tl.int64)[:, None] * C + high[None, :]
+    N: tl.constexpr = len(inputs)
+    lower = ()
+    upper = ()
+    for r in tl.static_range(len(outputs)):
+        low = tl.zeros((BLOCK, BLOCK), tl.float32)
+        up = tl.zeros((BLOCK, BLOCK), tl.float32)
+        for k in tl.static_range(N):
+            c = tl.load(numbers + row + r * N + k)
+            end = tl.where(c != 0, C, 0)  # of the rows to read
+            low_mask = (high < end)[:, None] & (left < C)[None, :]
+            up_mask = (left < end)[:, None] & (high < C)[None, :]
+            low += c * tl.load(inputs[k] + at, mask=low_mask, other=0.0)
+            up += c * tl.load(inputs[k] + mirror_at, mask=up_mask, other=0.0)
+        if PARITY != 0:
+            low = low + PARITY * tl.trans(up)
+            up = PARITY * tl.trans(low)
+        lower = lower + (low,)  # noqa: RUF005  (Triton has no starred tuples)
+        upper = upper + (up,)  # noqa: RUF005
+    tl.debug_barrier()  # every thread has read before one writes
+    for r in tl.static_range(len(outputs)):
+        tl.store(outputs[r] + at, lower[r], mask=(high < C)[:, None] & (left < C)[None, :])
+        tl.store(outputs[r] + mirror_at, upper[r], mask=(left < C)[:, None] & (high < C)[None, :])
+
+
+@triton.jit
+def norms_kernel(
+    powers,  # [2, C, C]: S^2, S^4
+    partial,  # [2, 2, blocks]: of each power the largest 1-norm of a row, and the sum of squares
+    C,
+    blocks,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """First stage of the norms of the two powers; what is left is one number a block of rows."""
+    block, power = tl.program_id(0), tl.program_id(1)
+    rows = block * ROWS + tl.arange(0, ROWS)[:, None]
+    columns = tl.arange(0, COLS)[None, :]
+    at = powers + power.to(tl.int64) * C * C + rows.to(tl.int64) * C + columns
+    one = tl.zeros((ROWS, COLS), tl.float32)
+    squares = tl.zeros((ROWS, COLS), tl.float32)
+    for start in range(0, C, COLS):
+        x = tl.load(at + start, mask=(rows < C) & (columns < C - start), other=0.0)
+        one += tl.abs(x)
+        squares += x * x
+    tl.store(partial + power * 2 * blocks + block, tl.max(tl.sum(one, 1), 0))
+    tl.store(partial + (power * 2 + 1) * blocks + block, tl.sum(tl.sum(squares, 1), 0))
+
+
+@triton.jit
+def decide_kernel(
+    partial,  # [2, 2, blocks], see norms_kernel
+    table,  # [PLANS, WIDTH]: the numbers of each plan for S, with theta and cost in the header
+    degree,  # [WIDTH]: what number i is to be multiplied by is 2^(-squarings * degree[i])
+    numbers,  # [WIDTH], written
+    blocks,
+    PLANS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MOST: tl.constexpr,
+    SQUARINGS: tl.constexpr,
+    ODD: tl.constexpr,
+    POISON: tl.constexpr,
+    THETA: tl.constexpr,
+    COST: tl.constexpr,
+):
+    """Bound ||S||_2, take the cheapest plan and write its numbers: one program.
+
+    As `norm_bound` and `choose` of `infodisent.sparse._plans`: ``||S^k||_2`` is at most the 1-norm
+    and, singular values coming in pairs, at most ``sqrt(sum of squares / 2)``. A plan serves with
+    the fewest squarings for which ``bound <= theta 2^squarings``, which is what ceil(log2) says,
+    without its rounding.
+    """
+    i = tl.arange(0, BLOCK)
+    inside = i < blocks
+    one2 = tl.max(tl.load(partial + i, mask=inside, other=0.0), 0)
+    squares2 = tl.sum(tl.load(partial + blocks + i, mask=inside, other=0.0), 0)
+    one4 = tl.max(tl.load(partial + 2 * blocks + i, mask=inside, other=0.0), 0)
+    squares4 = tl.sum(tl.load(partial + 3 * blocks + i, mask=inside, other=0.0), 0)
+    bound2 = tl.minimum(tl.sqrt(one2), tl.sqrt(tl.sqrt(squares2 / 2)))
+    bound4 = tl.minimum(tl.sqrt(one4), tl.sqrt(tl.sqrt(squares4 / 2)))
+    bound = tl.minimum(bound2, tl.sqrt(bound4)) * (1 + 1e-5)
+    # a NaN anywhere is in both sums of squares; minimum and maximum may drop it
+    finite = (squares2 == squares2) & (squares4 == squares4) & (bound < float("inf"))
+
+    count = tl.arange(0, 16)
+    best_cost = float("inf")
+    plan = PLANS - 1
+    squarings = 0
+    served = False
+    for index in tl.static_range(PLANS):
+        theta = tl.load(table + index * WIDTH + THETA)
+        needed = tl.sum((bound > theta * tl.exp2(count.to(tl.float32))).to(tl.int32), 0)
+        cost = tl.load(table + index * WIDTH + COST) + 3.0 * needed
+        better = finite & (needed <= MOST) & (cost < best_cost)
+        best_cost = tl.where(better, cost, best_cost)
+        plan = tl.where(better, index, plan)
+        squarings = tl.where(better, needed, squarings)
+        served = served | better
+
+    at = tl.arange(0, WIDTH)
+    power = -squarings.to(tl.float32) * tl.load(degree + at)
+    found = tl.load(table + plan * WIDTH + at) * tl.exp2(power)
+    found = tl.where(at == SQUARINGS, squarings.to(tl.float32), found)
+    found = tl.where(at == ODD, (squarings % 2).to(tl.float32), found)
+    found = tl.where(at == POISON, tl.where(served, 0.0, float("nan")), found)
+    tl.store(numbers + at, found)
+
+
+@triton.jit(do_not_specialize=["source_slot", "target_slot"])
+def move_kernel(
+    source,  # [slots, C, C]
+    target,  # [slots, C, C]
+    numbers,  # [WIDTH]
+    source_slot,  # numbers[source_slot] is the slot to read
+    target_slot,
+    poison,  # numbers[poison] is 0 or NaN
+    C,
+    IDENTITY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """``target[slot] = source[slot] + numbers[poison] [+ I]``, the slots read on the device."""
+    size = tl.cast(C, tl.int64) * C
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    source += tl.load(numbers + source_slot).to(tl.int64) * size
+    target += tl.load(numbers + target_slot).to(tl.int64) * size
+    x = tl.load(source + at, mask=at < size, other=0.0) + tl.load(numbers + poison)
+    if IDENTITY:
+        x += (at % (C + 1) == 0).to(tl.float32)
+    tl.store(target + at, x, mask=at < size)

@@ -1,0 +1,221 @@
+"""Compiles for GPUs, without one, what the host code of a Triton kernel launches.
+
+    python -m tests.kernel_compile rotation --arch 80 90 100 --size 512 2048 --products tf32x3
+
+The host code runs on meta tensors with the launcher replaced by a recorder, so that what is
+compiled is what is launched; then each distinct launch is compiled ahead of time. One JSON object a
+launch and architecture is printed: registers and bytes of spills as ptxas reports them, shared
+memory, the tensor-core instructions in the PTX, and the first line of the error if it failed.
+
+It must run in a process without TRITON_INTERPRET: see `run`, which tests call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+"""Bytes of shared memory that one program may have."""
+TENSOR_CORE = re.compile(r"(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)[\w.:]*")
+
+
+def kernels_module(name: str) -> ModuleType:
+    """``infodisent.kernels.<name>``; from a checkout that is not installed ``kernels.<name>``."""
+    try:
+        return importlib.import_module(f"infodisent.kernels.{name}")
+    except ModuleNotFoundError as error:
+        if error.name not in ("infodisent.kernels", f"infodisent.kernels.{name}"):
+            raise
+        return importlib.import_module(f"kernels.{name}")
+
+
+def interpret(test_file: str) -> str:
+    """Run a test file under Triton's interpreter, in another process; what pytest printed.
+
+    Triton decides when a kernel is decorated, and its own library's when it is imported, which
+    torchvision does: too early for a test.
+    """
+    command = [sys.executable, "-m", "pytest", test_file, "-p", "no:cacheprovider"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise AssertionError(done.stdout + done.stderr)
+    return done.stdout
+
+
+def _rotation(size: int, products: str, arch: int) -> None:
+    import torch
+
+    module = kernels_module("rotation")
+    module.capability = lambda device: arch
+    a = torch.empty(size, size, device="meta")
+    _, kept, info = module.rotation(a, "full", products)
+    module.rotation_backward(a, a, kept, info, "full", products)
+
+
+CALLS: dict[str, Callable[[int, str, int], None]] = {"rotation": _rotation}
+"""Host code of each operator, by stem: (size, products, architecture)."""
+
+
+@contextlib.contextmanager
+def recorder() -> Iterator[list[tuple[Any, dict[str, Any]]]]:
+    """Collects (kernel, arguments by name and options) of the launches in the block."""
+    from triton.runtime.jit import JITFunction
+
+    launches: list[tuple[Any, dict[str, Any]]] = []
+    plain = JITFunction.run
+
+    def run(self, *args, grid, warmup, **kwargs):
+        launches.append((self, {**dict(zip(self.arg_names, args)), **kwargs}))
+
+    JITFunction.run = run
+    try:
+        yield launches
+    finally:
+        JITFunction.run = plain
+
+
+def _specialize(value: Any, aligned: bool, special: bool) -> tuple[Any, Any, dict[tuple, Any]]:
+    """(type, constant or None, attributes by path) of one argument, as Triton's launcher does."""
+    divisible = [["tt.divisibility", 16]]
+    if isinstance(value, tuple):
+        parts = [_specialize(v, aligned, special) for v in value]
+        attributes = {(i, *path): v for i, part in enumerate(parts) for path, v in part[2].items()}
+        return tuple(part[0] for part in parts), None, attributes
+    if value is None or (isinstance(value, int) and value == 1 and special):
+        return "constexpr", value, {}
+    if isinstance(value, int):
+        return "i32", None, {(): divisible} if special and value % 16 == 0 else {}
+    if isinstance(value, float):
+        return "fp32", None, {}
+    return "*fp32", None, {(): divisible} if aligned else {}
+
+
+def compile_launch(kernel: Any, arguments: dict[str, Any], arch: int) -> dict[str, Any]:
+    """Compile one recorded launch."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature: dict[str, Any] = {}
+    constants: dict[tuple, Any] = {}
+    attributes: dict[tuple, Any] = {}
+    shown = []
+    c = arguments.get("C", 16)
+    for i, parameter in enumerate(kernel.params):
+        name, value = parameter.name, arguments[parameter.name]
+        if parameter.is_constexpr:
+            signature[name], constants[(i,)] = "constexpr", value
+            if value is True or isinstance(value, str):
+                shown.append(value if isinstance(value, str) else name)
+            continue
+        # parts of a stack of [C, C] matrices are as aligned as C^2 is
+        kind, constant, found = _specialize(value, c % 2 == 0, not parameter.do_not_specialize)
+        signature[name] = kind
+        if kind == "constexpr":
+            constants[(i,)] = constant
+        attributes.update({(i, *path): v for path, v in found.items()})
+        if isinstance(value, tuple):
+            shown.append(f"{name}={len(value)}")
+        if name == "d" and value is not None:
+            shown.append("d")
+    options = {k: arguments[k] for k in ("num_warps", "num_stages") if k in arguments}
+    shown += [f"{k}={arguments[k]}" for k in ("PARITY", "BLOCK", "BLOCK_K") if k in arguments]
+    found = {"kernel": kernel.__name__, "what": " ".join(shown), "C": c, "arch": arch, **options}
+    start = time.perf_counter()
+    log = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(log):
+            compiled = triton.compile(
+                ASTSource(kernel, signature, constants, attributes),
+                target=GPUTarget("cuda", arch, 32),
+                options=options,
+            )
+    except Exception as error:
+        return {**found, "error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    registers = re.search(r"Used (\d+) registers", log.getvalue())
+    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", log.getvalue())
+    instructions = sorted(set(TENSOR_CORE.findall(compiled.asm["ptx"])))
+    return {
+        **found,
+        "registers": int(registers[1]),
+        "spills": sum(map(int, spills)),
+        "shared": compiled.metadata.shared,
+        "instructions": instructions,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def compile_all(stem: str, archs: list[int], sizes: list[int], products: list[str]) -> None:
+    """Compile every distinct launch and print a line each."""
+    from triton import knobs
+
+    knobs.nvidia.dump_ptxas_log = True
+    knobs.compilation.always_compile = True  # the cache has no log
+    seen = set()
+    for arch, size, product in itertools.product(archs, sizes, products):
+        with recorder() as launches:
+            CALLS[stem](size, product, arch)
+        for kernel, arguments in launches:
+            key = (arch, kernel.__name__, *map(str, _key(kernel, arguments)))
+            if key not in seen:
+                seen.add(key)
+                print(json.dumps(compile_launch(kernel, arguments, arch)), flush=True)
+
+
+def _key(kernel: Any, arguments: dict[str, Any]) -> Iterator[Any]:
+    """What tells launches apart once compiled."""
+    plain = {p.name for p in kernel.params if p.do_not_specialize}
+    for name, value in arguments.items():
+        if isinstance(value, tuple):
+            yield name, len(value)
+        elif isinstance(value, (bool, str)) or value is None:
+            yield name, value
+        elif isinstance(value, int) and name not in plain:
+            # sizes that are compiled alike are one
+            constant = (name.isupper() and name != "C") or name.startswith("num_")
+            yield name, value if constant else (value == 1, value % 16 == 0)
+        else:
+            yield name
+
+
+def run(stem: str, archs: list[int], sizes: list[int], products: list[str]) -> list[dict[str, Any]]:
+    """Compile in another process, where Triton does not interpret."""
+    command = [sys.executable, "-m", "tests.kernel_compile", stem]
+    for option, values in (("arch", archs), ("size", sizes), ("products", products)):
+        command += [f"--{option}", *map(str, values)]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stem", choices=CALLS)
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
+    parser.add_argument("--size", type=int, nargs="+", default=[512, 2048])
+    parser.add_argument("--products", nargs="+", default=["tf32x3"])
+    options = parser.parse_args()
+    compile_all(options.stem, options.arch, options.size, options.products)
+
+
+if __name__ == "__main__":
+    main()

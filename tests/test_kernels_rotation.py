@@ -1,0 +1,227 @@
+"""The Triton kernels of rotation: value and gradient in Triton's interpreter, and the machine code.
+
+With a GPU the same tests run on it. Without one, `test_in_the_interpreter` runs this file again
+under the interpreter, where bfloat16 parts are multiplied as float32 ones: its product of bfloat16
+is wrong.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import re
+
+import pytest
+import torch
+
+from infodisent.sparse._plans import choose, norm_bound, plans
+from tests import kernel_compile
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+rotation = kernel_compile.kernels_module("rotation")
+GPU = torch.cuda.is_available()
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+
+runs = pytest.mark.skipif(
+    not GPU and not INTERPRETED, reason="no GPU; test_in_the_interpreter runs it"
+)
+compiles = pytest.mark.skipif(INTERPRETED, reason="nothing is compiled in the interpreter")
+
+EPS = torch.finfo(torch.float32).eps
+NORMS = (0.0, 1e-6, 0.3, 1.5, 2.5, 5.0, 12.0, 40.0)
+CASES = [(n, norm) for n in (1, 2, 17) for norm in NORMS] + [(33, 2.5), (33, 40.0), (70, 5.0)]
+
+
+def matrix(n: int, norm: float) -> torch.Tensor:
+    """A float32 matrix A for which ``||A - A^T||_2`` is `norm`."""
+    a = torch.randn(n, n, dtype=torch.float64)
+    if n > 1:
+        a *= norm / torch.linalg.matrix_norm(a - a.mT, 2)
+    return a.float()
+
+
+def run(
+    a: torch.Tensor, grad: torch.Tensor, precision: str = "full", products: str = "ieee"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """U, dA, what was kept, and the numbers, on the CPU."""
+    a, grad = a.to(DEVICE), grad.to(DEVICE)
+    u, kept, numbers = rotation.rotation(a, precision, products)
+    d_a = rotation.rotation_backward(grad, a, kept, numbers, precision, products)
+    return u.cpu(), d_a.cpu(), kept.cpu(), numbers.cpu()
+
+
+def exact(a: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    leaf = a.clone().requires_grad_()
+    u = torch.matrix_exp(leaf - leaf.mT)
+    u.backward(grad)
+    return u.detach(), leaf.grad
+
+
+def chosen(a: torch.Tensor, precision: str) -> tuple[int, int]:
+    """Plan and squarings, as the host chooses them."""
+    s = a - a.mT
+    powers = [(2, s @ s), (4, s @ s @ s @ s)]
+    bound = norm_bound(
+        *((k, x.abs().sum(1).max().item(), x.square().sum().item()) for k, x in powers)
+    )
+    return choose(bound, torch.float32, precision)
+
+
+@runs
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(("n", "norm"), CASES)
+def test_value_and_gradient(n, norm):
+    a, grad = matrix(n, norm), torch.randn(n, n)
+    u, d_a, _, numbers = run(a, grad)
+    truth = exact(a.double(), grad.double())
+    eager = exact(a, grad)
+    for found, true, other in zip((u, d_a), truth, eager):
+        bound = 2 * (other - true).abs().max() + 16 * EPS * n**0.5
+        assert (found - true).abs().max() <= bound
+    assert tuple(numbers[[rotation.PLAN, rotation.SQUARINGS]].int().tolist()) == chosen(a, "full")
+
+
+@runs
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("products", ["bf16x3", "tf32x3"])
+@pytest.mark.parametrize("norm", [0.0, 1.5, 4.0, 30.0])
+def test_half(norm, products):
+    a, grad = matrix(20, norm), torch.randn(20, 20)
+    u, d_a, _, numbers = run(a, grad, "half", products)
+    true_u, true_d_a = exact(a.double(), grad.double())
+    assert (u - true_u).abs().max() <= 1e-3  # a quarter of a bfloat16 rounding of entries up to 1
+    assert (d_a - true_d_a).norm() <= 1e-3 * true_d_a.norm()
+    assert tuple(numbers[[rotation.PLAN, rotation.SQUARINGS]].int().tolist()) == chosen(a, "half")
+
+
+@runs
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("n", [48, 50])
+def test_many_tiles(n, monkeypatch):
+    """Both orders of tiles past one group of rows and several blocks of the norms."""
+    kernels = rotation.kernels
+    monkeypatch.setattr(
+        kernels, "TILES", ((0, 1, 0, kernels.PRODUCTS, kernels.Tiles(16, 16, 4, 1)),)
+    )
+    monkeypatch.setattr(kernels, "GROUP", 3)
+    monkeypatch.setattr(kernels, "COMBINE_BLOCK", 16)
+    monkeypatch.setattr(kernels, "NORM_COLS", 32)
+    test_value_and_gradient(n, 10.0)
+
+
+@runs
+@pytest.mark.usefixtures("poisoned")
+def test_what_is_not_needed_is_not_launched():
+    _, _, kept, numbers = run(matrix(9, 0.3), torch.randn(9, 9))  # neither Q, nor P_1, nor squares
+    assert numbers[rotation.PLAN] == 0
+    written = [not block.isnan().all() for block in kept]
+    assert written == [True, True, False, False, True] + [False] * rotation.MOST
+
+
+@runs
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
+def test_nonfinite_is_nan(value):
+    a = matrix(18, 1.0)
+    a[3, 5] = value
+    u, d_a, _, numbers = run(a, torch.randn(18, 18))
+    assert u.isnan().all()
+    assert d_a.isnan().all()
+    assert numbers[rotation.PLAN] == len(plans(torch.float32)) - 1
+    assert numbers[rotation.SQUARINGS] == 0
+
+
+@runs
+@pytest.mark.usefixtures("poisoned")
+def test_largest_norms():
+    a, grad = matrix(6, 1), torch.randn(6, 6)
+    a /= chosen_bound(a)
+    u, _, _, numbers = run(a * 6.4 * 2**8 * (1 - 1e-3), grad)
+    assert numbers[rotation.SQUARINGS] == 8
+    assert (u @ u.mT - torch.eye(6)).abs().max() < 1e-2
+    for factor in (6.4 * 2**8 * (1 + 1e-3), 1e5, 1e9, 1e12, 1e30):
+        u, d_a, _, _ = run(a * factor, grad)
+        assert u.isnan().all()
+        assert d_a.isnan().all()
+
+
+def chosen_bound(a: torch.Tensor) -> float:
+    s = (a - a.mT).double()
+    powers = [(2, s @ s), (4, s @ s @ s @ s)]
+    return norm_bound(
+        *((k, x.abs().sum(1).max().item(), x.square().sum().item()) for k, x in powers)
+    )
+
+
+@runs
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("precision", ["full", "half"])
+def test_decision(precision):
+    """Plan, squarings and every coefficient, over the range of norms, as the host has them."""
+    table = plans(torch.float32, precision)
+    seen = set()
+    for bound in torch.logspace(-3, math.log10(table[-1].theta * 2**8.5), 120).tolist():
+        powers = torch.tensor([bound**2, bound**4]).view(2, 1, 1)
+        expected = norm_bound(*((k, x, x * x) for k, x in zip((2, 4), powers.flatten().tolist())))
+        numbers = torch.empty(rotation.WIDTH, device=DEVICE)
+        rotation._decide(powers.to(DEVICE), numbers, precision)
+        numbers = numbers.cpu()
+        number, squarings = choose(expected, torch.float32, precision)
+        if squarings > rotation.MOST:
+            # one more squaring of a smaller plan may cost as much as the plan that serves
+            served = expected <= table[-1].theta * 2**rotation.MOST
+            assert numbers[rotation.POISON].isnan() == (not served)
+            continue
+        seen.add((number, squarings))
+        assert numbers[rotation.POISON] == 0
+        assert numbers[[rotation.PLAN, rotation.SQUARINGS]].tolist() == [number, squarings]
+        assert numbers[rotation.ODD] == squarings % 2
+        plan = table[number].scaled(squarings)
+        assert numbers[rotation.USES_Q] == (plan.q is not None)
+        assert numbers[rotation.USES_P1] == (len(plan.products) > 1)
+        at = rotation.AT["second"]
+        basis = [0, 1, 2, *([3] if plan.q else []), *([4] if len(plan.products) > 1 else [])]
+        for r, row in enumerate((*plan.products[-1], plan.last)):
+            values = torch.zeros(5)
+            values[basis] = torch.tensor(row)
+            assert torch.allclose(numbers[at + 5 * r : at + 5 * r + 5], values, rtol=1e-6, atol=0)
+    assert len(seen) > 8
+
+
+def check_compiled(results: list[dict], arch: int) -> None:
+    assert any(r["kernel"] == "product_kernel" for r in results)
+    for r in results:
+        assert "error" not in r, r
+        assert r["shared"] <= kernel_compile.SHARED_LIMIT[arch], r
+        # where it spills a few scalars, ptxas trades them for one more block on a multiprocessor
+        assert r["spills"] <= (0 if "tf32x3" in r["what"] and r["C"] % 16 == 0 else 32), r
+        if r["kernel"] != "product_kernel" or "ieee" in r["what"]:
+            continue
+        unit = {80: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}[arch]
+        kind = ("bf16", "kind::f16") if "bf16x3" in r["what"] else ("tf32",)
+        found = r["instructions"]
+        assert found, r
+        assert all(i.startswith(unit) and any(k in i for k in kind) for i in found), r
+
+
+@compiles
+@pytest.mark.parametrize(("arch", "sizes"), [(80, [2048]), (90, [512, 2048]), (100, [2048])])
+def test_compiles(arch, sizes):
+    check_compiled(kernel_compile.run("rotation", [arch], sizes, ["tf32x3"]), arch)
+
+
+@compiles
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_compiles_every_configuration(arch):
+    sizes, products = [1, 512, 2047, 2048], list(rotation.PRODUCTS)
+    check_compiled(kernel_compile.run("rotation", [arch], sizes, products), arch)
+
+
+@pytest.mark.skipif(INTERPRETED or GPU, reason="this is the interpreter, or there is a GPU")
+def test_in_the_interpreter():
+    passed = re.search(r"(\d+) passed", kernel_compile.interpret(__file__))
+    assert int(passed[1]) >= len(CASES)
