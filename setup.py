@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_ext import build_ext as _build_ext
 
 ENV = "INFODISENT_BUILD"
@@ -97,4 +97,10 @@ class build_ext(_build_ext):  # noqa: N801  (setuptools' name)
         return [path for path in super().get_outputs() if Path(path).exists()]
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": build_ext})
+setup(
+    # Triton kernels have a folder of their own and are installed as infodisent.kernels
+    package_dir={"infodisent.kernels": "kernels"},
+    packages=[*find_packages(include=["infodisent", "infodisent.*"]), "infodisent.kernels"],
+    ext_modules=extensions(),
+    cmdclass={"build_ext": build_ext},
+)

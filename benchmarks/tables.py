@@ -1,0 +1,51 @@
+"""Write the tables of README from the JSON files in ``benchmarks/results``.
+
+    python benchmarks/tables.py            # rewrite README.md
+    python benchmarks/tables.py --check    # fail if it would change
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.rotation_report import table as rotation_table  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def head_table() -> str:
+    """One line an operator, size and mode of ``cpu-head.json``."""
+    lines = [
+        "| operator | size | mode | ours, ms | others, as a multiple of ours |",
+        "|---|---|---|---|---|",
+    ]
+    for r in json.loads((RESULTS / "cpu-head.json").read_text())["results"]:
+        c, h, w = r["size"]
+        others = ", ".join(
+            f"{name} {ratio:.2f}×" for name, ratio in r["speedup"].items() if name != "infodisent"
+        )
+        size, ours = f"{c}×{h}×{w}, B={r['batch']}", r["milliseconds"]["infodisent"]
+        lines.append(f"| {r['op']} | {size} | {r['mode']} | {ours:.1f} | {others} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Replace what stands between the markers."""
+    path = ROOT / "README.md"
+    old = new = path.read_text(encoding="utf-8")
+    rows = json.loads((RESULTS / "cpu-rotation.json").read_text())["rows"]
+    for name, text in (("rotation", rotation_table(rows)), ("head", head_table())):
+        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
+        new = re.sub(pattern, lambda m, t=text: m[1] + t + m[2], new, flags=re.DOTALL)
+    if "--check" in sys.argv:
+        sys.exit("README.md: its tables are not those of benchmarks/results" if new != old else 0)
+    path.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
