@@ -1,6 +1,6 @@
 """The rotation against its peers: time, products, errors, orthogonality, in one interleaved run.
 
-    python benchmarks/rotation_report.py                     # all sizes; about 10 minutes on 2 cores
+    python benchmarks/rotation_report.py                     # all sizes; 10 minutes on 2 cores
     python benchmarks/rotation_report.py --channels 512      # one size; half a minute
     python benchmarks/rotation_report.py --table             # the Markdown table of what is stored
 

@@ -1,7 +1,7 @@
 """Write the tables of README from the JSON files in ``benchmarks/results``.
 
-    python benchmarks/tables.py            # rewrite README.md
-    python benchmarks/tables.py --check    # fail if it would change
+python benchmarks/tables.py            # rewrite README.md
+python benchmarks/tables.py --check    # fail if it would change
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.rotation_report import table as rotation_table  # noqa: E402
+from benchmarks.rotation_report import table as rotation_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -201,8 +201,10 @@ def combine_kernel(
     i, j = _triangle(tl.program_id(0))
     high = i * BLOCK + tl.arange(0, BLOCK)
     left = j * BLOCK + tl.arange(0, BLOCK)
-    at = high.to(tl.int64)[:, None] * C + left[None, :]
-    mirror_at = left.to(tl.int64)[:, None] * C + high[None, :]
+    # 64-bit addresses of the two corners; the offsets in both tiles are the same
+    corner = i.to(tl.int64) * BLOCK * C + j * BLOCK
+    mirror = j.to(tl.int64) * BLOCK * C + i * BLOCK
+    at = tl.arange(0, BLOCK)[:, None] * C + tl.arange(0, BLOCK)[None, :]
     N: tl.constexpr = len(inputs)
     lower = ()
     upper = ()
@@ -214,17 +216,19 @@ def combine_kernel(
             end = tl.where(c != 0, C, 0)  # of the rows to read
             low_mask = (high < end)[:, None] & (left < C)[None, :]
             up_mask = (left < end)[:, None] & (high < C)[None, :]
-            low += c * tl.load(inputs[k] + at, mask=low_mask, other=0.0)
-            up += c * tl.load(inputs[k] + mirror_at, mask=up_mask, other=0.0)
+            low += c * tl.load(inputs[k] + corner + at, mask=low_mask, other=0.0)
+            up += c * tl.load(inputs[k] + mirror + at, mask=up_mask, other=0.0)
         if PARITY != 0:
             low = low + PARITY * tl.trans(up)
             up = PARITY * tl.trans(low)
         lower = lower + (low,)  # noqa: RUF005  (Triton has no starred tuples)
         upper = upper + (up,)  # noqa: RUF005
     tl.debug_barrier()  # every thread has read before one writes
+    low_mask = (high < C)[:, None] & (left < C)[None, :]
+    up_mask = (left < C)[:, None] & (high < C)[None, :]
     for r in tl.static_range(len(outputs)):
-        tl.store(outputs[r] + at, lower[r], mask=(high < C)[:, None] & (left < C)[None, :])
-        tl.store(outputs[r] + mirror_at, upper[r], mask=(left < C)[:, None] & (high < C)[None, :])
+        tl.store(outputs[r] + corner + at, lower[r], mask=low_mask)
+        tl.store(outputs[r] + mirror + at, upper[r], mask=up_mask)
 
 
 @triton.jit

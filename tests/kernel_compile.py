@@ -43,6 +43,15 @@ def kernels_module(name: str) -> ModuleType:
         return importlib.import_module(f"kernels.{name}")
 
 
+def _done(
+    command: list[str], root: Path, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end, 20 times what it takes; a process that hangs fails the test."""
+    return subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, timeout=900
+    )
+
+
 def interpret(test_file: str) -> str:
     """Run a test file under Triton's interpreter, in another process; what pytest printed.
 
@@ -50,9 +59,11 @@ def interpret(test_file: str) -> str:
     torchvision does: too early for a test.
     """
     command = [sys.executable, "-m", "pytest", test_file, "-p", "no:cacheprovider"]
+    # where it hangs, the stack is in what is raised
+    command += ["-o", "faulthandler_timeout=120"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    done = _done(command, root, environment)
     if done.returncode:
         raise AssertionError(done.stdout + done.stderr)
     return done.stdout
@@ -201,7 +212,7 @@ def run(stem: str, archs: list[int], sizes: list[int], products: list[str]) -> l
         command += [f"--{option}", *map(str, values)]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    done = _done(command, root, environment)
     if done.returncode:
         raise RuntimeError(done.stderr)
     return [json.loads(line) for line in done.stdout.splitlines()]
