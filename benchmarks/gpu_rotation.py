@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
 import platform
 import statistics
 import sys
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from infodisent import backends, ops
 from infodisent._files import write_json
+from tests.kernel_compile import kernels_module
 
 SIZES = (512, 768, 1024, 1280, 1536, 2048)
 NORMS = (0.0, 0.3, 1.5, 2.5, 5.0, 12.0, 100.0)
@@ -37,14 +37,7 @@ Function = Callable[[Tensor], Tensor]
 Row = dict[str, Any]
 
 
-def kernels() -> Any:
-    """The backend: installed, or from the checkout."""
-    try:
-        return importlib.import_module("infodisent.kernels.rotation")
-    except ModuleNotFoundError as error:
-        if error.name not in ("infodisent.kernels", "infodisent.kernels.rotation"):
-            raise
-        return importlib.import_module("kernels.rotation")
+kernels = functools.partial(kernels_module, "rotation")
 
 
 class Triton(torch.autograd.Function):

@@ -13,7 +13,6 @@ profiler saw in matrix products, in units of one C x C product.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from infodisent import backends, bench, ops, reference
-from infodisent._files import replacing
+from infodisent._files import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
 CHANNELS = (512, 768, 1024, 1280, 1536, 2048)
@@ -192,7 +191,7 @@ def main() -> None:
     options = parser.parse_args()
     out = options.out or RESULTS / f"{options.device}-rotation.json"
     if options.table:
-        print(table(json.loads(out.read_text())["rows"]))
+        print(table(read_json(out)["rows"]))
         return
     rows: list[dict[str, object]] = []
     for c in options.channels:
@@ -200,8 +199,7 @@ def main() -> None:
             rounds = options.rounds if c < 1536 else min(options.rounds, 2)
             rows += measure(kind, c, rounds, options.device)
             stored = {"machine": bench.machine(options.device), "rows": rows}
-            with replacing(out) as temporary:
-                temporary.write_text(json.dumps(stored, indent=1) + "\n")
+            write_json(out, stored)
     print(table(rows))
 
 

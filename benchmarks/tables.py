@@ -6,13 +6,13 @@ python benchmarks/tables.py --check    # fail if it would change
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.rotation_report import table as rotation_table
+from infodisent._files import read_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -24,7 +24,7 @@ def head_table() -> str:
         "| operator | size | mode | ours, ms | others, as a multiple of ours |",
         "|---|---|---|---|---|",
     ]
-    for r in json.loads((RESULTS / "cpu-head.json").read_text())["results"]:
+    for r in read_json(RESULTS / "cpu-head.json")["results"]:
         c, h, w = r["size"]
         others = ", ".join(
             f"{name} {ratio:.2f}×" for name, ratio in r["speedup"].items() if name != "infodisent"
@@ -38,7 +38,7 @@ def main() -> None:
     """Replace what stands between the markers."""
     path = ROOT / "README.md"
     old = new = path.read_text(encoding="utf-8")
-    rows = json.loads((RESULTS / "cpu-rotation.json").read_text())["rows"]
+    rows = read_json(RESULTS / "cpu-rotation.json")["rows"]
     for name, text in (("rotation", rotation_table(rows)), ("head", head_table())):
         pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
         new = re.sub(pattern, lambda m, t=text: m[1] + t + m[2], new, flags=re.DOTALL)

@@ -13,6 +13,11 @@ INPUT_FMTS = ("NCHW", "NHWC", "NCL", "NLC")
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
+def value_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """What maps are computed and pooled in: float64 if an input is, else float32."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
 def check_input_fmt(op: str, input_fmt: str, num_prefix_tokens: int) -> None:
     """Raise ValueError unless the layout arguments make sense together."""
     if input_fmt not in INPUT_FMTS:

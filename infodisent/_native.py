@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infodisent._layout import value_dtype
+
 DTYPES = (torch.float32, torch.float64)
 """Of matrices."""
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -110,16 +112,12 @@ def _values(tensors: tuple[Tensor, ...], shape: tuple[int, ...], dtype: torch.dt
     return [t.data_ptr() for t in tensors]
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def mx_pool(y: Tensor, pos: Tensor, neg: Tensor, pos_index: Tensor, neg_index: Tensor) -> None:
     """Pool y [B, P, C], any dtype and strides, into float32 (float64) and int32 [B, C]."""
     shape = (y.shape[0], y.shape[2])
     _module.mx_pool(
         *_map(y),
-        *_values((pos, neg), shape, _wide(y.dtype)),
+        *_values((pos, neg), shape, value_dtype(y.dtype)),
         *_values((pos_index, neg_index), shape, torch.int32),
         torch.get_num_threads(),
     )
@@ -128,7 +126,7 @@ def mx_pool(y: Tensor, pos: Tensor, neg: Tensor, pos_index: Tensor, neg_index: T
 def rows(x: Tensor, out: Tensor) -> None:
     """x [B, P, C], any dtype and strides, to out [B·P, C], float32 (float64 for float64)."""
     shape = (x.shape[0] * x.shape[1], x.shape[2])
-    _module.rows(*_map(x), *_values((out,), shape, _wide(x.dtype)), torch.get_num_threads())
+    _module.rows(*_map(x), *_values((out,), shape, value_dtype(x.dtype)), torch.get_num_threads())
 
 
 def grad_u(
@@ -143,7 +141,7 @@ def grad_u(
     """dU [C, C] from x [B, P, C] with contiguous channels; see ``csrc/rotate_pool.h``."""
     if x.stride(2) != 1 and x.shape[2] > 1:
         raise ValueError(f"native: channels of a map have stride {x.stride(2)}, must have 1")
-    shape, wide = (x.shape[0], x.shape[2]), _wide(x.dtype)
+    shape, wide = (x.shape[0], x.shape[2]), value_dtype(x.dtype)
     _module.grad_u(
         *_map(x)[:-1],
         *_values((grad_pos, grad_neg), shape, wide),

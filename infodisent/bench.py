@@ -60,9 +60,8 @@ class Case:
         x = torch.randn(self.batch, c, h, w, generator=g).to(**kind)  # type: ignore[call-overload]
         if self.op == "mx_pool":
             return (x.requires_grad_(),)
-        u = ops.rotation(a).to(self.dtype).requires_grad_()
-        if self.op == "training_step":
-            u = a.requires_grad_()
+        u = a if self.op == "training_step" else ops.rotation(a).to(self.dtype)
+        u.requires_grad_()
         if self.op == "rotate_pool":
             return x, u
         weight = torch.randn(CLASSES, c, generator=g).to(**kind)  # type: ignore[call-overload]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from infodisent import _native
+from infodisent._layout import value_dtype
 
 
 def mx_pool(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -18,7 +19,7 @@ def mx_pool(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         pos, neg [B, C] float32 (float64 for float64) and pos_index, neg_index [B, C] int32.
     """
     size = (y.shape[0], y.shape[2])
-    dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
+    dtype = value_dtype(y.dtype)
     pos, neg = (torch.empty(size, dtype=dtype) for _ in range(2))
     pos_index, neg_index = (torch.empty(size, dtype=torch.int32) for _ in range(2))
     _native.mx_pool(y, pos, neg, pos_index, neg_index)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from infodisent import _native
+from infodisent._layout import value_dtype
 
 CHUNK_ROWS = 1024
 """Rows (pixels) that are rotated at a time. The rotated chunk should stay in cache until it is
@@ -19,11 +20,6 @@ pooled, and the product be long enough to pay for the packing of U: measured, se
 
 _WASTE = 1.25
 """Rows of prefix tokens that may be multiplied along, as a factor."""
-
-
-def _compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
-    """Maps are computed in float32; in float64 if an input is."""
-    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def _in_place(x: Tensor, dtype: torch.dtype) -> int:
@@ -59,7 +55,7 @@ def rotate_pool(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         that is more).
     """
     batch, pixels, channels = x.shape
-    dtype = _compute_dtype(x.dtype, u.dtype)
+    dtype = value_dtype(x.dtype, u.dtype)
     if dtype == torch.float64:
         x = x.to(dtype)
     size = (batch, channels)
@@ -76,7 +72,7 @@ def rotate_pool(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     outputs = pos, neg, pos_index, neg_index
     for start in range(0, batch, count):
         stop = min(start + count, batch)
-        whole = stop - start == batch  # a slice is a microsecond, and a small map takes ten
+        whole = stop - start == batch  # a slice is not free beside a small map
         part = x if whole else x[start:stop]
         if rows is None:
             source = _as_rows(part, step)
@@ -100,7 +96,7 @@ def rotate_pool_backward(
     need_u: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """dX [B, P, C] and dU [C, C] in the dtypes of x and u, each only if needed."""
-    dtype = _compute_dtype(x.dtype, u.dtype)
+    dtype = value_dtype(x.dtype, u.dtype)
     grads = [g.to(dtype).contiguous() for g in (grad_pos, grad_neg)]
     indices = [pos_index.contiguous(), neg_index.contiguous()]
     du = _grad_u(x, grads, indices, dtype).to(u.dtype) if need_u else None

@@ -27,7 +27,7 @@ def register(
     """Define ``infodisent::<stem>`` and return the callable overload."""
     name = f"{NAMESPACE}::{stem}"
     torch.library.define(name, schema)
-    torch.library.impl(name, "CompositeExplicitAutograd")(_without_autocast(impl))
+    torch.library.impl(name, "CompositeExplicitAutograd")(without_autocast(impl))
     torch.library.register_fake(name)(fake)
     return getattr(getattr(torch.ops, NAMESPACE), stem).default
 
@@ -52,7 +52,7 @@ def _nothing_watches() -> bool:
 
 
 def direct(*tensors: Tensor | None) -> bool:
-    """Whether an operator may be run without torch's dispatcher, which costs 30 µs a call.
+    """Whether an operator may be run without torch's dispatcher, longer than a small map takes.
 
     True where no gradient is asked for and nothing traces, transforms or records the call.
     """
@@ -66,7 +66,7 @@ def direct(*tensors: Tensor | None) -> bool:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _without_autocast(impl: Callable[..., Any]) -> Callable[..., Any]:
+def without_autocast(impl: Callable[..., Any]) -> Callable[..., Any]:
     """Inside an operator the dtypes are decided: autocast must not touch its products."""
 
     @functools.wraps(impl)
@@ -97,8 +97,3 @@ def autocast(*tensors: Tensor) -> Sequence[Tensor]:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return [t.to(dtype) if t.dtype == torch.float32 else t for t in tensors]
-
-
-def value_dtype(*dtypes: torch.dtype) -> torch.dtype:
-    """Dtype of pos, neg and pooled: float64 if an input is, else float32."""
-    return torch.float64 if torch.float64 in dtypes else torch.float32

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from infodisent import backends, reference
-from infodisent._layout import check_float, check_same_device
+from infodisent._layout import check_float, check_same_device, value_dtype
 from infodisent.ops import _registry
 from infodisent.ops.mx_pool import empty_pool
 from infodisent.ops.rotate_pool import check_rotation_fits, forward, gradients
@@ -110,6 +110,7 @@ def _effective(weight: Tensor, relu: bool, dtype: torch.dtype) -> Tensor:
     return (weight.clamp_min(0) if relu else weight).to(dtype)
 
 
+@_registry.without_autocast
 def _impl(
     x: Tensor,
     u: Tensor,
@@ -120,12 +121,11 @@ def _impl(
     num_prefix_tokens: int,
 ) -> _Five:
     pos, neg, pos_index, neg_index = forward(x, u, input_fmt, num_prefix_tokens)
-    dtype = _registry.value_dtype(pos.dtype, weight.dtype)
+    dtype = value_dtype(pos.dtype, weight.dtype)
     w = _effective(weight, relu, dtype)
-    with _registry.no_autocast(x):
-        logits = torch.nn.functional.linear(
-            (pos - neg).to(dtype), w, None if bias is None else bias.to(dtype)
-        )
+    logits = torch.nn.functional.linear(
+        (pos - neg).to(dtype), w, None if bias is None else bias.to(dtype)
+    )
     return logits.to(weight.dtype), pos, neg, pos_index, neg_index
 
 
@@ -153,7 +153,7 @@ def _backward(
 ) -> tuple[Any, ...]:
     x, u, weight, pos, neg, pos_index, neg_index = ctx.saved_tensors
     need_x, need_u, need_weight, need_bias = ctx.needs_input_grad[:4]
-    dtype = _registry.value_dtype(pos.dtype, weight.dtype)
+    dtype = value_dtype(pos.dtype, weight.dtype)
     grad_logits = grad_logits.to(dtype)
     d_weight = d_bias = dx = du = None
     if need_weight:

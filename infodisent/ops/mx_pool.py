@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from infodisent import backends, native, reference, sparse
-from infodisent._layout import check_map, from_bpc, map_size, to_bpc
+from infodisent._layout import check_map, from_bpc, map_size, to_bpc, value_dtype
 from infodisent.ops import _registry
 from infodisent.reference import SparsePool
 
@@ -60,7 +60,7 @@ def _fake(y: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:
 def empty_pool(x: Tensor, channels: int, *dtypes: torch.dtype) -> _Four:
     """Uninitialised pos, neg, pos_index, neg_index of the right shapes, for fake kernels."""
     size = (x.shape[0], channels)
-    values = [x.new_empty(size, dtype=_registry.value_dtype(*dtypes)) for _ in range(2)]
+    values = [x.new_empty(size, dtype=value_dtype(*dtypes)) for _ in range(2)]
     indices = [x.new_empty(size, dtype=torch.int32) for _ in range(2)]
     return (*values, *indices)  # type: ignore[return-value]
 

@@ -79,11 +79,11 @@ def check_rotation_fits(
 _Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
+@_registry.without_autocast
 def forward(x: Tensor, u: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:
     """pos, neg, pos_index, neg_index, by the backend in force."""
     backend = native if backends.is_native("rotate_pool", x) else sparse
-    with _registry.no_autocast(x):
-        pooled: _Four = backend.rotate_pool.rotate_pool(to_bpc(x, input_fmt, num_prefix_tokens), u)
+    pooled: _Four = backend.rotate_pool.rotate_pool(to_bpc(x, input_fmt, num_prefix_tokens), u)
     return pooled
 
 

@@ -46,8 +46,8 @@ def combine(
 def product(native: bool, a: Tensor, b: Tensor, out: Tensor, sign: int) -> None:
     """``out = a b`` where the result is known to be symmetric (sign 1) or skew (-1).
 
-    Measured on 2 cores with AVX-512: the lower half alone, in 4 to 8 block rows, takes 0.62 to
-    0.74 of the whole product for C = 512 ... 2048; mirroring it 1 to 3 %.
+    Only the lower half is multiplied, in a few block rows, and then mirrored. What that gains is
+    the difference to "no compiled passes" in ``benchmarks/rotation_report.py``.
     """
     n = len(a)
     if not native or n < _MIN_SPLIT:

@@ -12,16 +12,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from infodisent._layout import value_dtype
 from infodisent.sparse.mx_pool import pool
 
 CHUNK_BYTES = 8 << 20
 """Size of one chunk of Y. It should stay in the last-level cache between product and pool."""
-
-
-def _compute_dtype(x: Tensor, u: Tensor) -> torch.dtype:
-    """At least float32: half inputs are widened, so that `pos` and `neg` carry no half rounding."""
-    dtype = torch.promote_types(x.dtype, u.dtype)
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def _chunks(x: Tensor, itemsize: int) -> list[tuple[int, int]]:
@@ -46,7 +41,7 @@ def rotate_pool(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         pos, neg [B, C] float32 (float64 if an input is), pos_index, neg_index [B, C] int32.
     """
     batch, pixels, channels = x.shape
-    dtype = _compute_dtype(x, u)
+    dtype = value_dtype(x.dtype, u.dtype)
     ut = u.to(dtype).mT
     pooled = [
         torch.empty(batch, channels, dtype=kind, device=x.device)
@@ -75,7 +70,7 @@ def rotate_pool_backward(
     need_u: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """dX [B, P, C] and dU [C, C] in the dtypes of x and u, each only if needed."""
-    dtype = _compute_dtype(x, u)
+    dtype = value_dtype(x.dtype, u.dtype)
     pixels = x.shape[1]
     index = torch.stack((pos_index, neg_index))  # [2, B, C]
     grad = torch.stack((grad_pos, grad_neg)).to(dtype)
