@@ -24,10 +24,12 @@ if MODE not in ("auto", "0", "1"):
 SOURCES = [
     "csrc/bindings.cpp",
     "csrc/mx_pool_cpu.cpp",
+    "csrc/rotate_pool_backward_cpu.cpp",
     "csrc/rotate_pool_cpu.cpp",
+    "csrc/rotate_pool_tiles_cpu.cpp",
     "csrc/rotation_cpu.cpp",
 ]
-FLAGS = ["-O3", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra"]
+FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
 
 def extensions():

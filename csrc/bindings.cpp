@@ -103,6 +103,31 @@ void mx_pool(Address y, int dtype, int64_t images, int64_t pixels, int64_t chann
            });
 }
 
+// u_dtype: of U, the same codes; bfloat16 with bfloat16 is multiplied as such.
+void rotate_pool(Address x, int dtype, int64_t images, int64_t pixels, int64_t channels,
+                 int64_t image_stride, int64_t pixel_stride, int64_t channel_stride, Address u,
+                 int u_dtype, Address pos, Address neg, Address pos_index, Address neg_index,
+                 int threads, int isa) {
+  using namespace infodisent;
+  with_map(dtype, x, images, pixels, channels, image_stride, pixel_stride, channel_stride,
+           [&](const auto& map) {
+             using T = std::remove_const_t<std::remove_pointer_t<decltype(map.data)>>;
+             float *p = at<float>(pos), *n = at<float>(neg);
+             int32_t *p_index = at<int32_t>(pos_index), *n_index = at<int32_t>(neg_index);
+             if constexpr (std::is_same_v<T, BFloat16>)
+               if (u_dtype == 1)
+                 return rotate_pool_pairs(map, at<const BFloat16>(u), p, n, p_index, n_index,
+                                          threads);
+             if constexpr (std::is_same_v<T, double>)
+               throw std::invalid_argument("rotate_pool: float64 is for the library product");
+             else if (u_dtype == 0)
+               infodisent::rotate_pool(map, at<const float>(u), p, n, p_index, n_index, threads,
+                                       isa);
+             else
+               throw std::invalid_argument("rotate_pool: U must be float32");
+           });
+}
+
 void rows(Address x, int dtype, int64_t images, int64_t pixels, int64_t channels,
           int64_t image_stride, int64_t pixel_stride, int64_t channel_stride, Address out,
           int threads) {
@@ -152,6 +177,9 @@ PYBIND11_MODULE(_C, m) {
         py::arg("threads"));
   m.def("norms", &norms, py::arg("x"), py::arg("n"), py::arg("wide"), py::arg("threads"));
   m.def("mx_pool", &mx_pool);
+  m.def("rotate_pool", &rotate_pool);
+  m.attr("pairs") = infodisent::has_pairs();
+  m.attr("tiles") = infodisent::tiles();
   m.def("rows", &rows);
   m.def("grad_u", &grad_u);
   m.def("grad_x", &grad_x);

@@ -18,3 +18,5 @@
 #define INFODISENT_CLONES
 #define INFODISENT_DISPATCH "as compiled"
 #endif
+
+#define INLINE inline __attribute__((always_inline))

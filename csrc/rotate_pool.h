@@ -1,4 +1,4 @@
-// What rotate_pool and its gradient need beside library matrix products and the pool.
+// rotate_pool, its gradient, and the re-layout for those who multiply with a library.
 #pragma once
 #include <cstdint>
 
@@ -6,6 +6,36 @@
 #include "mx_pool.h"
 
 namespace infodisent {
+
+// Y[b, p] = U X[b, p], accumulated in float, and the pool of Y as in mx_pool.h, without Y: it exists
+// a few rows and channels at a time, in registers. Beside its arguments it takes at most 8 MiB (one
+// image, where that is more) for X as the product reads it, and a panel of U for each thread. The
+// result depends neither on the number of threads nor on the batch. `isa` as in rotate_pool_tiles.h;
+// std::invalid_argument where the processor lacks it.
+template <typename T>
+void rotate_pool(
+    const Map<T>& x,
+    const float* u,      // [C, C]
+    float* pos,          // [n, C]
+    float* neg,          // [n, C]
+    int32_t* pos_index,  // [n, C]
+    int32_t* neg_index,  // [n, C]
+    int threads, int isa);
+
+// The same where U is bfloat16 too and C even, by instructions that multiply pairs of bfloat16 and
+// add up in float. Denormals count as zero in them.
+void rotate_pool_pairs(
+    const Map<BFloat16>& x,
+    const BFloat16* u,   // [C, C]
+    float* pos,          // [n, C]
+    float* neg,          // [n, C]
+    int32_t* pos_index,  // [n, C]
+    int32_t* neg_index,  // [n, C]
+    int threads);
+
+// What this processor has: the name of the best tile, empty where there is none; and one for pairs.
+const char* tiles();
+bool has_pairs();
 
 // out[b * P + p][c] = x[b, p, c], widened: any layout to rows that one flat product can read.
 template <typename T>

@@ -1,227 +1,259 @@
 #include "rotate_pool.h"
 
 #include <algorithm>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <type_traits>
 
 #include "parallel.h"
+#include "rotate_pool_tiles.h"
 
 namespace infodisent {
 namespace {
 
-// Columns that are summed together; a row of them is 1 KiB of float.
-constexpr int64_t kStrip = 256;
-// Part of x that one pass over the channels of a thread reads again and again: half of a 1 MiB L2.
-constexpr int64_t kGroupBytes = 512 << 10;
-// Channels of a transposed block: their pixels stay in L1 until all are written.
-constexpr int64_t kRows = 16;
+// Rows of X in use at a time, laid out for the tiles or as they are: they should stay in the
+// last-level cache while every panel of U passes over them.
+constexpr int64_t kChunkBytes = 8 << 20;
+// Rows that pay for packing a panel.
+constexpr int64_t kGroupRows = 128;
 
-template <typename T>
-inline __attribute__((always_inline)) void rows_block(const Map<T>& x, int64_t image, int64_t c0,
-                                                      typename Wide<T>::type* out) {
-  const T* from = x.data + image * x.image_stride + c0 * x.channel_stride;
-  auto* to = out + image * x.pixels * x.channels + c0;
-  const int64_t width = std::min(kRows, x.channels - c0);
-  if (width == kRows)
-    for (int64_t p = 0; p < x.pixels; ++p)
-#pragma GCC ivdep
-      for (int64_t j = 0; j < kRows; ++j)
-        to[p * x.channels + j] = widen(from[p * x.pixel_stride + j * x.channel_stride]);
-  else
-    for (int64_t p = 0; p < x.pixels; ++p)
-      for (int64_t j = 0; j < width; ++j)
-        to[p * x.channels + j] = widen(from[p * x.pixel_stride + j * x.channel_stride]);
+struct Free {
+  void operator()(void* p) const { ::operator delete(p, std::align_val_t(64)); }
+};
+template <typename E>
+using Buffer = std::unique_ptr<E[], Free>;
+template <typename E>
+Buffer<E> buffer(int64_t count) {
+  return Buffer<E>(static_cast<E*>(
+      ::operator new(std::max<int64_t>(count, 1) * sizeof(E), std::align_val_t(64))));
 }
 
+// Where rows from ... from + rows of a group are; `first` is its first image.
 template <typename T>
-inline __attribute__((always_inline)) void rows_copy(const Map<T>& x, int64_t image, int64_t p,
-                                                     typename Wide<T>::type* out) {
-  const T* from = x.data + image * x.image_stride + p * x.pixel_stride;
-  auto* to = out + (image * x.pixels + p) * x.channels;
-#pragma GCC ivdep
-  for (int64_t j = 0; j < x.channels; ++j) to[j] = widen(from[j]);
+void find_rows(const Map<T>& x, int64_t first, int64_t from, int rows, const T** row) {
+  for (int r = 0; r < kRows; ++r) {
+    const int64_t at = from + std::min(r, rows - 1);
+    row[r] = x.data + (first + at / x.pixels) * x.image_stride + at % x.pixels * x.pixel_stride;
+  }
 }
 
-// sum[j] += a x[j] + b y[j]; either row may be missing.
-template <typename T, typename A>
-inline __attribute__((always_inline)) void add_rows(A* sum, int64_t width, A a, const T* x, A b,
-                                                    const T* y) {
-  if (x != nullptr && y != nullptr)
+// out[k][r] = row[r][k], widened: a tile's rows side by side. All tiles have kRows.
+template <typename T>
+INLINE void interleave(const T* const* row, int64_t stride, int64_t channels, float* out) {
+  constexpr int64_t kBlock = 64;
+  for (int64_t start = 0; start < channels; start += kBlock, out += kBlock * kRows) {
+    const int64_t n = std::min(kBlock, channels - start);
+    float wide[kRows][kBlock];  // widening vectorises over channels, the rest does not
+    for (int r = 0; r < kRows; ++r)
+      if (stride == 1)
 #pragma GCC ivdep
-    for (int64_t j = 0; j < width; ++j) sum[j] += a * widen(x[j]) + b * widen(y[j]);
-  else if (x != nullptr)
-#pragma GCC ivdep
-    for (int64_t j = 0; j < width; ++j) sum[j] += a * widen(x[j]);
-  else if (y != nullptr)
-#pragma GCC ivdep
-    for (int64_t j = 0; j < width; ++j) sum[j] += b * widen(y[j]);
+        for (int64_t j = 0; j < n; ++j) wide[r][j] = static_cast<float>(widen(row[r][start + j]));
+      else
+        for (int64_t j = 0; j < n; ++j)
+          wide[r][j] = static_cast<float>(widen(row[r][(start + j) * stride]));
+    for (int64_t j = 0; j < n; ++j)
+      for (int r = 0; r < kRows; ++r) out[j * kRows + r] = wide[r][j];
+  }
 }
 
-// Rows c0 .. c1 of du. Strips of columns outside, groups of images inside: the part of x in use
-// stays in L2 while every channel gathers from it.
+// The same where the pixels are neighbours in memory, as in NCHW.
 template <typename T>
-inline __attribute__((always_inline)) void grad_u_range(
-    const Map<T>& x, const typename Wide<T>::type* grad_pos,
-    const typename Wide<T>::type* grad_neg, const int32_t* pos_index, const int32_t* neg_index,
-    typename Wide<T>::type* du, bool accumulate, int64_t c0, int64_t c1) {
-  using A = typename Wide<T>::type;
-  const int64_t row_bytes = std::min(kStrip, x.channels) * static_cast<int64_t>(sizeof(T));
-  const int64_t group = std::max<int64_t>(1, kGroupBytes / (x.pixels * row_bytes));
-  for (int64_t k = 0; k < x.channels; k += kStrip) {
-    const int64_t width = std::min(kStrip, x.channels - k);
-    if (!accumulate)
-      for (int64_t c = c0; c < c1; ++c) std::fill_n(du + c * x.channels + k, width, A(0));
-    for (int64_t first = 0; first < x.images; first += group) {
-      const int64_t end = std::min(x.images, first + group);
-      for (int64_t c = c0; c < c1; ++c) {
-        A* sum = du + c * x.channels + k;
-        for (int64_t b = first; b < end; ++b) {
-          const int64_t at = b * x.channels + c;
-          const T* image = x.data + b * x.image_stride + k;
-          const T* p = pos_index[at] < 0 ? nullptr : image + pos_index[at] * x.pixel_stride;
-          const T* q = neg_index[at] < 0 ? nullptr : image + neg_index[at] * x.pixel_stride;
-          if (width == kStrip)
-            add_rows<T, A>(sum, kStrip, grad_pos[at], p, grad_neg[at], q);
-          else
-            add_rows<T, A>(sum, width, grad_pos[at], p, grad_neg[at], q);
+INLINE void interleave_pixels(const T* row, int64_t stride, int64_t channels, float* out) {
+  for (int64_t k = 0; k < channels; ++k, out += kRows, row += stride)
+    for (int r = 0; r < kRows; ++r) out[r] = static_cast<float>(widen(row[r]));
+}
+
+#define INTERLEAVE(T, suffix)                                                                   \
+  INFODISENT_CLONES void interleave_##suffix(const T* const* row, bool pixels, int64_t stride,  \
+                                             int64_t channels, float* out) {                    \
+    if (pixels)                                                                                 \
+      interleave_pixels(row[0], stride, channels, out);                                         \
+    else                                                                                        \
+      interleave(row, stride, channels, out);                                                   \
+  }                                                                                             \
+  inline void do_interleave(const T* const* row, bool pixels, int64_t stride, int64_t channels, \
+                            float* out) {                                                       \
+    interleave_##suffix(row, pixels, stride, channels, out);                                    \
+  }
+INTERLEAVE(float, f32)
+INTERLEAVE(BFloat16, bf16)
+INTERLEAVE(Float16, f16)
+
+// Two neighbouring channels to a word.
+INFODISENT_CLONES void interleave_pairs(const BFloat16* const* row, int64_t stride,
+                                        int64_t channels, Pair* out) {
+  for (int64_t k = 0; k < channels; k += 2)
+    for (int r = 0; r < kRows; ++r) {
+      const uint32_t low = row[r][k * stride].bits, high = row[r][(k + 1) * stride].bits;
+      (out++)->bits = low | high << 16;
+    }
+}
+inline void do_interleave(const BFloat16* const* row, bool, int64_t stride, int64_t channels,
+                          Pair* out) {
+  interleave_pairs(row, stride, channels, out);
+}
+
+template <typename T, typename E>
+class Forward {
+ public:
+  Forward(const Map<T>& x, const E* u, float* pos, float* neg, int32_t* pos_index,
+          int32_t* neg_index, const TileKernel<E>& kernel, bool direct)
+      : x_(x), u_(u), out_{pos, neg, pos_index, neg_index}, kernel_(kernel), direct_(direct) {}
+
+  void run(int threads) {
+    if (x_.images == 0) return;
+    depth_ = std::is_same<E, Pair>::value ? x_.channels / 2 : x_.channels;
+    panels_ = (x_.channels + kernel_.width - 1) / kernel_.width;
+    const int64_t row_bytes = depth_ * static_cast<int64_t>(sizeof(E));
+    chunk_ = std::min(x_.images, std::max<int64_t>(1, kChunkBytes / (x_.pixels * row_bytes)));
+    const int64_t chunks = (x_.images + chunk_ - 1) / chunk_;
+    chunk_ = (x_.images + chunks - 1) / chunks;  // all of about one size
+    // enough tasks to share out, each long enough to pay for its panel
+    const int64_t wanted = (4 * threads + panels_ - 1) / panels_;
+    group_ =
+        std::max<int64_t>((chunk_ + wanted - 1) / wanted, (kGroupRows + x_.pixels - 1) / x_.pixels);
+    group_ = std::min(group_, chunk_);
+    const int64_t groups = (chunk_ + group_ - 1) / group_;
+    const int team = static_cast<int>(std::min<int64_t>(threads, panels_ * groups));
+    tile_size_ = depth_ * kRows;
+    group_tiles_ = (group_ * x_.pixels + kRows - 1) / kRows;
+    auto panels = buffer<E>(team * panel_size());
+    auto states = buffer<float>(team * 4 * group_ * kernel_.width);
+    auto packed = buffer<E>(direct_ ? 0 : groups * group_tiles_ * tile_size_);
+#pragma omp parallel num_threads(team) if (team > 1)
+    {
+#ifdef _OPENMP
+      const int me = omp_get_thread_num();
+#else
+      const int me = 0;
+#endif
+      E* panel = panels.get() + me * panel_size();
+      float* state = states.get() + me * 4 * group_ * kernel_.width;
+      for (int64_t first = 0; first < x_.images; first += chunk_) {
+        const int64_t images = std::min(chunk_, x_.images - first);
+        const int64_t parts = (images + group_ - 1) / group_;
+        if (!direct_) {
+#pragma omp for schedule(dynamic, 4)
+          for (int64_t t = 0; t < parts * group_tiles_; ++t)
+            lay_out(first, images, t, packed.get() + t * tile_size_);
+        }
+        // panels inside: the threads work on neighbouring rows and share them in cache
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t t = 0; t < panels_ * parts; ++t) {
+          const int64_t g = t / panels_ * group_, n = std::min(group_, images - g);
+          pool(first + g, n, t % panels_ * kernel_.width,
+               packed.get() + t / panels_ * group_tiles_ * tile_size_, panel, state);
         }
       }
     }
   }
-}
 
-// One strip of columns of one image.
-template <typename A>
-inline __attribute__((always_inline)) void grad_x_strip(const A* u, const A* grad_pos,
-                                                        const A* grad_neg,
-                                                        const int32_t* pos_index,
-                                                        const int32_t* neg_index, A* dx,
-                                                        int64_t pixels, int64_t channels,
-                                                        int64_t k) {
-  const int64_t width = std::min(kStrip, channels - k);
-  for (int64_t p = 0; p < pixels; ++p) std::fill_n(dx + p * channels + k, width, A(0));
-  for (int64_t c = 0; c < channels; ++c) {
-    const A* row = u + c * channels + k;
-    for (int side = 0; side < 2; ++side) {
-      const int32_t p = side ? neg_index[c] : pos_index[c];
-      if (p < 0) continue;
-      const A a = side ? grad_neg[c] : grad_pos[c];
-      A* sum = dx + p * channels + k;
-#pragma GCC ivdep
-      for (int64_t j = 0; j < width; ++j) sum[j] += a * row[j];
+ private:
+  int64_t panel_size() const { return depth_ * kernel_.width; }
+
+  void lay_out(int64_t first, int64_t images, int64_t t, E* out) const {
+    const int64_t g = t / group_tiles_ * group_, n = std::min(group_, images - g);
+    const int64_t from = t % group_tiles_ * kRows;
+    const int rows = static_cast<int>(std::min<int64_t>(kRows, n * x_.pixels - from));
+    if (rows <= 0) return;
+    const T* row[kRows];
+    find_rows(x_, first + g, from, rows, row);
+    const bool pixels = x_.pixel_stride == 1 && row[kRows - 1] == row[0] + kRows - 1;
+    do_interleave(row, pixels, x_.channel_stride, x_.channels, out);
+  }
+
+  // Channels c0 ... of images first ... first + images.
+  void pool(int64_t first, int64_t images, int64_t c0, const E* packed, E* panel,
+            float* state) const {
+    const int64_t width = kernel_.width, used = std::min(width, x_.channels - c0);
+    kernel_.pack(u_ + c0 * depth_, x_.channels - c0, depth_, panel);
+    for (int64_t b = 0; b < images; ++b) {
+      const PoolState s = state_of(state, b);
+      std::fill_n(s.pos, 2 * width, 0.0f);
+      std::fill_n(s.pos_index, 2 * width, -1);
+    }
+    const int64_t rows = images * x_.pixels;
+    TileTask<E> task;
+    int64_t b = 0, p = 0;
+    for (int64_t from = 0; from < rows; from += kRows) {
+      task.rows = static_cast<int>(std::min<int64_t>(kRows, rows - from));
+      for (int r = 0; r < kRows; ++r) {
+        if (r >= task.rows) {
+          task.row[r] = task.row[0];
+          continue;
+        }
+        if (!direct_)
+          task.row[r] = packed + from * depth_ + r;
+        else
+          task.row[r] = reinterpret_cast<const E*>(x_.data + (first + b) * x_.image_stride +
+                                                   p * x_.pixel_stride);
+        task.pixel[r] = static_cast<int32_t>(p);
+        task.state[r] = state_of(state, b);
+        if (++p == x_.pixels) p = 0, ++b;
+      }
+      kernel_.tile(task, !direct_, panel, depth_);
+    }
+    for (int64_t i = 0; i < images; ++i) {
+      const PoolState s = state_of(state, i);
+      const int64_t at = (first + i) * x_.channels + c0;
+      std::copy_n(s.pos, used, out_.pos + at);
+      std::copy_n(s.neg, used, out_.neg + at);
+      std::copy_n(s.pos_index, used, out_.pos_index + at);
+      std::copy_n(s.neg_index, used, out_.neg_index + at);
     }
   }
-}
 
-#define PER_MAP(T, suffix)                                                                        \
-  INFODISENT_CLONES void rows_block_##suffix(const Map<T>& x, int64_t image, int64_t c0,          \
-                                             Wide<T>::type* out) {                                \
-    rows_block(x, image, c0, out);                                                                \
-  }                                                                                               \
-  INFODISENT_CLONES void rows_copy_##suffix(const Map<T>& x, int64_t image, int64_t p,            \
-                                            Wide<T>::type* out) {                                 \
-    rows_copy(x, image, p, out);                                                                  \
-  }                                                                                               \
-  INFODISENT_CLONES void grad_u_##suffix(const Map<T>& x, const Wide<T>::type* grad_pos,          \
-                                         const Wide<T>::type* grad_neg, const int32_t* pos_index, \
-                                         const int32_t* neg_index, Wide<T>::type* du,             \
-                                         bool accumulate, int64_t c0, int64_t c1) {               \
-    grad_u_range(x, grad_pos, grad_neg, pos_index, neg_index, du, accumulate, c0, c1);            \
-  }                                                                                               \
-  inline void do_rows_block(const Map<T>& x, int64_t image, int64_t c0, Wide<T>::type* out) {     \
-    rows_block_##suffix(x, image, c0, out);                                                       \
-  }                                                                                               \
-  inline void do_rows_copy(const Map<T>& x, int64_t image, int64_t p, Wide<T>::type* out) {       \
-    rows_copy_##suffix(x, image, p, out);                                                         \
-  }                                                                                               \
-  inline void do_grad_u(const Map<T>& x, const Wide<T>::type* grad_pos,                           \
-                        const Wide<T>::type* grad_neg, const int32_t* pos_index,                  \
-                        const int32_t* neg_index, Wide<T>::type* du, bool accumulate, int64_t c0, \
-                        int64_t c1) {                                                             \
-    grad_u_##suffix(x, grad_pos, grad_neg, pos_index, neg_index, du, accumulate, c0, c1);         \
+  PoolState state_of(float* state, int64_t image) const {
+    const int64_t width = kernel_.width;
+    float* s = state + image * 4 * width;
+    int32_t* index = reinterpret_cast<int32_t*>(s + 2 * width);
+    return {s, s + width, index, index + width};
   }
-PER_MAP(float, f32)
-PER_MAP(double, f64)
-PER_MAP(BFloat16, bf16)
-PER_MAP(Float16, f16)
 
-#define PER_TYPE(A, suffix)                                                                       \
-  INFODISENT_CLONES void grad_x_##suffix(const A* u, const A* grad_pos, const A* grad_neg,        \
-                                         const int32_t* pos_index, const int32_t* neg_index,      \
-                                         A* dx, int64_t pixels, int64_t channels, int64_t k) {    \
-    grad_x_strip(u, grad_pos, grad_neg, pos_index, neg_index, dx, pixels, channels, k);           \
-  }                                                                                               \
-  inline void do_grad_x(const A* u, const A* grad_pos, const A* grad_neg,                         \
-                        const int32_t* pos_index, const int32_t* neg_index, A* dx,                \
-                        int64_t pixels, int64_t channels, int64_t k) {                            \
-    grad_x_##suffix(u, grad_pos, grad_neg, pos_index, neg_index, dx, pixels, channels, k);        \
-  }
-PER_TYPE(float, f32)
-PER_TYPE(double, f64)
-
-inline int team_of(int threads, int64_t tasks) {
-  return static_cast<int>(std::min<int64_t>(std::max(threads, 1), tasks));
-}
+  const Map<T>& x_;
+  const E* u_;
+  const PoolState out_;
+  const TileKernel<E>& kernel_;
+  const bool direct_;
+  int64_t depth_ = 0, panels_ = 0, chunk_ = 0, group_ = 0, group_tiles_ = 0, tile_size_ = 0;
+};
 
 }  // namespace
 
 template <typename T>
-void rows(const Map<T>& x, typename Wide<T>::type* out, int threads) {
-  const bool copy = x.channel_stride == 1;
-  const int64_t parts = copy ? x.pixels : (x.channels + kRows - 1) / kRows;
-  const int64_t tasks = x.images * parts;
-  if (tasks == 0) return;
-  const int team = team_of(threads, tasks);
-#pragma omp parallel for num_threads(team) schedule(static) if (team > 1)
-  for (int64_t t = 0; t < tasks; ++t) {
-    if (copy)
-      do_rows_copy(x, t / parts, t % parts, out);
-    else
-      do_rows_block(x, t / parts, t % parts * kRows, out);
-  }
-  (void)team;
+void rotate_pool(const Map<T>& x, const float* u, float* pos, float* neg, int32_t* pos_index,
+                 int32_t* neg_index, int threads, int isa) {
+  const TileKernel<float>* kernel = float_tile(static_cast<Isa>(isa));
+  if (kernel == nullptr) throw std::invalid_argument("rotate_pool: no such instructions here");
+  const bool direct = std::is_same<T, float>::value && x.channel_stride == 1;
+  Forward<T, float>(x, u, pos, neg, pos_index, neg_index, *kernel, direct).run(threads);
 }
 
-template <typename T>
-void grad_u(const Map<T>& x, const typename Wide<T>::type* grad_pos,
-            const typename Wide<T>::type* grad_neg, const int32_t* pos_index,
-            const int32_t* neg_index, typename Wide<T>::type* du, bool accumulate, int threads) {
-  // twice as many ranges as threads, so that one held up by another process does not hold up all
-  const int64_t ranges = std::min<int64_t>(x.channels, 2 * std::max(threads, 1));
-  const int team = team_of(threads, ranges);
-#pragma omp parallel for num_threads(team) schedule(dynamic, 1) if (team > 1)
-  for (int64_t r = 0; r < ranges; ++r)
-    do_grad_u(x, grad_pos, grad_neg, pos_index, neg_index, du, accumulate,
-              x.channels * r / ranges, x.channels * (r + 1) / ranges);
-  (void)team;
+const char* tiles() {
+  const TileKernel<float>* kernel = float_tile(Isa::kAuto);
+  return kernel == nullptr ? "" : kernel->name;
 }
 
-template <typename A>
-void grad_x(const A* u, const A* grad_pos, const A* grad_neg, const int32_t* pos_index,
-            const int32_t* neg_index, A* dx, int64_t images, int64_t pixels, int64_t channels,
-            int threads) {
-  const int64_t strips = (channels + kStrip - 1) / kStrip, tasks = images * strips;
-  if (tasks == 0) return;
-  const int team = team_of(threads, tasks);
-#pragma omp parallel for num_threads(team) schedule(static) if (team > 1)
-  for (int64_t t = 0; t < tasks; ++t) {
-    // strips outside: the strip of u in use is shared by all images
-    const int64_t b = t % images, k = t / images * kStrip, at = b * channels;
-    do_grad_x(u, grad_pos + at, grad_neg + at, pos_index + at, neg_index + at,
-              dx + b * pixels * channels, pixels, channels, k);
-  }
-  (void)team;
+bool has_pairs() { return pair_tile() != nullptr; }
+
+void rotate_pool_pairs(const Map<BFloat16>& x, const BFloat16* u, float* pos, float* neg,
+                       int32_t* pos_index, int32_t* neg_index, int threads) {
+  const TileKernel<Pair>* kernel = pair_tile();
+  if (kernel == nullptr) throw std::invalid_argument("rotate_pool: no AVX512-BF16 here");
+  if (x.channels % 2) throw std::invalid_argument("rotate_pool: an odd number of channels");
+  const bool even = (reinterpret_cast<std::uintptr_t>(x.data) & 3) == 0 &&
+                    x.image_stride % 2 == 0 && x.pixel_stride % 2 == 0;
+  Forward<BFloat16, Pair>(x, reinterpret_cast<const Pair*>(u), pos, neg, pos_index, neg_index,
+                          *kernel, x.channel_stride == 1 && even)
+      .run(threads);
 }
 
-#define INSTANTIATE(T)                                                                           \
-  template void rows<T>(const Map<T>&, Wide<T>::type*, int);                                     \
-  template void grad_u<T>(const Map<T>&, const Wide<T>::type*, const Wide<T>::type*,             \
-                          const int32_t*, const int32_t*, Wide<T>::type*, bool, int);
-INSTANTIATE(float)
-INSTANTIATE(double)
-INSTANTIATE(BFloat16)
-INSTANTIATE(Float16)
-template void grad_x<float>(const float*, const float*, const float*, const int32_t*,
-                            const int32_t*, float*, int64_t, int64_t, int64_t, int);
-template void grad_x<double>(const double*, const double*, const double*, const int32_t*,
-                             const int32_t*, double*, int64_t, int64_t, int64_t, int);
+template void rotate_pool<float>(const Map<float>&, const float*, float*, float*, int32_t*,
+                                 int32_t*, int, int);
+template void rotate_pool<BFloat16>(const Map<BFloat16>&, const float*, float*, float*, int32_t*,
+                                    int32_t*, int, int);
+template void rotate_pool<Float16>(const Map<Float16>&, const float*, float*, float*, int32_t*,
+                                   int32_t*, int, int);
 
 }  // namespace infodisent

@@ -63,8 +63,9 @@ def check_float(op: str, name: str, x: Tensor) -> None:
 
 def check_same_device(op: str, **tensors: Tensor | None) -> None:
     """Raise ValueError unless all given tensors live on one device."""
-    given = {name: t for name, t in tensors.items() if t is not None}
-    if len({t.device for t in given.values()}) > 1:
+    first, *others = (t for t in tensors.values() if t is not None)
+    if any(t.device != first.device for t in others):
+        given = {name: t for name, t in tensors.items() if t is not None}
         where = ", ".join(f"{name} on {t.device}" for name, t in given.items())
         raise ValueError(f"{op}: all tensors must be on one device, got {where}")
 

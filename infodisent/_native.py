@@ -47,7 +47,17 @@ def describe() -> str:
     if _missing is not None:
         return f"{_missing}. Everything works without it, slower"
     threads = "OpenMP" if _module.openmp else "no OpenMP: one thread"
-    return f"built ({_module.dispatch}; {threads})"
+    tiles = " and ".join([_module.tiles, *(["avx512bf16"] if _module.pairs else [])])
+    fused = f"rotate_pool fused, {tiles}" if tiles else "rotate_pool by library products"
+    return f"built ({_module.dispatch}; {threads}; {fused})"
+
+
+def multiplies(x: torch.dtype, u: torch.dtype, channels: int) -> torch.dtype | None:
+    """What `rotate_pool` wants U in for a map of dtype `x`; None where it has no product."""
+    if not _module.tiles or torch.float64 in (x, u):
+        return None
+    pairs = x == u == torch.bfloat16 and _module.pairs and channels % 2 == 0
+    return torch.bfloat16 if pairs else torch.float32
 
 
 def _address(x: Tensor, n: int) -> int:
@@ -121,6 +131,37 @@ def mx_pool(y: Tensor, pos: Tensor, neg: Tensor, pos_index: Tensor, neg_index: T
         *_values((pos_index, neg_index), shape, torch.int32),
         torch.get_num_threads(),
     )
+
+
+def rotate_pool(
+    x: Tensor, u: Tensor, instructions: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rotate x [B, P, C], any dtype but float64, any strides, by u [C, C] and pool.
+
+    `u` in the dtype `multiplies` says. `instructions`: 0 the best there are, 1 AVX2, 2 AVX-512.
+    Returns pos, neg [B, C] float32 and pos_index, neg_index [B, C] int32; see
+    ``csrc/rotate_pool.h``.
+    """
+    shape = (x.shape[0], x.shape[2])
+    if u.shape != (shape[1], shape[1]) or not u.is_contiguous() or not u.is_cpu:
+        raise ValueError(
+            f"native: U is {tuple(u.shape)}, strides {u.stride()} on {u.device}; must be "
+            f"contiguous ({shape[1]}, {shape[1]}) on the cpu"
+        )
+    pos, pos_index = (torch.empty(shape, dtype=t) for t in (torch.float32, torch.int32))
+    neg, neg_index = torch.empty_like(pos), torch.empty_like(pos_index)
+    _module.rotate_pool(
+        *_map(x),
+        u.data_ptr(),
+        CODES[u.dtype],
+        pos.data_ptr(),
+        neg.data_ptr(),
+        pos_index.data_ptr(),
+        neg_index.data_ptr(),
+        torch.get_num_threads(),
+        instructions,
+    )
+    return pos, neg, pos_index, neg_index
 
 
 def rows(x: Tensor, out: Tensor) -> None:

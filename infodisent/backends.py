@@ -120,8 +120,10 @@ def select(op: str, tensor: torch.Tensor) -> str:
     name = get_backend()
     if torch.compiler.is_compiling():  # dynamo traces no caches
         return _resolve(name, op, tensor.device.type, tensor.dtype)
-    # everything an objection depends on, so that a call does not ask again
-    key = (name, op, tensor.device.type, tensor.dtype, torch.onnx.is_in_onnx_export())
+    # everything an objection depends on, so that a call does not ask again; an export that gets
+    # here traces, and asking about that first is cheaper
+    exporting = torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()
+    key = (name, op, tensor.device.type, tensor.dtype, exporting)
     found = _resolved.get(key)
     if found is None:
         found = _resolved[key] = _resolve(*key[:4])

@@ -1,11 +1,17 @@
 // Every function of csrc/ at awkward sizes, for AddressSanitizer and UndefinedBehaviorSanitizer.
 // Buffers are exactly as long as they must be, so that a read or a write beyond one is reported.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
+#include <stdexcept>
+#include <type_traits>
 #include <vector>
 
+#include "mx_pool.h"
+#include "rotate_pool.h"
 #include "rotation.h"
 
 namespace {
@@ -60,6 +66,201 @@ void rotation_passes(int64_t n, int threads) {
   require(std::isnan(result[0]), "norms of NaN");
 }
 
+using infodisent::BFloat16;
+using infodisent::Float16;
+using infodisent::Map;
+using infodisent::Wide;
+using infodisent::widen;
+
+template <typename T>
+T narrowed(double x) {
+  return static_cast<T>(x);
+}
+template <>
+BFloat16 narrowed<BFloat16>(double x) {
+  const float value = static_cast<float>(x);
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return {static_cast<uint16_t>(bits >> 16)};
+}
+template <>
+Float16 narrowed<Float16>(double x) {  // what is normal; the rest becomes 0
+  const float value = static_cast<float>(x);
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const int exponent = static_cast<int>(bits >> 23 & 255) - 127 + 15;
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  if (exponent <= 0) return {static_cast<uint16_t>(sign)};
+  return {
+      static_cast<uint16_t>(sign | static_cast<uint32_t>(exponent) << 10 | (bits >> 13 & 1023))};
+}
+
+// A map in one of the layouts, in memory that ends where its last number does.
+template <typename T>
+struct Owned {
+  std::vector<T> memory;
+  Map<T> map;
+};
+template <typename T>
+Owned<T> owned(int64_t n, int64_t p, int64_t c, int layout) {
+  const int64_t prefix = layout == 2 ? 1 : 0, image = (p + prefix) * c;
+  Owned<T> x;
+  for (double v : numbers<double>(static_cast<size_t>(n * image), 7))
+    x.memory.push_back(narrowed<T>(v));
+  const T* data = x.memory.data() + prefix * c;
+  // 0: channels last; 1: pixels last; 2: tokens, the first of which is not a pixel
+  x.map = layout == 1 ? Map<T>{data, n, p, c, image, 1, p} : Map<T>{data, n, p, c, image, c, 1};
+  return x;
+}
+template <typename T>
+double at(const Map<T>& x, int64_t b, int64_t p, int64_t c) {
+  return widen(x.data[b * x.image_stride + p * x.pixel_stride + c * x.channel_stride]);
+}
+
+template <typename A>
+struct Pool {
+  Pool(int64_t n, int64_t c)
+      : pos(static_cast<size_t>(n * c)), neg(pos), pos_index(pos.size()), neg_index(pos.size()) {}
+  std::vector<A> pos, neg;
+  std::vector<int32_t> pos_index, neg_index;
+};
+
+// y: [n, P, C]; a place is right if what is there comes within `slack` of the best.
+template <typename A>
+void require_pool(const Pool<A>& pool, const std::vector<double>& y, int64_t n, int64_t p,
+                  int64_t c, double slack, const char* what) {
+  for (int64_t b = 0; b < n; ++b)
+    for (int64_t j = 0; j < c; ++j) {
+      const size_t k = static_cast<size_t>(b * c + j);
+      double high = 0, low = 0;
+      for (int64_t i = 0; i < p; ++i) {
+        const double v = y[static_cast<size_t>((b * p + i) * c + j)];
+        high = std::max(high, v);
+        low = std::max(low, -v);
+      }
+      for (int side = 0; side < 2; ++side) {
+        const double best = side ? low : high;
+        const double value = static_cast<double>(side ? pool.neg[k] : pool.pos[k]);
+        const int32_t place = side ? pool.neg_index[k] : pool.pos_index[k];
+        require(std::abs(value - best) <= slack, what);
+        require((place < 0) == (value == 0) && place < p, what);
+        if (place < 0) continue;
+        const double there = y[static_cast<size_t>((b * p + place) * c + j)];
+        require(std::abs((side ? -there : there) - best) <= 2 * slack, what);
+      }
+    }
+}
+
+template <typename T>
+void maps(int64_t n, int64_t p, int64_t c, int layout, int threads) {
+  using A = typename Wide<T>::type;
+  const auto x = owned<T>(n, p, c, layout);
+  const size_t size = static_cast<size_t>(n * p * c), square = static_cast<size_t>(c * c);
+  std::vector<double> plain(size);
+  for (int64_t b = 0; b < n; ++b)
+    for (int64_t i = 0; i < p; ++i)
+      for (int64_t j = 0; j < c; ++j)
+        plain[static_cast<size_t>((b * p + i) * c + j)] = at(x.map, b, i, j);
+
+  Pool<A> pool(n, c);
+  infodisent::mx_pool(x.map, pool.pos.data(), pool.neg.data(), pool.pos_index.data(),
+                      pool.neg_index.data(), threads);
+  require_pool(pool, plain, n, p, c, 0, "mx_pool");
+
+  std::vector<A> rows(size);
+  infodisent::rows(x.map, rows.data(), threads);
+  for (size_t i = 0; i < size; ++i) require(static_cast<double>(rows[i]) == plain[i], "rows");
+
+  const auto grad = numbers<A>(static_cast<size_t>(n * c), 3);
+  if (x.map.channel_stride == 1) {
+    std::vector<A> du(square);
+    infodisent::grad_u(x.map, grad.data(), grad.data(), pool.pos_index.data(),
+                       pool.neg_index.data(), du.data(), false, threads);
+    infodisent::grad_u(x.map, grad.data(), grad.data(), pool.pos_index.data(),
+                       pool.neg_index.data(), du.data(), true, threads);
+    for (int64_t i = 0; i < c; ++i)
+      for (int64_t j = 0; j < c; ++j) {
+        double sum = 0;
+        for (int64_t b = 0; b < n; ++b)
+          for (int32_t q : {pool.pos_index[static_cast<size_t>(b * c + i)],
+                            pool.neg_index[static_cast<size_t>(b * c + i)]})
+            if (q >= 0)
+              sum += static_cast<double>(grad[static_cast<size_t>(b * c + i)]) *
+                     plain[static_cast<size_t>((b * p + q) * c + j)];
+        require(std::abs(static_cast<double>(du[static_cast<size_t>(i * c + j)]) - 2 * sum) < 1e-4,
+                "grad_u");
+      }
+  }
+  const auto u = numbers<A>(square, 5);
+  std::vector<A> dx(size);
+  infodisent::grad_x(u.data(), grad.data(), grad.data(), pool.pos_index.data(),
+                     pool.neg_index.data(), dx.data(), n, p, c, threads);
+  double total = 0, expected = 0;
+  for (A v : dx) total += static_cast<double>(v);
+  for (int64_t b = 0; b < n; ++b)
+    for (int64_t j = 0; j < c; ++j) {
+      const size_t k = static_cast<size_t>(b * c + j);
+      const int sides = (pool.pos_index[k] >= 0) + (pool.neg_index[k] >= 0);
+      for (int64_t i = 0; i < c; ++i)
+        expected += sides * static_cast<double>(grad[k] * u[static_cast<size_t>(j * c + i)]);
+    }
+  require(std::abs(total - expected) < 1e-2, "grad_x");
+}
+
+template <typename U>
+std::vector<double> rotated(const std::vector<double>& x, const std::vector<U>& u, int64_t rows,
+                            int64_t c) {
+  std::vector<double> y(x.size());
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t j = 0; j < c; ++j)
+      for (int64_t k = 0; k < c; ++k)
+        y[static_cast<size_t>(r * c + j)] +=
+            static_cast<double>(widen(u[static_cast<size_t>(j * c + k)])) *
+            x[static_cast<size_t>(r * c + k)];
+  return y;
+}
+
+template <typename T>
+void rotation_and_pool(int64_t n, int64_t p, int64_t c, int layout, int threads) {
+  const auto x = owned<T>(n, p, c, layout);
+  std::vector<double> plain;
+  for (int64_t b = 0; b < n; ++b)
+    for (int64_t i = 0; i < p; ++i)
+      for (int64_t j = 0; j < c; ++j) plain.push_back(at(x.map, b, i, j));
+  const auto u = numbers<float>(static_cast<size_t>(c * c), 5);
+  const auto y = rotated(plain, u, n * p, c);
+  Pool<float> pool(n, c);
+  for (int isa : {1, 2}) {
+    try {
+      infodisent::rotate_pool(x.map, u.data(), pool.pos.data(), pool.neg.data(),
+                              pool.pos_index.data(), pool.neg_index.data(), threads, isa);
+    } catch (const std::invalid_argument&) {
+      continue;  // this processor has no such instructions
+    }
+    require_pool(pool, y, n, p, c, 1e-4, "rotate_pool");
+  }
+  if constexpr (std::is_same<T, BFloat16>::value) {
+    std::vector<BFloat16> half;
+    for (float v : u) half.push_back(narrowed<BFloat16>(static_cast<double>(v)));
+    if (!infodisent::has_pairs() || c % 2) return;
+    infodisent::rotate_pool_pairs(x.map, half.data(), pool.pos.data(), pool.neg.data(),
+                                  pool.pos_index.data(), pool.neg_index.data(), threads);
+    require_pool(pool, rotated(plain, half, n * p, c), n, p, c, 1e-4, "rotate_pool_pairs");
+  }
+}
+
+template <typename T>
+void all_maps() {
+  for (int threads : {1, 3})
+    for (int layout : {0, 1, 2})
+      for (int64_t c : {1, 2, 15, 16, 17, 64, 65, 130})
+        for (int64_t p : {1, 5, 6, 49}) {
+          maps<T>(3, p, c, layout, threads);
+          if constexpr (!std::is_same<T, double>::value)
+            rotation_and_pool<T>(3, p, c, layout, threads);
+        }
+}
+
 }  // namespace
 
 int main() {
@@ -68,5 +269,9 @@ int main() {
       rotation_passes<float>(n, threads);
       rotation_passes<double>(n, threads);
     }
+  all_maps<float>();
+  all_maps<double>();
+  all_maps<BFloat16>();
+  all_maps<Float16>();
   std::puts("clean");
 }

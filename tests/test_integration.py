@@ -156,7 +156,9 @@ def test_backend_choice_raises_with_the_reason_and_auto_falls_back(monkeypatch):
     assert call["reference"] == "ok"
     assert "cpu and cuda only, not on mps" in call["sparse"]
     x = torch.zeros(1)
+    assert backends.select("rotation", x) != "reference"
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
     assert backends.select("rotation", x) == "reference"
     with (
         backends.use_backend("sparse"),

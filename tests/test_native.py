@@ -90,7 +90,7 @@ def test_sanitizers(tmp_path, openmp):
     command += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     command += ["-DINFODISENT_NO_DISPATCH", f"-I{CSRC}", "-o", str(program)]
     command += ["-fopenmp"] if openmp else ["-Wno-unknown-pragmas"]
-    sources = list(CSRC.glob("*_cpu.cpp"))
+    sources = CSRC.glob("*_cpu.cpp")
     command += [str(Path(__file__).with_name("native_sanitizers.cpp")), *map(str, sources)]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr

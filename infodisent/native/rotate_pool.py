@@ -1,8 +1,10 @@
-"""Rotate and pool by chunks of images: one flat library product, one compiled pass over its result.
+"""Rotate and pool in one compiled pass; gradients by gather-accumulate over the winners.
 
-Maps with contiguous channels are read in place, prefix tokens included: a row more or less in the
-product costs less than a copy, and the pool steps over it. Other layouts and half maps are first
-laid out as float rows, a chunk at a time.
+Where the processor has AVX2 or AVX-512, ``csrc/rotate_pool_cpu.cpp`` multiplies and pools a few
+rows at a time in registers: the rotated map never exists. Elsewhere, and for float64, chunks of
+images go through one flat library product and one pass over its result. There, maps with contiguous
+channels are read in place, prefix tokens included: a row more or less in the product costs less
+than a copy, and the pool steps over it; other layouts and half maps are first laid out as rows.
 """
 
 from __future__ import annotations
@@ -17,6 +19,10 @@ CHUNK_ROWS = 1024
 """Rows (pixels) that are rotated at a time. The rotated chunk should stay in cache until it is
 pooled, and the product be long enough to pay for the packing of U: measured, see
 ``benchmarks/chunk.py``."""
+
+CHUNK_BYTES = 8 << 20
+"""Of the rows that dU is gathered from at a time, where they have to be laid out first. Every chunk
+goes over the whole of dU once more."""
 
 _WASTE = 1.25
 """Rows of prefix tokens that may be multiplied along, as a factor."""
@@ -51,9 +57,19 @@ def rotate_pool(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     Returns:
         pos, neg [B, C] float32 (float64 if an input is), pos_index, neg_index [B, C] int32.
-        Beside them it takes at most two chunks of float rows (`CHUNK_ROWS` · C, or one image where
-        that is more).
+        Beside them it takes 8 MiB for the part of x in use (one image as float32, where that is
+        more) and 64 rows of U a thread; with library products, two chunks of float rows
+        (`CHUNK_ROWS` · C, or one image where that is more).
     """
+    batch, pixels, channels = x.shape
+    wanted = _native.multiplies(x.dtype, u.dtype, channels)
+    if wanted is not None:
+        return _native.rotate_pool(x, u.to(wanted).contiguous())
+    return by_library(x, u)
+
+
+def by_library(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`rotate_pool` by library products."""
     batch, pixels, channels = x.shape
     dtype = value_dtype(x.dtype, u.dtype)
     if dtype == torch.float64:
@@ -121,7 +137,7 @@ def _grad_u(x: Tensor, grads: list[Tensor], indices: list[Tensor], dtype: torch.
         _native.grad_u(x, grads[0], grads[1], indices[0], indices[1], du, False)
         return du
     # a pixel's channels lie apart: lay a chunk out as rows rather than gather single numbers
-    count = min(batch, _images(pixels))
+    count = min(batch, max(1, CHUNK_BYTES // (pixels * channels * dtype.itemsize)))
     rows = torch.empty(count * pixels, channels, dtype=dtype)
     for start in range(0, batch, count):
         stop = min(start + count, batch)

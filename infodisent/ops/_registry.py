@@ -54,13 +54,17 @@ def _nothing_watches() -> bool:
 def direct(*tensors: Tensor | None) -> bool:
     """Whether an operator may be run without torch's dispatcher, longer than a small map takes.
 
-    True where no gradient is asked for and nothing traces, transforms or records the call.
+    True where no gradient is asked for and nothing traces, transforms, records or casts the call.
     """
     grad = torch.is_grad_enabled()
     for t in tensors:
         if t is not None and (type(t) not in _PLAIN or (grad and t.requires_grad)):
             return False
-    return not torch.compiler.is_compiling() and _nothing_watches()
+    return (
+        not torch.compiler.is_compiling()
+        and _nothing_watches()
+        and not torch._C._is_any_autocast_enabled()
+    )
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

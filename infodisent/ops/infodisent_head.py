@@ -52,7 +52,8 @@ def infodisent_head(
     """
     _check(x, U, weight, bias, nonneg, input_fmt, num_prefix_tokens)
     x, U = _registry.autocast(x, U)
-    if backends.select("infodisent_head", x) == "reference":
+    backend = backends.select("infodisent_head", x)
+    if backend == "reference":
         with _registry.no_autocast(x):
             return reference.infodisent_head(
                 x,
@@ -64,10 +65,11 @@ def infodisent_head(
                 num_prefix_tokens=num_prefix_tokens,
                 return_pool=return_pool,
             )
-    run = _impl if _registry.direct(x, U, weight, bias) else _head
-    logits, pos, neg, pos_index, neg_index = run(
-        x, U, weight, bias, nonneg == "relu", input_fmt, num_prefix_tokens
-    )
+    arguments = x, U, weight, bias, nonneg == "relu", input_fmt, num_prefix_tokens
+    if _registry.direct(x, U, weight, bias):
+        logits, pos, neg, pos_index, neg_index = _forward(backend, *arguments)
+    else:
+        logits, pos, neg, pos_index, neg_index = _head(*arguments)
     if not return_pool:
         result: Tensor = logits
         return result
@@ -106,12 +108,20 @@ def _check(
 _Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)  # asking costs less than a call that does nothing
+
+
 def _effective(weight: Tensor, relu: bool, dtype: torch.dtype) -> Tensor:
-    return (weight.clamp_min(0) if relu else weight).to(dtype)
+    return _cast(weight.clamp_min(0) if relu else weight, dtype)
 
 
-@_registry.without_autocast
-def _impl(
+def _impl(x: Tensor, *arguments: Any) -> _Five:
+    return _forward(backends.select("infodisent_head", x), x, *arguments)
+
+
+def _forward(
+    backend: str,
     x: Tensor,
     u: Tensor,
     weight: Tensor,
@@ -120,13 +130,13 @@ def _impl(
     input_fmt: str,
     num_prefix_tokens: int,
 ) -> _Five:
-    pos, neg, pos_index, neg_index = forward(x, u, input_fmt, num_prefix_tokens)
+    pos, neg, pos_index, neg_index = forward(backend, x, u, input_fmt, num_prefix_tokens)
     dtype = value_dtype(pos.dtype, weight.dtype)
     w = _effective(weight, relu, dtype)
     logits = torch.nn.functional.linear(
-        (pos - neg).to(dtype), w, None if bias is None else bias.to(dtype)
+        _cast(pos - neg, dtype), w, None if bias is None else _cast(bias, dtype)
     )
-    return logits.to(weight.dtype), pos, neg, pos_index, neg_index
+    return _cast(logits, weight.dtype), pos, neg, pos_index, neg_index
 
 
 def _fake(

@@ -51,13 +51,16 @@ def rotate_pool(
     """
     check_rotation_fits("rotate_pool", x, U, input_fmt, num_prefix_tokens)
     x, U = _registry.autocast(x, U)
-    if backends.select("rotate_pool", x) == "reference":
+    backend = backends.select("rotate_pool", x)
+    if backend == "reference":
         with _registry.no_autocast(x):
             return reference.rotate_pool(
                 x, U, input_fmt=input_fmt, num_prefix_tokens=num_prefix_tokens
             )
-    run = forward if _registry.direct(x, U) else _rotate_pool
-    pos, neg, pos_index, neg_index = run(x, U, input_fmt, num_prefix_tokens)
+    if _registry.direct(x, U):
+        pos, neg, pos_index, neg_index = forward(backend, x, U, input_fmt, num_prefix_tokens)
+    else:
+        pos, neg, pos_index, neg_index = _rotate_pool(x, U, input_fmt, num_prefix_tokens)
     return SparsePool(pos - neg, pos, neg, pos_index, neg_index)
 
 
@@ -79,12 +82,16 @@ def check_rotation_fits(
 _Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-@_registry.without_autocast
-def forward(x: Tensor, u: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:
-    """pos, neg, pos_index, neg_index, by the backend in force."""
-    backend = native if backends.is_native("rotate_pool", x) else sparse
-    pooled: _Four = backend.rotate_pool.rotate_pool(to_bpc(x, input_fmt, num_prefix_tokens), u)
+def forward(backend: str, x: Tensor, u: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:
+    """pos, neg, pos_index, neg_index; autocast must be off."""
+    module = native if backend == "native" else sparse
+    pooled: _Four = module.rotate_pool.rotate_pool(to_bpc(x, input_fmt, num_prefix_tokens), u)
     return pooled
+
+
+def _impl(x: Tensor, u: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:
+    backend = backends.select("rotate_pool", x)
+    return forward(backend, x, u, input_fmt, num_prefix_tokens)
 
 
 def _fake(x: Tensor, u: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:
@@ -187,7 +194,7 @@ _rotate_pool = _registry.register(
     "rotate_pool",
     "(Tensor x, Tensor U, str input_fmt, int num_prefix_tokens) -> "
     "(Tensor pos, Tensor neg, Tensor pos_index, Tensor neg_index)",
-    forward,
+    _impl,
     _fake,
 )
 _rotate_pool_backward = _registry.register(

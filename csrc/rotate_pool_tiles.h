@@ -1,0 +1,55 @@
+// The innermost part of rotate_pool: a few rows of X times a panel of U, and the pool of the result
+// before it leaves the core. One version per instruction set, chosen at run time.
+#pragma once
+#include <cstdint>
+
+#include "dtypes.h"
+
+namespace infodisent {
+
+// What the pool of one image knows so far about the channels of a panel; each array is as long as
+// the panel is wide.
+struct PoolState {
+  float* pos;
+  float* neg;
+  int32_t* pos_index;
+  int32_t* neg_index;
+};
+
+// Rows of X that a tile multiplies.
+constexpr int kRows = 6;
+constexpr int kMostWidth = 64;
+
+// One tile of work.
+template <typename E>
+struct TileTask {
+  // Row r of X is row[r][0], row[r][step], row[r][2 * step], ...: step is 1 for rows as they lie in
+  // memory and kRows for packed ones.
+  const E* row[kRows];
+  int32_t pixel[kRows];
+  PoolState state[kRows];
+  int rows;  // of these count; the others may be anything readable
+};
+
+// Elements of X and U as a tile multiplies them: float, or two neighbouring bfloat16 in 32 bits.
+struct Pair {
+  uint32_t bits;
+};
+
+template <typename E>
+struct TileKernel {
+  int width;  // columns of a panel of U
+  // panel[k * width + j] = U[c0 + j][k], 0 beyond the last channel; `channels` rows are left.
+  void (*pack)(const E* u /* [channels, depth] */, int64_t channels, int64_t depth, E* panel);
+  void (*tile)(const TileTask<E>& task, bool packed, const E* panel, int64_t depth);
+  const char* name;
+};
+
+enum class Isa : int { kAuto = 0, kAvx2 = 1, kAvx512 = 2 };
+
+// The tile for `isa`; nullptr where this processor (or this build) has no such instructions. Pairs
+// need AVX512-BF16. Where there is none, a library's product and mx_pool do the work.
+const TileKernel<float>* float_tile(Isa isa);
+const TileKernel<Pair>* pair_tile();
+
+}  // namespace infodisent
