@@ -34,8 +34,12 @@ inline float widen(BFloat16 x) {
   return value;
 }
 inline float widen(Float16 x) {
-#ifdef __FLT16_MAX__
+#if defined(__aarch64__) || defined(__FLT16_MAX__)
+#ifdef __aarch64__  // where C++ has no _Float16 before GCC 13
+  __fp16 value;
+#else
   _Float16 value;
+#endif
   std::memcpy(&value, &x.bits, sizeof value);
   return static_cast<float>(value);
 #else

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from infodisent import _native
+from infodisent import _native, native, ops, reference
+from infodisent._layout import to_bpc
 
 CSRC = Path(__file__).parents[1] / "csrc"
 needs_module = pytest.mark.skipif(
@@ -101,3 +103,131 @@ def test_sanitizers(tmp_path, openmp):
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == "clean\n"
+
+
+@pytest.mark.skipif(
+    shutil.which("aarch64-linux-gnu-g++") is None or shutil.which("qemu-aarch64") is None,
+    reason="needs a compiler for Arm and an emulator (g++-aarch64-linux-gnu, qemu-user)",
+)
+def test_arm(tmp_path):
+    """The same program built for 64-bit Arm with the flags of setup.py, and run."""
+    program = tmp_path / "check"
+    command = ["aarch64-linux-gnu-g++", "-std=c++17", "-O3", "-fno-math-errno", "-static"]
+    command += ["-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{CSRC}"]
+    command += ["-o", str(program), str(Path(__file__).with_name("native_sanitizers.cpp"))]
+    built = subprocess.run([*command, *CSRC.glob("*_cpu.cpp")], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert "warning" not in built.stderr, built.stderr
+    ran = subprocess.run(["qemu-aarch64", str(program)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "clean\n"
+
+
+@needs_module
+@pytest.mark.skipif(_native._missing is None and not _native._module.tiles, reason="no AVX2 here")
+@pytest.mark.parametrize("instructions", [1, 2])
+@pytest.mark.parametrize("channels", [1, 16, 30, 64, 100])
+@pytest.mark.parametrize("pixels", [1, 6, 49, 50])
+@pytest.mark.parametrize("layout", ["channels last", "pixels last", "strided"])
+def test_rotate_pool_of_each_instruction_set(instructions, channels, pixels, layout):
+    x = torch.randn(3, pixels, channels)
+    x[1, pixels // 2, channels // 2] = float("nan")
+    if layout == "pixels last":
+        x = x.mT.contiguous().mT
+    elif layout == "strided":
+        x = torch.stack([x, x * 0], -1)[..., 0]
+    u = torch.randn(channels, channels)
+    try:
+        found = _native.rotate_pool(x, u, instructions)
+    except ValueError as error:
+        pytest.skip(str(error))
+    wanted = reference.rotate_pool(x.double(), u.double(), input_fmt="NLC")
+    for ours, truth in zip(found[:2], wanted[1:3], strict=True):
+        torch.testing.assert_close(ours.double(), truth, rtol=1e-5, atol=1e-5, equal_nan=True)
+    y = x.double() @ u.double().mT
+    for index, sign in ((found[2], 1), (found[3], -1)):
+        assert torch.all((index[1] == pixels // 2) | (channels == 0))  # the NaN
+        for b in (0, 2):
+            there = (sign * y[b]).gather(0, index[b].clamp_min(0).long()[None])[0]
+            assert torch.all(there.clamp_min(0) >= (sign * y[b]).amax(0).clamp_min(0) - 1e-5)
+
+
+@needs_module
+def test_rotate_pool_ties_and_zeros():
+    """Integers are exact in every product: the lowest pixel of several equal ones, -1 for none."""
+    x = torch.randint(-2, 3, (5, 23, 70)).float()
+    u = torch.randint(-1, 2, (70, 70)).float()
+    u[3] = 0
+    u[4] = 0
+    x[..., 0] = x[..., 0].abs()
+    u[4, 0] = 1  # nothing negative
+    wanted = reference.rotate_pool(x, u, input_fmt="NLC")
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for view in (x.to(dtype), x.to(dtype).mT.contiguous().mT):
+            found = ops.rotate_pool(view, u.to(dtype), input_fmt="NLC")
+            assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+            assert not torch.signbit(found.neg).any()
+    assert (wanted.pos_index[:, 3] == -1).all()
+
+
+@needs_module
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotate_pool_depends_on_neither_threads_nor_batch(dtype):
+    x, u = torch.randn(7, 128, 7, 7).to(dtype), torch.randn(128, 128).to(dtype)
+    before = torch.get_num_threads()
+    try:
+        alone = [ops.rotate_pool(image[None], u) for image in x]
+        for threads in (1, 2, 5, 40):
+            torch.set_num_threads(threads)
+            together = ops.rotate_pool(x, u)
+            for i, parts in enumerate(zip(*alone, strict=True)):
+                assert torch.equal(torch.cat(parts), together[i])
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_module
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_by_library(dtype, layout, monkeypatch):
+    """Where the processor has no tile, library products give the same."""
+    kwargs, build = layout
+    x, u = torch.randn(5, 24, 5, 7).to(dtype), torch.randn(24, 24).to(dtype)
+    view = to_bpc(build(x), **kwargs)
+    monkeypatch.setattr(native.rotate_pool, "CHUNK_ROWS", 70)  # two images and the rest
+    found = native.rotate_pool.by_library(view, u)
+    wanted = reference.rotate_pool(x.double(), u.double())
+    for ours, truth in zip(found, wanted[1:], strict=True):
+        torch.testing.assert_close(ours.double(), truth.double(), rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(_native, "multiplies", lambda *_: None)
+    pool = ops.rotate_pool(build(x), u, **kwargs)
+    assert all(torch.equal(a, b) for a, b in zip(pool[1:], found, strict=True))
+
+
+MEMORY = """
+import re, sys, torch
+from infodisent import ops
+def memory(name):
+    with open("/proc/self/status") as file:
+        return int(re.search(name + r":\\s+(\\d+) kB", file.read())[1]) * 1024
+def step(b, c):
+    x = torch.randn(b, c, 7, 7).contiguous(memory_format=getattr(torch, sys.argv[1]))
+    u, w = torch.randn(c, c, requires_grad=True), torch.rand(10, c, requires_grad=True)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak starts anew
+    before = memory("VmRSS")
+    ops.infodisent_head(x, u, w).sum().backward()
+    return memory("VmHWM") - before
+step(2, 64)
+print(step(256, 2048) - 4 * 2048 * (2048 + 10))
+"""
+
+
+@needs_module
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("memory_format", ["contiguous_format", "channels_last"])
+def test_peak_memory(memory_format):
+    """Forward and backward at C = 2048, B = 256: gradients and less than 64 MB."""
+    command = [sys.executable, "-c", MEMORY, memory_format]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert 0 < int(done.stdout) < 64e6

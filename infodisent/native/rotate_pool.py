@@ -61,8 +61,7 @@ def rotate_pool(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         more) and 64 rows of U a thread; with library products, two chunks of float rows
         (`CHUNK_ROWS` · C, or one image where that is more).
     """
-    batch, pixels, channels = x.shape
-    wanted = _native.multiplies(x.dtype, u.dtype, channels)
+    wanted = _native.multiplies(x.dtype, u.dtype, len(u))
     if wanted is not None:
         return _native.rotate_pool(x, u.to(wanted).contiguous())
     return by_library(x, u)
