@@ -1,8 +1,8 @@
-"""How long a chunk of rotate_pool should be on this machine.
+"""How long a chunk of rotate_pool should be where library products serve it.
 
     python benchmarks/chunk.py
 
-Prints the time of `infodisent.native.rotate_pool` as a multiple of the bare matrix product, for
+Prints the time of `infodisent.native.rotate_pool.by_library` as a multiple of the bare matrix product, for
 chunks of several lengths, for maps whose channels are neighbours in memory and for NCHW maps;
 medians of interleaved rounds.
 """
@@ -53,7 +53,7 @@ def main() -> None:
 
             def chunked(rows: int, x: torch.Tensor = x, u: torch.Tensor = u) -> None:
                 native.CHUNK_ROWS = rows
-                native.rotate_pool(x, u)
+                native.by_library(x, u)
 
             functions: dict[object, Callable[[], object]] = {
                 "product": lambda flat=flat, u=u: torch.mm(flat, u.mT)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.cpu_report import summary
 from benchmarks.rotation_report import table as rotation_table
 from infodisent._files import read_json
 
@@ -18,28 +19,13 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def head_table() -> str:
-    """One line an operator, size and mode of ``cpu-head.json``."""
-    lines = [
-        "| operator | size | mode | ours, ms | others, as a multiple of ours |",
-        "|---|---|---|---|---|",
-    ]
-    for r in read_json(RESULTS / "cpu-head.json")["results"]:
-        c, h, w = r["size"]
-        others = ", ".join(
-            f"{name} {ratio:.2f}×" for name, ratio in r["speedup"].items() if name != "infodisent"
-        )
-        size, ours = f"{c}×{h}×{w}, B={r['batch']}", r["milliseconds"]["infodisent"]
-        lines.append(f"| {r['op']} | {size} | {r['mode']} | {ours:.1f} | {others} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Replace what stands between the markers."""
     path = ROOT / "README.md"
     old = new = path.read_text(encoding="utf-8")
     rows = read_json(RESULTS / "cpu-rotation.json")["rows"]
-    for name, text in (("rotation", rotation_table(rows)), ("head", head_table())):
+    head = read_json(RESULTS / "cpu-head.json")["results"]
+    for name, text in (("rotation", rotation_table(rows)), ("head", summary(head))):
         pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
         new = re.sub(pattern, lambda m, t=text: m[1] + t + m[2], new, flags=re.DOTALL)
     if "--check" in sys.argv:

@@ -1,5 +1,3 @@
-#include "rotate_pool.h"
-
 #include <algorithm>
 #include <memory>
 #include <new>
@@ -7,13 +5,16 @@
 #include <type_traits>
 
 #include "parallel.h"
+#include "rotate_pool.h"
 #include "rotate_pool_tiles.h"
 
 namespace infodisent {
 namespace {
 
 // Rows of X in use at a time, laid out for the tiles or as they are: they should stay in the
-// last-level cache while every panel of U passes over them.
+// last-level cache while every panel of U passes over them, and be enough to pay for packing the
+// panels. Measured with 2 cores and 32 MiB of L3 (B = 64, C = 512 ... 2048): 1 MiB is 15 % slower
+// at C = 2048, 4 to 16 MiB are equal.
 constexpr int64_t kChunkBytes = 8 << 20;
 // Rows that pay for packing a panel.
 constexpr int64_t kGroupRows = 128;

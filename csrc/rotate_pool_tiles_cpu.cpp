@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "transpose.h"
 #include "rotate_pool_tiles.h"
+#include "transpose.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define INFODISENT_X86 1
@@ -13,7 +13,8 @@ namespace infodisent {
 namespace {
 
 // Products that are added up before they join the sum: shorter chains, smaller rounding errors.
-constexpr int64_t kDepth = 512;
+// At 128 they are below those of the library's product; 64 costs 5 % of the speed.
+constexpr int64_t kDepth = 128;
 
 template <int kLanes>
 struct Lanes {

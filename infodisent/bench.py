@@ -33,6 +33,7 @@ SHAPES = {
 OPS = ("rotation", "mx_pool", "rotate_pool", "infodisent_head", "training_step")
 """The operators, and one whole step of the head's training: rotation, head, and both gradients."""
 MODES = ("forward", "forward+backward")
+"""What is timed by default; "backward" alone is the third."""
 CLASSES = 1000
 
 Function = Callable[..., Tensor]
@@ -105,16 +106,32 @@ class Orthogonal(nn.Module):
         return weight
 
 
-class _ProductAlone:
-    """The flat matrix product that rotate_pool contains, on rows laid out beforehand."""
+class _ProductAlone(torch.autograd.Function):
+    """The flat matrix products that rotate_pool contains, on rows laid out beforehand.
 
-    def __init__(self) -> None:
-        self.rows: Tensor | None = None
+    Forward ``X U^T``, backward the dense ``dY^T X``; both read the same rows.
+    """
 
-    def __call__(self, x: Tensor, u: Tensor) -> Tensor:
-        if self.rows is None:
-            self.rows = x.flatten(2).mT.reshape(-1, x.shape[1]).contiguous()
-        return torch.mm(self.rows, u.mT)
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, u: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return torch.mm(rows, u.mT)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        return None, torch.mm(grad.mT, ctx.saved_tensors[0])
+
+
+def _product_alone() -> Function:
+    laid_out: list[Tensor] = []
+
+    def product(x: Tensor, u: Tensor) -> Tensor:
+        if not laid_out:
+            laid_out.append(x.flatten(2).mT.reshape(-1, x.shape[1]).contiguous())
+        result: Tensor = _ProductAlone.apply(laid_out[0], u)
+        return result
+
+    return product
 
 
 def _training_step(module: Any) -> Function:
@@ -145,13 +162,14 @@ def peers(case: Case) -> dict[str, Function]:
     found = {
         "infodisent": _pooled(ops, case.op),
         "eager": eager,
-        "torch.compile": torch.compile(eager),
     }
+    if case.mode != "backward":  # what it compiles cannot be run backward twice
+        found["torch.compile"] = torch.compile(eager)
     if case.op == "rotate_pool":
         found["conv2d + max-pool"] = _conv_max_pool
         found["GEMM + aminmax"] = _gemm_aminmax
-        if case.mode == "forward":
-            found["GEMM alone†"] = _ProductAlone()
+        if case.mode != "forward+backward":
+            found["GEMM alone†"] = _product_alone()
     return found
 
 
@@ -206,6 +224,13 @@ def runner(case: Case, function: Function) -> Callable[[], None]:
     leaves = [t for t in inputs if t.requires_grad]
     if isinstance(function, nn.Module):
         leaves = list(function.parameters())
+    if case.mode == "backward":
+        out = function(*inputs)
+
+        def backward() -> None:
+            torch.autograd.grad(out, leaves, grad, retain_graph=True)
+
+        return backward
 
     def both() -> None:
         torch.autograd.grad(function(*inputs), leaves, grad)

@@ -1,0 +1,188 @@
+"""Times the head on the CPU at every size of the named backbones, and writes the figures.
+
+    python -m benchmarks.cpu_report        # benchmarks/results/cpu-head.json and cpu-head.md
+    python benchmarks/tables.py            # the tables of README, from that
+
+Every implementation is checked against float64 and then timed in turn. A run that was stopped goes
+on where it was, if package, machine and code are the same.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infodisent import bench, ops
+from infodisent._files import read_json, write_json
+from infodisent._torchvision import ensure_torchvision
+from infodisent.progress import bar
+
+RESULTS = Path(__file__).parent / "results"
+TARGET = RESULTS / "cpu-head.json"
+ROUNDS = {1: 31, 16: 9, 64: 5}
+"""Timed rounds by batch size."""
+SIZES = (
+    "resnet34",
+    "convnext_tiny",
+    "vit_base_patch16_224",
+    "densenet121",
+    "convnext_large",
+    "resnet50",
+)
+"""A backbone of each map size the contract names."""
+MAPS = ("resnet34", "vit_base_patch16_224", "resnet50")
+
+
+def cases() -> list[bench.Case]:
+    """What is timed, the short ones first."""
+    found = [
+        bench.Case("rotate_pool", shape, batch, mode)
+        for batch in ROUNDS
+        for shape in SIZES
+        for mode in ("forward", "backward", "forward+backward")
+    ]
+    found += [
+        bench.Case("rotate_pool", shape, 16, mode, torch.bfloat16)
+        for shape in SIZES
+        for mode in bench.MODES
+    ]
+    found += [
+        bench.Case("infodisent_head", shape, 16, mode) for shape in MAPS for mode in bench.MODES
+    ]
+    return [*found, bench.Case("training_step", "resnet50", 64, "forward+backward")]
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def _microseconds(run: Callable[[], object], calls: int = 2000) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - start) / calls * 1e6
+
+
+def overhead() -> dict[str, float]:
+    """Microseconds of a call on a map so small that only the call counts, and of its products."""
+    x, u = torch.randn(1, 16, 7, 7), torch.linalg.qr(torch.randn(16, 16))[0].contiguous()
+    rows, weight = x.flatten(2).mT[0].contiguous(), torch.rand(10, 16)
+    pooled = torch.rand(1, 16)
+    runs: dict[str, Callable[[], object]] = {
+        "rotate_pool": lambda: ops.rotate_pool(x, u),
+        "its product": lambda: torch.mm(rows, u.mT),
+        "infodisent_head": lambda: ops.infodisent_head(x, u, weight),
+        "its products": lambda: (
+            torch.mm(rows, u.mT),
+            torch.nn.functional.linear(pooled, weight),
+        ),
+    }
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            rounds = [{name: _microseconds(run) for name, run in runs.items()} for _ in range(9)]
+    finally:
+        torch.set_num_threads(before)
+    return {name: round(statistics.median(r[name] for r in rounds), 1) for name in runs}
+
+
+def _key(result: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(result[k] for k in ("op", "shape", "batch", "mode", "dtype"))
+
+
+def run() -> dict[str, Any]:
+    """Time what is not in the file yet, which is rewritten after every case."""
+    report: dict[str, Any] = {"machine": bench.machine(), "commit": _commit(), "results": []}
+    if TARGET.is_file():
+        before = read_json(TARGET)
+        if all(before.get(k) == report[k] for k in ("machine", "commit")):
+            report = before
+    report["overhead_us"] = overhead()
+    done = {_key(result) for result in report["results"]}
+    with bar() as display:
+        wanted = cases()
+        task = display.add_task("time side by side", total=len(wanted), note="")
+        for case in wanted:
+            display.update(task, note=f"{case.op} {case.shape} B={case.batch} {case.mode}")
+            dtype = str(case.dtype).removeprefix("torch.")
+            if (case.op, case.shape, case.batch, case.mode, dtype) not in done:
+                torch.compiler.reset()
+                rounds = 3 if case.op == "training_step" else ROUNDS[case.batch]
+                report["results"].append({**bench.compare(case, rounds), "rounds": rounds})
+                write_json(TARGET, report)
+            display.advance(task)
+    return report
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """One line a case: ours in milliseconds, the others as multiples of it."""
+    lines = [
+        "| operator | map, batch, dtype | mode | ours, ms | others, as a multiple of ours |",
+        "|---|---|---|---|---|",
+    ]
+    for r in results:
+        c, h, w = r["size"]
+        others = ", ".join(
+            f"{name} {ratio:.2f}×" for name, ratio in r["speedup"].items() if name != "infodisent"
+        )
+        size = f"{c}×{h}×{w}, {r['batch']}, {r['dtype']}"
+        ours = r["milliseconds"]["infodisent"]
+        lines.append(f"| {r['op']} | {size} | {r['mode']} | {ours:.2f} | {others} |")
+    return "\n".join(lines)
+
+
+def summary(results: list[dict[str, Any]]) -> str:
+    """Geometric means over the sizes, the smallest in brackets."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for r in results:
+        groups.setdefault((r["op"], r["batch"], r["dtype"], r["mode"]), []).append(r)
+    peers = (
+        "GEMM alone†",
+        "eager",
+        "torch.compile",
+        "conv2d + max-pool",
+        "GEMM + aminmax",
+        "eager, torch.matrix_exp",
+    )
+    peers = tuple(p for p in peers if any(p in r["speedup"] for r in results))
+    lines = ["| operator | batch, dtype | mode | sizes | " + " | ".join(peers) + " |"]
+    lines.append("|---" * (4 + len(peers)) + "|")
+    for (op, batch, dtype, mode), members in groups.items():
+        cells = []
+        for peer in peers:
+            ratios = [r["speedup"][peer] for r in members if peer in r["speedup"]]
+            if not ratios:
+                cells.append("")
+            elif len(ratios) == 1:
+                cells.append(f"{ratios[0]:.2f}×")
+            else:
+                cells.append(f"{statistics.geometric_mean(ratios):.2f}× ({min(ratios):.2f})")
+        lines.append(
+            f"| {op} | {batch}, {dtype} | {mode} | {len(members)} | " + " | ".join(cells) + " |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run and write both files."""
+    ensure_torchvision()
+    report = run()
+    facts = {**report["machine"], "commit": report["commit"]}
+    text = ", ".join(f"{k} {v}" for k, v in facts.items())
+    (RESULTS / "cpu-head.md").write_text(
+        f"{text}\n\n{summary(report['results'])}\n\n{table(report['results'])}\n", encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()
