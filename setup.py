@@ -26,6 +26,7 @@ SOURCES = [
     "csrc/mx_pool_cpu.cpp",
     "csrc/rotate_pool_backward_cpu.cpp",
     "csrc/rotate_pool_cpu.cpp",
+    "csrc/rotate_pool_pack_cpu.cpp",
     "csrc/rotate_pool_tiles_cpu.cpp",
     "csrc/rotation_cpu.cpp",
 ]

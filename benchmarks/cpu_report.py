@@ -58,11 +58,14 @@ def cases() -> list[bench.Case]:
     return [*found, bench.Case("training_step", "resnet50", 64, "forward+backward")]
 
 
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
-    )
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+def _commit() -> str:
+    changed = _git("status", "--porcelain", "--", "csrc", "infodisent", "setup.py")
+    return _git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
 
 
 def _microseconds(run: Callable[[], object], calls: int = 2000) -> float:

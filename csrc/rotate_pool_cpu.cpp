@@ -6,6 +6,7 @@
 
 #include "parallel.h"
 #include "rotate_pool.h"
+#include "rotate_pool_pack.h"
 #include "rotate_pool_tiles.h"
 
 namespace infodisent {
@@ -18,6 +19,8 @@ namespace {
 constexpr int64_t kChunkBytes = 8 << 20;
 // Rows that pay for packing a panel.
 constexpr int64_t kGroupRows = 128;
+// Channels that are laid out at a time; even.
+constexpr int64_t kBlock = 128;
 
 struct Free {
   void operator()(void* p) const { ::operator delete(p, std::align_val_t(64)); }
@@ -28,71 +31,6 @@ template <typename E>
 Buffer<E> buffer(int64_t count) {
   return Buffer<E>(static_cast<E*>(
       ::operator new(std::max<int64_t>(count, 1) * sizeof(E), std::align_val_t(64))));
-}
-
-// Where rows from ... from + rows of a group are; `first` is its first image.
-template <typename T>
-void find_rows(const Map<T>& x, int64_t first, int64_t from, int rows, const T** row) {
-  for (int r = 0; r < kRows; ++r) {
-    const int64_t at = from + std::min(r, rows - 1);
-    row[r] = x.data + (first + at / x.pixels) * x.image_stride + at % x.pixels * x.pixel_stride;
-  }
-}
-
-// out[k][r] = row[r][k], widened: a tile's rows side by side. All tiles have kRows.
-template <typename T>
-INLINE void interleave(const T* const* row, int64_t stride, int64_t channels, float* out) {
-  constexpr int64_t kBlock = 64;
-  for (int64_t start = 0; start < channels; start += kBlock, out += kBlock * kRows) {
-    const int64_t n = std::min(kBlock, channels - start);
-    float wide[kRows][kBlock];  // widening vectorises over channels, the rest does not
-    for (int r = 0; r < kRows; ++r)
-      if (stride == 1)
-#pragma GCC ivdep
-        for (int64_t j = 0; j < n; ++j) wide[r][j] = static_cast<float>(widen(row[r][start + j]));
-      else
-        for (int64_t j = 0; j < n; ++j)
-          wide[r][j] = static_cast<float>(widen(row[r][(start + j) * stride]));
-    for (int64_t j = 0; j < n; ++j)
-      for (int r = 0; r < kRows; ++r) out[j * kRows + r] = wide[r][j];
-  }
-}
-
-// The same where the pixels are neighbours in memory, as in NCHW.
-template <typename T>
-INLINE void interleave_pixels(const T* row, int64_t stride, int64_t channels, float* out) {
-  for (int64_t k = 0; k < channels; ++k, out += kRows, row += stride)
-    for (int r = 0; r < kRows; ++r) out[r] = static_cast<float>(widen(row[r]));
-}
-
-#define INTERLEAVE(T, suffix)                                                                   \
-  INFODISENT_CLONES void interleave_##suffix(const T* const* row, bool pixels, int64_t stride,  \
-                                             int64_t channels, float* out) {                    \
-    if (pixels)                                                                                 \
-      interleave_pixels(row[0], stride, channels, out);                                         \
-    else                                                                                        \
-      interleave(row, stride, channels, out);                                                   \
-  }                                                                                             \
-  inline void do_interleave(const T* const* row, bool pixels, int64_t stride, int64_t channels, \
-                            float* out) {                                                       \
-    interleave_##suffix(row, pixels, stride, channels, out);                                    \
-  }
-INTERLEAVE(float, f32)
-INTERLEAVE(BFloat16, bf16)
-INTERLEAVE(Float16, f16)
-
-// Two neighbouring channels to a word.
-INFODISENT_CLONES void interleave_pairs(const BFloat16* const* row, int64_t stride,
-                                        int64_t channels, Pair* out) {
-  for (int64_t k = 0; k < channels; k += 2)
-    for (int r = 0; r < kRows; ++r) {
-      const uint32_t low = row[r][k * stride].bits, high = row[r][(k + 1) * stride].bits;
-      (out++)->bits = low | high << 16;
-    }
-}
-inline void do_interleave(const BFloat16* const* row, bool, int64_t stride, int64_t channels,
-                          Pair* out) {
-  interleave_pairs(row, stride, channels, out);
 }
 
 template <typename T, typename E>
@@ -117,7 +55,9 @@ class Forward {
     group_ = std::min(group_, chunk_);
     const int64_t groups = (chunk_ + group_ - 1) / group_;
     const int team = static_cast<int>(std::min<int64_t>(threads, panels_ * groups));
-    tile_size_ = depth_ * kRows;
+    // a cache line more: tiles that are written side by side must not fall on the same sets
+    tile_size_ = depth_ * kRows + 16;
+    const int64_t blocks = (x_.channels + kBlock - 1) / kBlock;
     group_tiles_ = (group_ * x_.pixels + kRows - 1) / kRows;
     auto panels = buffer<E>(team * panel_size());
     auto states = buffer<float>(team * 4 * group_ * kernel_.width);
@@ -135,9 +75,9 @@ class Forward {
         const int64_t images = std::min(chunk_, x_.images - first);
         const int64_t parts = (images + group_ - 1) / group_;
         if (!direct_) {
-#pragma omp for schedule(dynamic, 4)
-          for (int64_t t = 0; t < parts * group_tiles_; ++t)
-            lay_out(first, images, t, packed.get() + t * tile_size_);
+#pragma omp for schedule(dynamic, 1)
+          for (int64_t t = 0; t < images * blocks; ++t)
+            lay_out(first, images, t / blocks, t % blocks * kBlock, packed.get());
         }
         // panels inside: the threads work on neighbouring rows and share them in cache
 #pragma omp for schedule(dynamic, 1)
@@ -153,15 +93,18 @@ class Forward {
  private:
   int64_t panel_size() const { return depth_ * kernel_.width; }
 
-  void lay_out(int64_t first, int64_t images, int64_t t, E* out) const {
-    const int64_t g = t / group_tiles_ * group_, n = std::min(group_, images - g);
-    const int64_t from = t % group_tiles_ * kRows;
-    const int rows = static_cast<int>(std::min<int64_t>(kRows, n * x_.pixels - from));
-    if (rows <= 0) return;
-    const T* row[kRows];
-    find_rows(x_, first + g, from, rows, row);
-    const bool pixels = x_.pixel_stride == 1 && row[kRows - 1] == row[0] + kRows - 1;
-    do_interleave(row, pixels, x_.channel_stride, x_.channels, out);
+  // Channels k0 ... k0 + kBlock of image b of a chunk.
+  void lay_out(int64_t first, int64_t images, int64_t b, int64_t k0, E* packed) const {
+    const int64_t k1 = std::min(k0 + kBlock, x_.channels), g = b / group_;
+    E* out = packed + g * group_tiles_ * tile_size_;
+    pack_image(x_, first + b, k0, k1, (b - g * group_) * x_.pixels, tile_size_, out);
+    const int64_t rows = (std::min(images, (g + 1) * group_) - g * group_) * x_.pixels;
+    if (b + 1 < images && (b + 1) % group_ != 0) return;
+    constexpr int64_t kShare = std::is_same<E, Pair>::value ? 2 : 1;  // channels in an element
+    for (int64_t row = rows; row % kRows != 0;
+         ++row)  // the last tile may have rows that no image fills
+      for (int64_t k = k0 / kShare; k < k1 / kShare; ++k)
+        out[row / kRows * tile_size_ + k * kRows + row % kRows] = E{};
   }
 
   // Channels c0 ... of images first ... first + images.
@@ -185,7 +128,7 @@ class Forward {
           continue;
         }
         if (!direct_)
-          task.row[r] = packed + from * depth_ + r;
+          task.row[r] = packed + from / kRows * tile_size_ + r;
         else
           task.row[r] = reinterpret_cast<const E*>(x_.data + (first + b) * x_.image_stride +
                                                    p * x_.pixel_stride);

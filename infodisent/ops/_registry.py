@@ -41,6 +41,10 @@ def register_gradient(
     )
 
 
+# whether autocast is on for some device; in a torch without the question: ask about each
+_any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+
+
 def _nothing_watches() -> bool:
     try:
         return (
@@ -60,11 +64,7 @@ def direct(*tensors: Tensor | None) -> bool:
     for t in tensors:
         if t is not None and (type(t) not in _PLAIN or (grad and t.requires_grad)):
             return False
-    return (
-        not torch.compiler.is_compiling()
-        and _nothing_watches()
-        and not torch._C._is_any_autocast_enabled()
-    )
+    return not torch.compiler.is_compiling() and _nothing_watches() and not _any_autocast()
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -96,6 +96,8 @@ def no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 def autocast(*tensors: Tensor) -> Sequence[Tensor]:
     """float32 tensors cast to the autocast dtype where autocast is on, as for a matrix product."""
+    if not _any_autocast():
+        return tensors
     device = tensors[0].device.type
     if not _autocasting(device):
         return tensors

@@ -168,8 +168,8 @@ def _backward(
     d_weight = d_bias = dx = du = None
     if need_weight:
         d_weight = grad_logits.mT @ (pos - neg).to(dtype)
-        if ctx.relu:
-            d_weight = d_weight.masked_fill(weight <= 0, 0)
+        if ctx.relu:  # one pass: what stands where weight <= 0 becomes 0
+            d_weight = torch.ops.aten.threshold_backward(d_weight, _cast(weight, dtype), 0)
         d_weight = d_weight.to(weight.dtype)
     if need_bias:
         d_bias = grad_logits.sum(0).to(ctx.bias_dtype)
