@@ -2,9 +2,9 @@
 
     python benchmarks/chunk.py
 
-Prints the time of `infodisent.native.rotate_pool.by_library` as a multiple of the bare matrix product, for
-chunks of several lengths, for maps whose channels are neighbours in memory and for NCHW maps;
-medians of interleaved rounds.
+Prints the time of `infodisent.native.rotate_pool.by_library` as a multiple of the bare matrix
+product, for chunks of several lengths, for maps whose channels are neighbours in memory and for
+NCHW maps; medians of interleaved rounds.
 """
 
 from __future__ import annotations

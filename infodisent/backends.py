@@ -1,7 +1,11 @@
 """Which implementation serves a call, and the reason when one does not.
 
-Three backends exist:
+Four backends exist:
 
+``triton``
+    The kernels of ``infodisent.kernels`` on a GPU of compute capability 8.0 or more, for float32,
+    bfloat16 and float16. ``auto`` takes it only where a check on this machine has shown it right
+    (`infodisent._selfcheck`).
 ``native``
     As ``sparse``, with everything between the products in compiled code (``csrc/``).
 ``sparse``
@@ -25,7 +29,7 @@ from dataclasses import dataclass
 
 import torch
 
-from infodisent import _native
+from infodisent import _native, _selfcheck, _triton
 
 ENV = "INFODISENT_BACKEND"
 
@@ -36,22 +40,26 @@ class BackendError(RuntimeError):
 
 @dataclass(frozen=True)
 class Call:
-    """What a backend looks at to decide: the operator's stem, the device type, and the dtype."""
+    """What a backend looks at to decide: the operator's stem, the device, and the dtype."""
 
     op: str
-    device: str
+    device: torch.device
     dtype: torch.dtype
 
 
+def _triton_objection(call: Call) -> str | None:
+    return _triton.objection(call.op, call.device, call.dtype) or _sparse_objection(call)
+
+
 def _native_objection(call: Call) -> str | None:
-    if call.device not in ("cpu", "meta"):
-        return f"the compiled code runs on the cpu only, not on {call.device}"
+    if call.device.type not in ("cpu", "meta"):
+        return f"the compiled code runs on the cpu only, not on {call.device.type}"
     return _sparse_objection(call) or _native.objection()
 
 
 def _sparse_objection(call: Call) -> str | None:
-    if call.device not in ("cpu", "cuda", "meta"):
-        return f"the sparse gradient is tested on cpu and cuda only, not on {call.device}"
+    if call.device.type not in ("cpu", "cuda", "meta"):
+        return f"the sparse gradient is tested on cpu and cuda only, not on {call.device.type}"
     if torch.onnx.is_in_onnx_export():
         return "torch.onnx.export needs the plain formulas: ONNX has no operator for this one"
     return None
@@ -62,11 +70,22 @@ def _reference_objection(call: Call) -> str | None:
 
 
 _TABLE: dict[str, Callable[[Call], str | None]] = {
+    "triton": _triton_objection,
     "native": _native_objection,
     "sparse": _sparse_objection,
     "reference": _reference_objection,
 }
 NAMES = ("auto", *_TABLE)
+
+
+def _auto_objection(name: str, call: Call) -> str | None:
+    """Why ``auto`` does not take a backend: it cannot serve, or was not shown to be right here."""
+    found = _TABLE[name](call)
+    if found is None and name == "triton":
+        found = _selfcheck.objection(call.op, call.device, call.dtype)
+    return found
+
+
 # A plain global and no context variable: torch.compile can guard on the one, not trace the other.
 _chosen: str | None = None
 
@@ -111,36 +130,41 @@ def use_backend(name: str) -> Iterator[None]:
         set_backend(before)
 
 
-def select(op: str, tensor: torch.Tensor) -> str:
-    """The backend that serves operator `op` on `tensor`.
+def select(op: str, tensor: torch.Tensor, *others: torch.Tensor | None) -> str:
+    """The backend that serves operator `op` on `tensor` and, where there are, other inputs.
 
     Raises:
         BackendError: the explicitly chosen backend objects; the message holds its reason.
     """
-    name = get_backend()
+    name, dtype = get_backend(), tensor.dtype
+    for other in others:
+        if other is not None and other.dtype == torch.float64:
+            dtype = torch.float64  # what is computed in
     if torch.compiler.is_compiling():  # dynamo traces no caches
-        return _resolve(name, op, tensor.device.type, tensor.dtype)
+        return _resolve(name, op, tensor.device, dtype)
     # everything an objection depends on, so that a call does not ask again; an export that gets
     # here traces, and asking about that first is cheaper
-    exporting = torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()
-    key = (name, op, tensor.device.type, tensor.dtype, exporting)
+    exporting = torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()  # type: ignore[attr-defined]
+    key = (name, op, tensor.device, dtype, exporting)
     found = _resolved.get(key)
     if found is None:
-        found = _resolved[key] = _resolve(*key[:4])
+        found = _resolve(*key[:4])
+        if not (tensor.is_cuda and _selfcheck.pending(tensor.device)):
+            _resolved[key] = found
     return found
 
 
 _resolved: dict[tuple[object, ...], str] = {}
 
 
-def _resolve(name: str, op: str, device: str, dtype: torch.dtype) -> str:
+def _resolve(name: str, op: str, device: torch.device, dtype: torch.dtype) -> str:
     call = Call(op, device, dtype)
     if name != "auto":
         objection = _TABLE[name](call)
         if objection is not None:
             raise BackendError(f"{op}: backend {name!r} cannot serve this call: {objection}")
         return name
-    return next(name for name, objects in _TABLE.items() if objects(call) is None)
+    return next(name for name in _TABLE if _auto_objection(name, call) is None)
 
 
 def is_native(op: str, tensor: torch.Tensor) -> bool:
@@ -148,7 +172,13 @@ def is_native(op: str, tensor: torch.Tensor) -> bool:
     return select(op, tensor) == "native"
 
 
-def explain(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, str]:
-    """For each backend ``"ok"`` or the reason why it would not serve such a call."""
-    call = Call(op, device, dtype)
-    return {name: objects(call) or "ok" for name, objects in _TABLE.items()}
+def explain(
+    op: str, device: str = "cpu", dtype: torch.dtype = torch.float32, *, check: bool = False
+) -> dict[str, str]:
+    """For each backend ``"ok"`` or the reason why it would not serve such a call.
+
+    check: ask as ``auto`` does, which may run the check of the GPU kernels.
+    """
+    call = Call(op, torch.device(device), dtype)
+    objects = _auto_objection if check else (lambda name, call: _TABLE[name](call))
+    return {name: objects(name, call) or "ok" for name in _TABLE}

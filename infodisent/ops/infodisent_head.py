@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infodisent import backends, reference
-from infodisent._layout import check_float, check_same_device, value_dtype
+from infodisent import _triton, backends, reference
+from infodisent._layout import check_float, check_same_device, to_bpc, value_dtype
 from infodisent.ops import _registry
 from infodisent.ops.mx_pool import empty_pool
 from infodisent.ops.rotate_pool import check_rotation_fits, forward, gradients
@@ -52,7 +52,7 @@ def infodisent_head(
     """
     _check(x, U, weight, bias, nonneg, input_fmt, num_prefix_tokens)
     x, U = _registry.autocast(x, U)
-    backend = backends.select("infodisent_head", x)
+    backend = backends.select("infodisent_head", x, U, weight)
     if backend == "reference":
         with _registry.no_autocast(x):
             return reference.infodisent_head(
@@ -116,8 +116,9 @@ def _effective(weight: Tensor, relu: bool, dtype: torch.dtype) -> Tensor:
     return _cast(weight.clamp_min(0) if relu else weight, dtype)
 
 
-def _impl(x: Tensor, *arguments: Any) -> _Five:
-    return _forward(backends.select("infodisent_head", x), x, *arguments)
+def _impl(x: Tensor, u: Tensor, weight: Tensor, *arguments: Any) -> _Five:
+    backend = backends.select("infodisent_head", x, u, weight)
+    return _forward(backend, x, u, weight, *arguments)
 
 
 def _forward(
@@ -130,6 +131,9 @@ def _forward(
     input_fmt: str,
     num_prefix_tokens: int,
 ) -> _Five:
+    if backend == "triton":
+        view = to_bpc(x, input_fmt, num_prefix_tokens)
+        return _triton.infodisent_head(view, u, weight, bias, relu)
     pos, neg, pos_index, neg_index = forward(backend, x, u, input_fmt, num_prefix_tokens)
     dtype = value_dtype(pos.dtype, weight.dtype)
     w = _effective(weight, relu, dtype)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from infodisent import backends, native, reference, sparse
+from infodisent import _triton, backends, native, reference, sparse
 from infodisent._layout import (
     check_float,
     check_map,
@@ -51,7 +51,7 @@ def rotate_pool(
     """
     check_rotation_fits("rotate_pool", x, U, input_fmt, num_prefix_tokens)
     x, U = _registry.autocast(x, U)
-    backend = backends.select("rotate_pool", x)
+    backend = backends.select("rotate_pool", x, U)
     if backend == "reference":
         with _registry.no_autocast(x):
             return reference.rotate_pool(
@@ -84,13 +84,16 @@ _Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 def forward(backend: str, x: Tensor, u: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:
     """pos, neg, pos_index, neg_index; autocast must be off."""
+    view = to_bpc(x, input_fmt, num_prefix_tokens)
+    if backend == "triton":
+        return _triton.rotate_pool(view, u)
     module = native if backend == "native" else sparse
-    pooled: _Four = module.rotate_pool.rotate_pool(to_bpc(x, input_fmt, num_prefix_tokens), u)
+    pooled: _Four = module.rotate_pool.rotate_pool(view, u)
     return pooled
 
 
 def _impl(x: Tensor, u: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:
-    backend = backends.select("rotate_pool", x)
+    backend = backends.select("rotate_pool", x, u)
     return forward(backend, x, u, input_fmt, num_prefix_tokens)
 
 
@@ -152,8 +155,10 @@ def _backward_impl(
     need_x: bool,
     need_u: bool,
 ) -> tuple[Tensor, Tensor]:
-    backend = native if backends.is_native("rotate_pool", x) else sparse
-    dx, du = backend.rotate_pool.rotate_pool_backward(
+    backend = backends.select("rotate_pool", x, u)
+    module: Any = native if backend == "native" else sparse
+    run = _triton if backend == "triton" else module.rotate_pool
+    dx, du = run.rotate_pool_backward(
         grad_pos,
         grad_neg,
         to_bpc(x, input_fmt, num_prefix_tokens),

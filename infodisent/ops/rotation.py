@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infodisent import backends, reference, sparse
+from infodisent import _triton, backends, reference, sparse
 from infodisent._layout import check_float
 from infodisent.ops import _registry
 from infodisent.sparse._plans import PRECISIONS
@@ -34,10 +34,11 @@ def rotation(A: Tensor, *, precision: str = "full") -> Tensor:
     8 products of C x C and 2 more per squaring, at any scale of the upstream gradient. It can be
     taken once: double backward raises RuntimeError.
 
-    Degree and squarings follow a bound of ``||S||_2`` that is read back from the device, one
-    number a call. While a CUDA graph is captured nothing may be read back: then the largest
-    polynomial and 4 squarings serve ``||S||_2`` up to 100, and a replay with a larger
-    bound gives NaN, never a wrong U.
+    Degree and squarings follow a bound of ``||S||_2``. The Triton kernels decide on the device,
+    wait for nothing and can be captured in a CUDA graph; there U is NaN beyond ``||S||_2`` of 1638
+    ("half": 3276). Elsewhere one number a call is read back from a GPU, and while a CUDA graph is
+    captured, where nothing may be read back, the largest polynomial and 4 squarings serve
+    ``||S||_2`` up to 100: a replay with a larger bound gives NaN, never a wrong U.
 
     Raises:
         TypeError: A is not a floating-point tensor.
@@ -53,10 +54,12 @@ def rotation(A: Tensor, *, precision: str = "full") -> Tensor:
             f"rotation: precision is {precision!r}, allowed are {', '.join(PRECISIONS)}"
         )
     wide = A.float() if A.dtype in (torch.float16, torch.bfloat16) else A
-    if backends.select("rotation", wide) == "reference":
+    backend = backends.select("rotation", wide)
+    if backend == "reference":
         with _registry.no_autocast(A):
             return reference.rotation(wide).to(A.dtype)
-    u: Tensor = _rotation(wide, precision)[0]
+    run = _on_device if backend == "triton" else _rotation
+    u: Tensor = run(wide, precision)[0]
     return u.to(A.dtype)
 
 
@@ -107,3 +110,45 @@ _rotation_backward = _registry.register(
     _backward_fake,
 )
 _registry.register_gradient("rotation", _backward, _setup_context)
+
+
+# The Triton kernels keep other things for backward, and more of them: an operator of their own.
+
+
+def _on_device_impl(a: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
+    return _triton.rotation(a.contiguous(), precision)
+
+
+def _on_device_fake(a: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
+    kernels = _triton.module("rotation")
+    return (
+        torch.empty_like(a, memory_format=torch.contiguous_format),
+        a.new_empty(kernels.BLOCKS, *a.shape),
+        a.new_empty(kernels.WIDTH),
+    )
+
+
+def _on_device_backward(ctx: Any, grad_u: Tensor, *_: Any) -> tuple[Tensor, None]:
+    a, kept, numbers = ctx.saved_tensors
+    return _on_device_gradient(grad_u, a, kept, numbers, ctx.precision), None
+
+
+def _on_device_gradient_impl(
+    grad_u: Tensor, a: Tensor, kept: Tensor, numbers: Tensor, precision: str
+) -> Tensor:
+    return _triton.rotation_backward(grad_u.contiguous(), a.contiguous(), kept, numbers, precision)
+
+
+_on_device = _registry.register(
+    "rotation_on_device",
+    "(Tensor A, str precision) -> (Tensor U, Tensor kept, Tensor numbers)",
+    _on_device_impl,
+    _on_device_fake,
+)
+_on_device_gradient = _registry.register(
+    "rotation_on_device_backward",
+    "(Tensor grad_U, Tensor A, Tensor kept, Tensor numbers, str precision) -> Tensor",
+    _on_device_gradient_impl,
+    _backward_fake,
+)
+_registry.register_gradient("rotation_on_device", _on_device_backward, _setup_context)

@@ -1,0 +1,188 @@
+"""When ``auto`` trusts the GPU kernels: the check itself, what it remembers, and what it refuses.
+
+The check runs on a GPU where there is one, else in the interpreter (`test_in_the_interpreter`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+
+import pytest
+import torch
+
+from infodisent import _selfcheck, _triton, backends
+from tests import kernel_compile
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+TINY = ((3, 6, 24), (2, 5, 17))
+
+runs = pytest.mark.skipif(
+    not GPU and not INTERPRETED, reason="no GPU; test_in_the_interpreter runs it"
+)
+host = pytest.mark.skipif(INTERPRETED, reason="needs no kernel")
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """The kernels, from a checkout too."""
+    monkeypatch.setattr(_triton, "module", kernel_compile.kernels_module)
+
+
+@runs
+@pytest.mark.parametrize("dtype", _triton.DTYPES)
+def test_right_kernels_pass(kernels, dtype):
+    _selfcheck.check_infodisent_head(DEVICE, dtype, TINY)
+
+
+@runs
+def test_right_rotation_passes(kernels):
+    _selfcheck.check_rotation(DEVICE, torch.float32, (17,))
+
+
+@runs
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("rotate_pool", lambda p: (p[0] * 1.01, *p[1:]), "values"),
+        ("rotate_pool", lambda p: (*p[:2], p[2] * 0, p[3]), "places"),
+        ("rotate_pool", lambda p: (*p[:3], p[3] - 1), "places"),
+        ("rotate_pool_backward", lambda g: (g[0], g[1] * 1.1), "dU"),
+        ("rotate_pool_backward", lambda g: (g[0].mT.contiguous().view(g[0].shape), g[1]), "dX"),
+        ("infodisent_head", lambda o: (o[0] + 1, *o[1:]), "logits"),
+    ],
+)
+def test_wrong_kernels_fail(kernels, monkeypatch, name, spoil, message):
+    plain = getattr(_triton, name)
+    monkeypatch.setattr(_triton, name, lambda *a: spoil(plain(*a)))
+    with pytest.raises(_selfcheck.WrongResultError, match=message):
+        _selfcheck.check_infodisent_head(DEVICE, torch.float32, TINY)
+
+
+@pytest.fixture
+def verdicts(monkeypatch, tmp_path):
+    """An empty memory, a machine with a name, and a list of the checks that ran."""
+    ran = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(_selfcheck.ENV, raising=False)
+    monkeypatch.setattr(_selfcheck, "_verdicts", {})
+    monkeypatch.setattr(_selfcheck, "machine", lambda device: "a GPU")
+    monkeypatch.setattr(_selfcheck, "pending", lambda device: False)
+    monkeypatch.setattr(
+        _selfcheck, "CHECKS", {"rotate_pool": lambda device, dtype: ran.append(dtype)}
+    )
+    return ran
+
+
+def _ask(dtype=torch.float32):
+    return _selfcheck.objection("rotate_pool", torch.device("cpu"), dtype)
+
+
+@host
+def test_checked_once_a_machine(verdicts, monkeypatch):
+    assert _ask() is None
+    assert _ask() is None
+    assert verdicts == [torch.float32]
+    monkeypatch.setattr(_selfcheck, "_verdicts", {})  # another process
+    assert _ask() is None
+    assert _ask(torch.bfloat16) is None
+    assert verdicts == [torch.float32, torch.bfloat16]
+    saved = json.loads(_selfcheck.cache_file().read_text())
+    assert saved == {"a GPU": {"rotate_pool float32": "ok", "rotate_pool bfloat16": "ok"}}
+    monkeypatch.setattr(_selfcheck, "machine", lambda device: "another GPU")
+    assert _ask() is None
+    assert len(verdicts) == 3
+
+
+@host
+def test_a_failure_is_remembered_with_its_reason(verdicts, monkeypatch, caplog):
+    def wrong(device, dtype):
+        verdicts.append(dtype)
+        raise _selfcheck.WrongResultError("values are off")
+
+    monkeypatch.setitem(_selfcheck.CHECKS, "rotate_pool", wrong)
+    assert "failed: WrongResultError: values are off" in _ask()
+    assert "values are off" in caplog.text
+    monkeypatch.setattr(_selfcheck, "_verdicts", {})
+    assert "values are off" in _ask()
+    assert len(verdicts) == 1
+
+
+@host
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"a GPU": 3}', "\x00"])
+def test_a_damaged_memory_is_replaced(verdicts, content):
+    path = _selfcheck.cache_file()
+    path.parent.mkdir()
+    path.write_text(content)
+    assert _ask() is None
+    assert json.loads(path.read_text()) == {"a GPU": {"rotate_pool float32": "ok"}}
+
+
+@host
+def test_a_memory_that_cannot_be_written(verdicts, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(_selfcheck, "write_json", refuse)
+    assert _ask() is None
+    assert _ask() is None
+    assert len(verdicts) == 1
+
+
+@host
+def test_left_out_or_not_possible_now(verdicts, monkeypatch):
+    monkeypatch.setattr(_selfcheck, "pending", lambda device: True)
+    assert "not checked on this machine yet" in _ask()
+    monkeypatch.setattr(_selfcheck, "pending", lambda device: False)
+    monkeypatch.setenv(_selfcheck.ENV, "0")
+    assert "not checked" in _ask()
+    assert not verdicts
+
+
+@host
+def test_auto_takes_what_was_shown_right(verdicts, monkeypatch):
+    monkeypatch.setattr(backends, "_resolved", {})
+    monkeypatch.setattr(_triton, "objection", lambda *_: None)
+    x = torch.zeros(1)
+    assert backends.select("rotate_pool", x) == "triton"
+    monkeypatch.setattr(backends, "_resolved", {})
+    monkeypatch.setattr(_selfcheck, "objection", lambda *_: "was never checked")
+    assert backends.select("rotate_pool", x) != "triton"
+    assert backends.explain("rotate_pool", check=True)["triton"] == "was never checked"
+    assert backends.explain("rotate_pool")["triton"] == "ok"  # who asks for it gets it
+    with backends.use_backend("triton"):
+        assert backends.select("rotate_pool", x) == "triton"
+
+
+@host
+def test_objections():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert "cuda only, not on cpu" in _triton.objection("rotation", cpu, torch.float32)
+    assert "no Triton kernel for mx_pool" in _triton.objection("mx_pool", cuda, torch.float32)
+    assert "takes float32, not bfloat16" in _triton.objection("rotation", cuda, torch.bfloat16)
+    assert "not float64" in _triton.objection("rotate_pool", cuda, torch.float64)
+    with backends.use_backend("triton"), pytest.raises(backends.BackendError, match="cuda only"):
+        backends.select("rotate_pool", torch.zeros(1))
+
+
+@host
+def test_another_float64_input_counts(monkeypatch):
+    asked = []
+    monkeypatch.setattr(backends, "_resolved", {})
+    monkeypatch.setattr(_triton, "objection", lambda op, device, dtype: asked.append(dtype))
+    monkeypatch.setattr(_selfcheck, "objection", lambda *_: "no")
+    backends.select("rotate_pool", torch.zeros(1), torch.zeros(1, dtype=torch.float64), None)
+    assert asked == [torch.float64]
+
+
+@pytest.mark.skipif(
+    INTERPRETED or GPU or importlib.util.find_spec("triton") is None,
+    reason="this is the interpreter, or there is a GPU, or no Triton",
+)
+def test_in_the_interpreter():
+    passed = re.search(r"(\d+) passed", kernel_compile.interpret(__file__))
+    assert int(passed[1]) >= 10
