@@ -303,13 +303,20 @@ def bench(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Check the GPU kernels now, if that was not done on this machine yet."
+        ),
+    ] = False,
+) -> None:
     """Say what is installed, which backend serves which call, and why others do not."""
     import platform
 
     import torch
 
-    from infodisent import __version__, _native, backends, ops
+    from infodisent import __version__, _native, _triton, backends, ops
     from infodisent._torchvision import ensure_torchvision
 
     facts = Table(title=f"infodisent {__version__}", show_header=False)
@@ -317,6 +324,7 @@ def doctor() -> None:
     facts.add_row("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
     facts.add_row("CPU", torch.backends.cpu.get_cpu_capability())
     facts.add_row("native module", escape(_native.describe()))
+    facts.add_row("Triton kernels", escape(_triton.missing() or "load"))
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none visible to torch"
     facts.add_row("GPU", cuda)
     remedy = ensure_torchvision()
@@ -330,7 +338,10 @@ def doctor() -> None:
                       escape(f"missing: pip install 'infodisent[{extra}]'"))  # fmt: skip
     facts.add_row("backend in force", f"{backends.get_backend()}  (set with {backends.ENV})")
     console.print(facts)
-    table = Table(title="which backend serves a call (auto takes the first that is ok)")
+    table = Table(
+        title="which backend serves a call (auto takes the first that is ok; triton only after "
+        "a check on this machine, see --check)"
+    )
     table.add_column("operator, device, dtype")
     for name in backends.NAMES[1:]:
         table.add_column(name)
@@ -338,7 +349,7 @@ def doctor() -> None:
     for name in ops.OPERATORS:
         for device in devices:
             for dtype in (torch.float32, torch.bfloat16):
-                answers = backends.explain(name, device, dtype)
+                answers = backends.explain(name, device, dtype, check=check)
                 label = f"{name}, {device}, {str(dtype).removeprefix('torch.')}"
                 table.add_row(label, *answers.values())
     console.print(table)

@@ -1,0 +1,478 @@
+"""Triton kernels of the gradients of `rotate_pool`, their tile sizes and the rules that pick them.
+
+dY, the gradient of the rotated map, has at most two entries an image and channel: at the pixel
+where the channel is largest and at the one where it is smallest. Both gradients are dense products
+with dY, ``dU = sum_b dY_b X_b^T`` and ``dX_b = U^T dY_b``. dY is never in global memory: each
+program makes the tile it multiplies with, by comparing the winners' indices with the numbers of the
+pixels.
+
+Pieces. An image is cut into BLOCKS pieces of PIXELS rows (pixels), the last of which may be part
+empty; piece q is block ``q % BLOCKS`` of image ``q // BLOCKS``. dU sums over pieces, one a step. A
+tile of dX has several: 128 rows are two images of 49 pixels, or four pieces of 32 of the seven that
+196 pixels make.
+
+What is not finite. ``0 · Inf`` is NaN, so one Inf in a map would reach through dY's zeros channels
+that did not choose it. But it cannot hide: NaN stays in the sum. A tile whose sum is finite is
+right, and one whose sum is not is computed again by the program, from the winners alone, in float32
+and in a fixed order. That costs nothing in memory and no pass over x. It is slow where it is needed
+(every winner's row is read, for each program), and a sum that overflows takes it for nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+
+HALF_PRODUCTS = ("half", "split", "split3")
+"""How dY is multiplied with a float16 or bfloat16 operand; all of them add up in float32.
+
+half: dY's values are rounded to the operand's dtype, as autograd does at that precision: about
+2^-9 (bfloat16) or 2^-12 (float16) a term. split, split3: they are the sums of two or three such
+numbers, each with its own product: 2^-17 and 2^-24, or 2^-23 and exact.
+"""
+FLOAT_PRODUCTS = ("tf32x3", "bf16x3", "ieee")
+"""The same with a float32 operand.
+
+tf32x3: three tensor-core products of TF32 parts, about float32's accuracy. bf16x3: the same of
+bfloat16 parts, about 2^-16. ieee: float32, no tensor cores.
+"""
+PARTS = {"half": 1, "split": 2, "split3": 3, "tf32x3": 6, "bf16x3": 3, "ieee": 16}
+"""Cost of a product in those of half operands: TF32 has half their rate; ieee is a guess."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A product's tile [block_m, block_n], its step along K, and how it is launched.
+
+    dU: channels x columns, K pixels. dX: pixels x columns, K channels.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+# Nothing here was measured on a GPU. Chosen so that no more than a few scalars spill on sm_80,
+# sm_90 and sm_100 as compiled by Triton 3.6 and 3.9 (tests/test_kernels_rotate_pool_backward.py),
+# and, on sm_100, so that the accumulators fit tensor memory: those of three products do not in
+# 128 x 256, and Triton 3.6 then makes an empty kernel. The first row that fits is taken.
+# (least C, least compute capability, products, tiles)
+GRAD_U_TILES = (
+    (0, 0, ("ieee",), Tiles(64, 64, 16, 8, 2)),
+    (128, 90, FLOAT_PRODUCTS, Tiles(128, 128, 32, 8, 3)),
+    (128, 0, FLOAT_PRODUCTS, Tiles(128, 128, 16, 8, 3)),
+    (0, 0, FLOAT_PRODUCTS, Tiles(64, 64, 32, 4, 2)),
+    (128, 90, ("split3",), Tiles(128, 128, 64, 8, 3)),
+    (256, 90, HALF_PRODUCTS, Tiles(128, 256, 64, 8, 3)),
+    (128, 0, HALF_PRODUCTS, Tiles(128, 128, 32, 8, 3)),
+    (0, 0, HALF_PRODUCTS, Tiles(64, 64, 32, 4, 3)),
+)
+GRAD_X_TILES = (
+    (0, 0, ("ieee",), Tiles(64, 64, 16, 8, 2)),
+    (128, 90, FLOAT_PRODUCTS, Tiles(128, 128, 32, 8, 3)),
+    (128, 0, FLOAT_PRODUCTS, Tiles(128, 128, 16, 8, 3)),
+    (0, 0, FLOAT_PRODUCTS, Tiles(64, 64, 32, 4, 2)),
+    (128, 90, ("split3",), Tiles(128, 128, 64, 8, 3)),
+    (256, 90, HALF_PRODUCTS, Tiles(128, 256, 64, 8, 3)),
+    (128, 0, ("half",), Tiles(128, 128, 64, 8, 3)),
+    (128, 0, HALF_PRODUCTS, Tiles(128, 128, 32, 8, 2)),
+    (0, 0, HALF_PRODUCTS, Tiles(64, 64, 32, 4, 3)),
+)
+ROWS = 16  # that are computed again at a time where a tile is not finite
+SCALE_BLOCK, SCALE_STEP = 8, 256
+ADD_BLOCK = 1024
+
+
+def tiles(table: tuple, channels: int, products: str, capability: int) -> Tiles:
+    """The row of `GRAD_U_TILES` or `GRAD_X_TILES` that serves."""
+    return next(
+        found
+        for least, least_capability, served, found in table
+        if channels >= least and capability >= least_capability and products in served
+    )
+
+
+def piece(pixels: int, most: int) -> int:
+    """Rows of a piece: a power of two from 16 to `most`.
+
+    Few empty rows, and as large as may be: each piece has its own indices to load, as if it had
+    four rows more.
+    """
+    sizes = [size for size in (128, 64, 32, 16) if size <= most]
+    return min(sizes, key=lambda size: triton.cdiv(pixels, size) * (size + 4))
+
+
+def splits(
+    batch: int, channels: int, rows: int, products: str, tile: Tiles, multiprocessors: int
+) -> int:
+    """Parts of the batch that are summed apart, for work on every multiprocessor.
+
+    Clocks of a model: 2048 multiply-adds a clock and multiprocessor, one program at a time on it,
+    and 1700 bytes a clock from memory for the parts, which are written and read.
+    """
+    across = triton.cdiv(channels, tile.block_m) * triton.cdiv(channels, tile.block_n)
+    image = tile.block_m * tile.block_n * rows * PARTS[products] / 2048
+
+    def clocks(count: int) -> float:
+        waves = triton.cdiv(across * count, multiprocessors)
+        moved = 8 * count * channels**2 if count > 1 else 0
+        return waves * triton.cdiv(batch, count) * image + moved / 1700
+
+    best = min(range(1, min(batch, 32) + 1), key=clocks)
+    return triton.cdiv(batch, triton.cdiv(batch, best))  # none is empty
+
+
+@triton.jit
+def _multiply(
+    total,  # [M, N]
+    pos,  # index of the positive winner, -1 for none; broadcasts with p to three dimensions
+    neg,
+    g_pos,  # float32 gradient at it, of the shape of pos
+    g_neg,
+    p,  # number of the pixel
+    operand,  # [K, N]
+    M: tl.constexpr,
+    K: tl.constexpr,
+    TRANS: tl.constexpr,
+    PRODUCTS: tl.constexpr,
+    EMULATE: tl.constexpr,
+):
+    """Add ``dY · operand``, dY of the shape that pos and p broadcast to, as [M, K]."""
+    # one pixel on both sides counts once, with both gradients
+    g_pos = tl.where(pos == neg, g_pos + g_neg, g_pos)
+    if PRODUCTS == "tf32x3" or PRODUCTS == "ieee":
+        dy = tl.where(pos == p, g_pos, tl.where(neg == p, g_neg, 0.0))
+        total = tl.dot(_matrix(dy, M, K, TRANS), operand, total, input_precision=PRODUCTS)
+    elif PRODUCTS == "bf16x3":
+        # g x = (gh + gl) (xh + xl) without gl xl, the small terms first
+        high = operand.to(tl.bfloat16)
+        low = (operand - high.to(tl.float32)).to(tl.bfloat16)
+        ph = g_pos.to(tl.bfloat16)
+        nh = g_neg.to(tl.bfloat16)
+        pl = (g_pos - ph.to(tl.float32)).to(tl.bfloat16)
+        nl = (g_neg - nh.to(tl.float32)).to(tl.bfloat16)
+        total = _dot_part(total, pos, neg, pl, nl, p, high, M, K, TRANS, EMULATE)
+        total = _dot_part(total, pos, neg, ph, nh, p, low, M, K, TRANS, EMULATE)
+        total = _dot_part(total, pos, neg, ph, nh, p, high, M, K, TRANS, EMULATE)
+    else:
+        ph = g_pos.to(operand.dtype)
+        nh = g_neg.to(operand.dtype)
+        if PRODUCTS != "half":
+            g_pos -= ph.to(tl.float32)
+            g_neg -= nh.to(tl.float32)
+            pm = g_pos.to(operand.dtype)
+            nm = g_neg.to(operand.dtype)
+            if PRODUCTS == "split3":
+                pl = (g_pos - pm.to(tl.float32)).to(operand.dtype)
+                nl = (g_neg - nm.to(tl.float32)).to(operand.dtype)
+                total = _dot_part(total, pos, neg, pl, nl, p, operand, M, K, TRANS, EMULATE)
+            total = _dot_part(total, pos, neg, pm, nm, p, operand, M, K, TRANS, EMULATE)
+        total = _dot_part(total, pos, neg, ph, nh, p, operand, M, K, TRANS, EMULATE)
+    return total
+
+
+@triton.jit
+def _matrix(dy, M: tl.constexpr, K: tl.constexpr, TRANS: tl.constexpr):
+    """A tile of dY as [M, K]."""
+    return tl.trans(dy) if TRANS else tl.reshape(dy, (M, K))
+
+
+@triton.jit
+def _dot_part(
+    total,  # [M, N]
+    pos,
+    neg,
+    g_pos,  # of the dtype of operand
+    g_neg,
+    p,
+    operand,  # [K, N] float16 or bfloat16
+    M: tl.constexpr,
+    K: tl.constexpr,
+    TRANS: tl.constexpr,
+    EMULATE: tl.constexpr,
+):
+    """`_multiply` for gradients that are half numbers."""
+    if EMULATE:  # Triton's interpreter multiplies the bits of bfloat16 as integers
+        g_pos, g_neg = g_pos.to(tl.float32), g_neg.to(tl.float32)
+        operand = operand.to(tl.float32)
+    dy = tl.where(pos == p, g_pos, tl.where(neg == p, g_neg, 0.0))
+    return tl.dot(_matrix(dy, M, K, TRANS), operand, total, input_precision="ieee")
+
+
+@triton.jit
+def _finite(tile):
+    """Whether all of a tile [M, N] is finite."""
+    wrong = (tl.abs(tile) < float("inf")).to(tl.int32) ^ 1
+    return tl.max(wrong) == 0  # of both dimensions at once: what Triton 3.6 compiles for sm_100
+
+
+@triton.jit(do_not_specialize=["B", "P", "images"])
+def grad_u_kernel(
+    grad_pos,  # [B, C] float32
+    grad_neg,  # [B, C] float32
+    pos_index,  # [B, C] int32, -1: no winner
+    neg_index,  # [B, C] int32
+    scales,  # [C] float32 powers of two, or None: 1
+    x,  # [B, P, C], the channels of a pixel contiguous
+    out,  # [splits, C, C]
+    B,
+    P,
+    C,
+    image_stride,
+    pixel_stride,
+    images,  # of one split
+    PRODUCTS: tl.constexpr,
+    EMULATE: tl.constexpr,
+    PIXELS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """``out[s, c, k] = sum of grad[b, c] x[b, index[b, c], k]``, over b of split s and both sides.
+
+    scales[c] goes into the gradients of channel c before they are rounded, and out of the sum.
+    """
+    down = tl.cdiv(C, BLOCK_M)
+    across = tl.cdiv(C, BLOCK_N)
+    # the tiles of one split first: they read the same images
+    tile = tl.program_id(0) % (down * across)
+    split = tl.program_id(0) // (down * across)
+    i, j = tile % down, tile // down
+    first = split * images
+    last = tl.minimum(first + images, B)
+
+    c = i * BLOCK_M + tl.arange(0, BLOCK_M)
+    k = j * BLOCK_N + tl.arange(0, BLOCK_N)
+    inner = tl.arange(0, PIXELS)
+    x_at = inner[:, None] * pixel_stride + k[None, :]
+    if scales is not None:
+        scale = tl.load(scales + c, mask=c < C, other=1.0)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for q in range(first * BLOCKS, last * BLOCKS):
+        b = tl.cast(q // BLOCKS, tl.int64)
+        p = q % BLOCKS * PIXELS
+        # what is no channel has gradient 0, at whichever pixel
+        pos = tl.load(pos_index + b * C + c, mask=c < C, other=0)
+        neg = tl.load(neg_index + b * C + c, mask=c < C, other=0)
+        g_pos = tl.load(grad_pos + b * C + c, mask=c < C, other=0.0)
+        g_neg = tl.load(grad_neg + b * C + c, mask=c < C, other=0.0)
+        if scales is not None:
+            g_pos *= scale
+            g_neg *= scale
+        operand = tl.load(
+            x + (b * image_stride + tl.cast(p, tl.int64) * pixel_stride) + x_at,
+            mask=(inner < P - p)[:, None] & (k < C)[None, :],
+            other=0.0,
+        )
+        # Made as pixels x channels: neighbouring threads have neighbouring channels, and each of
+        # them the indices of few. As channels x pixels it would load those of 32 for a column.
+        total = _multiply(
+            total, pos[None, :], neg[None, :], g_pos[None, :], g_neg[None, :],
+            p + inner[:, None], operand, BLOCK_M, PIXELS, True, PRODUCTS, EMULATE,
+        )  # fmt: skip
+
+    out += split.to(tl.int64) * C * C + (i * BLOCK_M).to(tl.int64) * C + j * BLOCK_N
+    right = tl.arange(0, BLOCK_N)[None, :]
+    if _finite(total):
+        if scales is not None:
+            total *= (1 / scale)[:, None]  # exact: a power of two
+        below = tl.arange(0, BLOCK_M)[:, None]
+        mask = (below < C - i * BLOCK_M) & (right < C - j * BLOCK_N)
+        tl.store(out + (below * C + right), total.to(out.dtype.element_ty), mask=mask)
+    else:
+        for top in range(0, BLOCK_M, ROWS):
+            below = top + tl.arange(0, ROWS)
+            mask = (below < C - i * BLOCK_M)[:, None] & (right < C - j * BLOCK_N)
+            again = tl.zeros((ROWS, BLOCK_N), tl.float32)
+            for b in range(first, last):
+                row_c = tl.cast(b, tl.int64) * C + i * BLOCK_M + below
+                source = x + tl.cast(b, tl.int64) * image_stride
+                again += _winners(pos_index, grad_pos, row_c, source, pixel_stride, k, mask)
+                again += _winners(neg_index, grad_neg, row_c, source, pixel_stride, k, mask)
+            tl.store(out + (below[:, None] * C + right), again.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _winners(
+    index,  # [B, C]
+    grad,  # [B, C]
+    at,  # [R] offsets into both
+    x,  # [P, C], one image
+    pixel_stride,
+    k,  # [N] columns
+    mask,  # [R, N]
+):
+    """``grad x[index]`` of R channels and N columns, 0 where there is no winner. [R, N]."""
+    inside = tl.max(mask.to(tl.int32), 1) != 0
+    p = tl.load(index + at, mask=inside, other=-1)
+    g = tl.load(grad + at, mask=p >= 0, other=0.0)
+    rows = p.to(tl.int64)[:, None] * pixel_stride
+    return g[:, None] * tl.load(x + rows + k[None, :], mask=mask & (p >= 0)[:, None], other=0.0).to(
+        tl.float32
+    )
+
+
+@triton.jit(do_not_specialize=["B", "P"])
+def grad_x_kernel(
+    grad_pos,  # [B, C] float32
+    grad_neg,  # [B, C] float32
+    pos_index,  # [B, C] int32, -1: no winner
+    neg_index,  # [B, C] int32
+    scales,  # [B] float32 powers of two, or None: 1
+    u,  # [C, C], row-major
+    out,  # [B, P, C], contiguous
+    B,
+    P,
+    C,
+    PRODUCTS: tl.constexpr,
+    EMULATE: tl.constexpr,
+    PIXELS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """``out[b, p, k] = sum of grad[b, c] u[c, k]``, over both sides' c whose winner is p.
+
+    scales[b] goes into the gradients of image b before they are rounded, and out of the sum.
+    """
+    PIECES: tl.constexpr = BLOCK_M // PIXELS
+    across = tl.cdiv(C, BLOCK_N)
+    # the columns of one tile of rows first: they read the same indices, and u stays in L2
+    start = tl.program_id(0) // across * PIECES
+    j = tl.program_id(0) % across
+
+    k = j * BLOCK_N + tl.arange(0, BLOCK_N)
+    channel = tl.arange(0, BLOCK_K)
+    q = start + tl.arange(0, PIECES)
+    b = (q // BLOCKS).to(tl.int64)
+    p = (q % BLOCKS * PIXELS)[:, None] + tl.arange(0, PIXELS)[None, :]
+    if scales is not None:
+        scale = tl.load(scales + b, mask=b < B, other=1.0)
+    at = b[:, None] * C + channel[None, :]
+    u_at = channel[:, None] * C + k[None, :]
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for done in range(0, C, BLOCK_K):
+        there = (b < B)[:, None] & (channel < C - done)[None, :]
+        # what is no channel has gradient 0, at whichever pixel
+        pos = tl.load(pos_index + done + at, mask=there, other=0)
+        neg = tl.load(neg_index + done + at, mask=there, other=0)
+        g_pos = tl.load(grad_pos + done + at, mask=there, other=0.0)
+        g_neg = tl.load(grad_neg + done + at, mask=there, other=0.0)
+        if scales is not None:
+            g_pos *= scale[:, None]
+            g_neg *= scale[:, None]
+        operand = tl.load(
+            u + u_at, mask=(channel < C - done)[:, None] & (k < C)[None, :], other=0.0
+        )
+        total = _multiply(
+            total, pos[:, None, :], neg[:, None, :], g_pos[:, None, :], g_neg[:, None, :],
+            p[:, :, None], operand, BLOCK_M, BLOCK_K, False, PRODUCTS, EMULATE,
+        )  # fmt: skip
+        u += tl.cast(C, tl.int64) * BLOCK_K
+
+    u -= tl.cast(C, tl.int64) * BLOCK_K * tl.cdiv(C, BLOCK_K)
+    if _finite(total):
+        row = tl.arange(0, BLOCK_M)
+        q_row = start + row // PIXELS
+        b_row = (q_row // BLOCKS).to(tl.int64)
+        p_row = q_row % BLOCKS * PIXELS + row % PIXELS
+        inside = (p_row < P) & (b_row < B)
+        if scales is not None:
+            row_scale = tl.load(scales + b_row, mask=inside, other=1.0)
+            total *= (1 / row_scale)[:, None]  # exact: a power of two
+        target = out + (b_row * P + p_row)[:, None] * C + k[None, :]
+        mask = inside[:, None] & (k < C)[None, :]
+        tl.store(target, total.to(out.dtype.element_ty), mask=mask)
+    else:
+        for top in range(0, BLOCK_M, ROWS):
+            q_top = start + top // PIXELS
+            b_top = (q_top // BLOCKS).to(tl.int64)
+            p_top = q_top % BLOCKS * PIXELS + top % PIXELS + tl.arange(0, ROWS)
+            inside = p_top < tl.where(b_top < B, P, 0)
+            again = tl.zeros((ROWS, BLOCK_N), tl.float32)
+            for c in range(0, C):
+                row = u + tl.cast(c, tl.int64) * C + k
+                again += _channel(pos_index, grad_pos, b_top * C + c, p_top, inside, row, k < C)
+                again += _channel(neg_index, grad_neg, b_top * C + c, p_top, inside, row, k < C)
+            target = out + (b_top * P + p_top)[:, None] * C + k[None, :]
+            mask = inside[:, None] & (k < C)[None, :]
+            tl.store(target, again.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _channel(
+    index,  # [B, C]
+    grad,  # [B, C]
+    at,  # offset into both
+    p,  # [R] pixels
+    inside,  # [R]
+    u,  # [N] addresses of the channel's row
+    mask,  # [N]
+):
+    """``grad u`` in the row of the channel's winner, if that is one of R, and else 0. [R, N]."""
+    chosen = inside & (p == tl.load(index + at + p * 0, mask=inside, other=-1))
+    g = tl.load(grad + at + p * 0, mask=chosen, other=0.0)
+    value = tl.load(u, mask=mask, other=0.0).to(tl.float32)
+    return tl.where(chosen[:, None], g[:, None] * value[None, :], 0.0)
+
+
+@triton.jit(do_not_specialize=["kept", "summed"])
+def scales_kernel(
+    grad_pos,  # [B, C] float32
+    grad_neg,  # [B, C] float32
+    pos_index,  # [B, C] int32
+    neg_index,  # [B, C] int32
+    out,  # [kept] float32
+    kept,  # B and C in one order or the other
+    summed,
+    kept_stride,
+    summed_stride,
+    BLOCK: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Powers of two that bring the largest finite gradients of rows or columns into [2^13, 2^14).
+
+    Two of them may meet in one pixel, and float16 ends below 2^16. Those of no winner are left out.
+    """
+    outer = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inner = tl.arange(0, STEP)
+    base = outer.to(tl.int64)[:, None] * kept_stride
+    most = tl.zeros((BLOCK, STEP), tl.float32)
+    for start in range(0, summed, STEP):
+        at = base + (start + inner).to(tl.int64)[None, :] * summed_stride
+        mask = (outer < kept)[:, None] & (inner < summed - start)[None, :]
+        pos = tl.abs(tl.load(grad_pos + at, mask=mask, other=0.0))
+        neg = tl.abs(tl.load(grad_neg + at, mask=mask, other=0.0))
+        has_pos = tl.load(pos_index + at, mask=mask, other=-1) >= 0
+        has_neg = tl.load(neg_index + at, mask=mask, other=-1) >= 0
+        most = tl.maximum(most, tl.where(has_pos & (pos < float("inf")), pos, 0.0))
+        most = tl.maximum(most, tl.where(has_neg & (neg < float("inf")), neg, 0.0))
+    exponent = (tl.max(most, 1).to(tl.int32, bitcast=True) >> 23) - 127
+    # both the scale and what undoes it are normal numbers: 13 - 127 is the least
+    power = tl.minimum(13 - exponent, 126)
+    tl.store(out + outer, ((power + 127) << 23).to(tl.float32, bitcast=True), mask=outer < kept)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def add_kernel(
+    parts,  # [splits, C, C] float32
+    out,  # [C, C]
+    splits,
+    C,
+    BLOCK: tl.constexpr,
+):
+    """``out = sum_s parts[s]``, in the order of s."""
+    size = tl.cast(C, tl.int64) * C
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for _ in range(splits):
+        total += tl.load(parts + at, mask=at < size, other=0.0)
+        parts += size
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=at < size)

@@ -1,0 +1,199 @@
+"""Gradients of `rotate_pool` on the GPU: dense products with a dY that is made in registers.
+
+See `infodisent.kernels._rotate_pool_backward_tiles` for how. No launch waits for the device or
+depends on a value there, so a call can be captured in a CUDA graph; no sum has an order that
+depends on time, so the result is the same to the bit from run to run.
+
+Memory beside the results: [splits, C, C] float32 for dU where the batch is summed in parts, and
+for float16 one number a channel (dU) or an image (dX). A map whose pixels do not have their
+channels side by side is copied for dU.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from . import _rotate_pool_backward_tiles as kernels
+from ._rotate_pool_backward_tiles import FLOAT_PRODUCTS, HALF_PRODUCTS, Tiles
+
+PRODUCTS = (*HALF_PRODUCTS, *FLOAT_PRODUCTS)
+
+
+def capability(device: torch.device) -> int:
+    """Compute capability times 10; 90 where there is no GPU."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Number of multiprocessors; an H100's where there is no GPU."""
+    if device.type != "cuda":
+        return 132
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _emulated() -> bool:
+    """Whether Triton's interpreter runs the kernels."""
+    return not isinstance(kernels.grad_u_kernel, triton.JITFunction)
+
+
+def _products(asked: str | None, operand: torch.dtype, result: torch.dtype) -> str:
+    """How dY and an operand are multiplied: as asked where that serves its dtype, or the default.
+
+    A half result is rounded as coarsely as "half" rounds dY, which is what autograd does at that
+    precision too, and "split" would double the arithmetic of a kernel that is bound by it (in the
+    model; not measured). A float32 result beside a half operand means that the other input is
+    float32 and so is the precision of the whole: then dY is kept whole, up to 2^-23.
+    """
+    if asked is not None and asked not in PRODUCTS:
+        raise ValueError(
+            f"rotate_pool_backward: products is {asked!r}, allowed are {', '.join(PRODUCTS)}"
+        )
+    if operand == torch.float32:
+        return asked if asked in FLOAT_PRODUCTS else "tf32x3"
+    if asked in HALF_PRODUCTS:
+        return asked
+    if result != torch.float32:
+        return "half"
+    return "split" if operand == torch.float16 else "split3"
+
+
+def _scales(
+    winners: tuple[Tensor, ...],  # 4 times [B, C]
+    axis: int,
+) -> Tensor:
+    """Powers of two that keep float16 from overflow and underflow, [C] (axis 1) or [B] (axis 0).
+
+    dU's row c has one for the gradients of its channel, and the pixels of an image have one: what
+    is large elsewhere does not take digits from what is small here. With a loss scale of 65536, or
+    with none, the result is the same.
+    """
+    shape, stride = winners[0].shape, winners[0].stride()
+    out = torch.empty(shape[axis], dtype=torch.float32, device=winners[0].device)
+    kernels.scales_kernel[(triton.cdiv(shape[axis], kernels.SCALE_BLOCK),)](
+        *winners, out, shape[axis], shape[1 - axis], stride[axis], stride[1 - axis],
+        BLOCK=kernels.SCALE_BLOCK, STEP=kernels.SCALE_STEP,
+    )  # fmt: skip
+    return out
+
+
+def grad_u(
+    winners: tuple[Tensor, ...],  # grad_pos, grad_neg float32, pos_index, neg_index: [B, C]
+    x: Tensor,  # [B, P, C]
+    dtype: torch.dtype,
+    products: str | None = None,
+    tiles: Tiles | None = None,
+    splits: int | None = None,
+) -> Tensor:
+    """dU [C, C] in `dtype`; `winners` are contiguous, `tiles` and `splits` for a search."""
+    batch, pixels, channels = x.shape
+    out = torch.empty(channels, channels, dtype=dtype, device=x.device)
+    if batch == 0:
+        return out.zero_()
+    if x.stride(2) != 1 or x.stride(1) >= 2**24:
+        # Gathering single numbers would be slower than this copy. A kernel that lays maps out as
+        # rows can take its place. Offsets in a tile of up to 128 pixels have 32 bits.
+        x = x.contiguous()
+    products = _products(products, x.dtype, dtype)
+    tile = tiles or kernels.tiles(kernels.GRAD_U_TILES, channels, products, capability(x.device))
+    piece = kernels.piece(pixels, tile.block_k)
+    blocks = triton.cdiv(pixels, piece)
+    if splits is None:
+        splits = kernels.splits(
+            batch, channels, blocks * piece, products, tile, multiprocessors(x.device)
+        )
+    images = triton.cdiv(batch, splits)
+    splits = triton.cdiv(batch, images)
+    across = triton.cdiv(channels, tile.block_m) * triton.cdiv(channels, tile.block_n)
+    parts = out
+    if splits > 1:
+        parts = torch.empty(splits, channels, channels, dtype=torch.float32, device=x.device)
+    kernels.grad_u_kernel[(across * splits,)](
+        *winners, _scales(winners, 1) if x.dtype == torch.float16 else None, x, parts,
+        batch, pixels, channels, x.stride(0), x.stride(1), images,
+        PRODUCTS=products, EMULATE=_emulated(), PIXELS=piece, BLOCKS=blocks,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, ROWS=kernels.ROWS,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+    if splits > 1:
+        kernels.add_kernel[(triton.cdiv(channels**2, kernels.ADD_BLOCK),)](
+            parts, out, splits, channels, BLOCK=kernels.ADD_BLOCK
+        )
+    return out
+
+
+def grad_x(
+    winners: tuple[Tensor, ...],  # grad_pos, grad_neg float32, pos_index, neg_index: [B, C]
+    u: Tensor,  # [C, C]
+    pixels: int,
+    dtype: torch.dtype,
+    products: str | None = None,
+    tiles: Tiles | None = None,
+) -> Tensor:
+    """dX [B, P, C] in `dtype`, contiguous; `winners` are contiguous, `tiles` for a search."""
+    batch, channels = winners[0].shape
+    out = torch.empty(batch, pixels, channels, dtype=dtype, device=u.device)
+    if batch == 0:
+        return out
+    u = u.contiguous()
+    products = _products(products, u.dtype, dtype)
+    tile = tiles or kernels.tiles(kernels.GRAD_X_TILES, channels, products, capability(u.device))
+    piece = kernels.piece(pixels, tile.block_m)
+    blocks = triton.cdiv(pixels, piece)
+    down = triton.cdiv(batch * blocks, tile.block_m // piece)
+    kernels.grad_x_kernel[(down * triton.cdiv(channels, tile.block_n),)](
+        *winners, _scales(winners, 0) if u.dtype == torch.float16 else None, u, out,
+        batch, pixels, channels,
+        PRODUCTS=products, EMULATE=_emulated(), PIXELS=piece, BLOCKS=blocks,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, ROWS=kernels.ROWS,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+    return out
+
+
+def rotate_pool_backward(
+    grad_pos: Tensor,  # [B, C] gradient at the positive winners
+    grad_neg: Tensor,  # [B, C] gradient at the negative winners, d(pooled)/dY = +1 there
+    x: Tensor,  # [B, P, C], any strides
+    u: Tensor,  # [C, C]
+    pos_index: Tensor,  # [B, C] int32, -1: no winner
+    neg_index: Tensor,  # [B, C] int32
+    need_x: bool,
+    need_u: bool,
+    products: str | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """dX [B, P, C] and dU [C, C] in the dtypes of x and u, each only if needed.
+
+    Args:
+        grad_pos: see above; what stands where there is no winner is not read into the result.
+        grad_neg: likewise.
+        x: float32, float16 or bfloat16. Pixels that are no winner of a channel do not reach it,
+            whatever they hold.
+        u: float32, float16 or bfloat16.
+        pos_index: see above.
+        neg_index: see above.
+        need_x: whether dX is wanted.
+        need_u: whether dU is wanted.
+        products: one of `HALF_PRODUCTS` or `FLOAT_PRODUCTS`, for the operands of that dtype (x in
+            dU, u in dX); by default what the precision of the call asks for.
+
+    Returns:
+        dX and dU, or None.
+    """
+    with torch.cuda.device_of(x):
+        winners = (
+            grad_pos.to(torch.float32).contiguous(),
+            grad_neg.to(torch.float32).contiguous(),
+            pos_index.contiguous(),
+            neg_index.contiguous(),
+        )
+        dx = grad_x(winners, u, x.shape[1], x.dtype, products) if need_x else None
+        du = grad_u(winners, x, u.dtype, products) if need_u else None
+    return dx, du
+
+
+__all__ = ["PRODUCTS", "grad_u", "grad_x", "rotate_pool_backward"]
