@@ -64,7 +64,7 @@ def _git(*arguments: str) -> str:
 
 
 def _commit() -> str:
-    changed = _git("status", "--porcelain", "--", "csrc", "infodisent", "setup.py")
+    changed = _git("status", "--porcelain", "-uno", "--", "csrc", "infodisent", "setup.py")
     return _git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
 
 
