@@ -26,8 +26,10 @@ def main() -> None:
     rows = read_json(RESULTS / "cpu-rotation.json")["rows"]
     head = read_json(RESULTS / "cpu-head.json")["results"]
     for name, text in (("rotation", rotation_table(rows)), ("head", summary(head))):
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
-        new = re.sub(pattern, lambda m, t=text: m[1] + t + m[2], new, flags=re.DOTALL)
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        new, count = re.subn(pattern, lambda m, t=text: f"{m[1]}{t}\n{m[2]}", new, flags=re.DOTALL)
+        if count != 1:
+            sys.exit(f"README.md: no place for the table {name!r}")
     if "--check" in sys.argv:
         sys.exit("README.md: its tables are not those of benchmarks/results" if new != old else 0)
     path.write_text(new, encoding="utf-8")
