@@ -19,6 +19,8 @@ namespace {
 constexpr int64_t kChunkBytes = 8 << 20;
 // Rows that pay for packing a panel.
 constexpr int64_t kGroupRows = 128;
+// Most images of a task: the state of their pools is 1 KiB each.
+constexpr int64_t kGroupImages = 1024;
 // Channels that are laid out at a time; even.
 constexpr int64_t kBlock = 128;
 
@@ -44,7 +46,10 @@ class Forward {
     if (x_.images == 0) return;
     depth_ = std::is_same<E, Pair>::value ? x_.channels / 2 : x_.channels;
     panels_ = (x_.channels + kernel_.width - 1) / kernel_.width;
-    const int64_t row_bytes = depth_ * static_cast<int64_t>(sizeof(E));
+    // A cache line between tiles that are written side by side keeps them off the same sets; small
+    // ones have no need of it.
+    tile_size_ = depth_ * kRows + (depth_ >= 64 ? 16 : 0);
+    const int64_t row_bytes = tile_size_ * static_cast<int64_t>(sizeof(E)) / kRows;
     chunk_ = std::min(x_.images, std::max<int64_t>(1, kChunkBytes / (x_.pixels * row_bytes)));
     const int64_t chunks = (x_.images + chunk_ - 1) / chunk_;
     chunk_ = (x_.images + chunks - 1) / chunks;  // all of about one size
@@ -52,11 +57,9 @@ class Forward {
     const int64_t wanted = (4 * threads + panels_ - 1) / panels_;
     group_ =
         std::max<int64_t>((chunk_ + wanted - 1) / wanted, (kGroupRows + x_.pixels - 1) / x_.pixels);
-    group_ = std::min(group_, chunk_);
+    group_ = std::min({group_, chunk_, kGroupImages});
     const int64_t groups = (chunk_ + group_ - 1) / group_;
     const int team = static_cast<int>(std::min<int64_t>(threads, panels_ * groups));
-    // a cache line more: tiles that are written side by side must not fall on the same sets
-    tile_size_ = depth_ * kRows + 16;
     const int64_t blocks = (x_.channels + kBlock - 1) / kBlock;
     group_tiles_ = (group_ * x_.pixels + kRows - 1) / kRows;
     auto panels = buffer<E>(team * panel_size());

@@ -50,6 +50,11 @@ def check_map(op: str, name: str, x: Tensor, input_fmt: str, num_prefix_tokens: 
     if pixels <= 0:
         prefix = f" after {num_prefix_tokens} prefix tokens" if num_prefix_tokens else ""
         raise ValueError(f"{op}: {name} is {tuple(x.shape)} [{input_fmt}]: no pixels{prefix}")
+    if isinstance(pixels, int) and pixels >= 2**31:  # a size that is only a symbol is not asked
+        raise ValueError(
+            f"{op}: {name} is {tuple(x.shape)} [{input_fmt}]: {pixels} pixels, must be below 2^31 "
+            "(places are int32)"
+        )
 
 
 def check_float(op: str, name: str, x: Tensor) -> None:

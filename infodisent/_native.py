@@ -143,12 +143,17 @@ def rotate_pool(
     ``csrc/rotate_pool.h``.
     """
     shape = (x.shape[0], x.shape[2])
+    if u.data_ptr() % 4:  # half numbers at an odd place are read two at a time
+        u = u.clone()
     if u.shape != (shape[1], shape[1]) or not u.is_contiguous() or not u.is_cpu:
         raise ValueError(
             f"native: U is {tuple(u.shape)}, strides {u.stride()} on {u.device}; must be "
             f"contiguous ({shape[1]}, {shape[1]}) on the cpu"
         )
-    pos, pos_index = (torch.empty(shape, dtype=t) for t in (torch.float32, torch.int32))
+    # "cpu" and not the default device: the compiled code writes to these addresses
+    pos, pos_index = (
+        torch.empty(shape, dtype=t, device="cpu") for t in (torch.float32, torch.int32)
+    )
     neg, neg_index = torch.empty_like(pos), torch.empty_like(pos_index)
     _module.rotate_pool(
         *_map(x),

@@ -20,7 +20,7 @@ def mx_pool(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
     size = (y.shape[0], y.shape[2])
     dtype = value_dtype(y.dtype)
-    pos, neg = (torch.empty(size, dtype=dtype) for _ in range(2))
-    pos_index, neg_index = (torch.empty(size, dtype=torch.int32) for _ in range(2))
+    pos, neg = (torch.empty(size, dtype=dtype, device="cpu") for _ in range(2))
+    pos_index, neg_index = (torch.empty(size, dtype=torch.int32, device="cpu") for _ in range(2))
     _native.mx_pool(y, pos, neg, pos_index, neg_index)
     return pos, neg, pos_index, neg_index

@@ -74,15 +74,15 @@ def by_library(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if dtype == torch.float64:
         x = x.to(dtype)
     size = (batch, channels)
-    pos, neg = (torch.empty(size, dtype=dtype) for _ in range(2))
-    pos_index, neg_index = (torch.empty(size, dtype=torch.int32) for _ in range(2))
+    pos, neg = (torch.empty(size, dtype=dtype, device="cpu") for _ in range(2))
+    pos_index, neg_index = (torch.empty(size, dtype=torch.int32, device="cpu") for _ in range(2))
     if batch == 0:
         return pos, neg, pos_index, neg_index
     ut = u.to(dtype).mT
     step = _in_place(x, dtype)
     stride = step or pixels
     count = _images(stride)
-    y = torch.empty(min(count, batch) * stride, channels, dtype=dtype)
+    y = torch.empty(min(count, batch) * stride, channels, dtype=dtype, device="cpu")
     rows = None if step else torch.empty_like(y)
     outputs = pos, neg, pos_index, neg_index
     for start in range(0, batch, count):
@@ -117,7 +117,7 @@ def rotate_pool_backward(
     du = _grad_u(x, grads, indices, dtype).to(u.dtype) if need_u else None
     dx = None
     if need_x:
-        wide = torch.empty(x.shape, dtype=dtype)
+        wide = torch.empty(x.shape, dtype=dtype, device="cpu")
         rotation = u.to(dtype).contiguous()
         _native.grad_x(rotation, grads[0], grads[1], indices[0], indices[1], wide)
         dx = wide.to(x.dtype)
@@ -129,7 +129,7 @@ def _grad_u(x: Tensor, grads: list[Tensor], indices: list[Tensor], dtype: torch.
     batch, pixels, channels = x.shape
     if dtype == torch.float64:
         x = x.to(dtype)
-    du = torch.empty(channels, channels, dtype=dtype)
+    du = torch.empty(channels, channels, dtype=dtype, device="cpu")
     if batch == 0:
         return du.zero_()
     if x.stride(2) == 1:  # any dtype: a row is widened while it is added
@@ -137,7 +137,7 @@ def _grad_u(x: Tensor, grads: list[Tensor], indices: list[Tensor], dtype: torch.
         return du
     # a pixel's channels lie apart: lay a chunk out as rows rather than gather single numbers
     count = min(batch, max(1, CHUNK_BYTES // (pixels * channels * dtype.itemsize)))
-    rows = torch.empty(count * pixels, channels, dtype=dtype)
+    rows = torch.empty(count * pixels, channels, dtype=dtype, device="cpu")
     for start in range(0, batch, count):
         stop = min(start + count, batch)
         part = rows[: (stop - start) * pixels]

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 NAMESPACE = "infodisent"
@@ -50,6 +51,7 @@ def _nothing_watches() -> bool:
         return (
             torch._C._len_torch_dispatch_stack() == 0
             and torch._C._functorch.peek_interpreter_stack() is None
+            and torch._C._get_tracing_state() is None
         )
     except AttributeError:  # another torch: take the long way
         return False
@@ -58,13 +60,32 @@ def _nothing_watches() -> bool:
 def direct(*tensors: Tensor | None) -> bool:
     """Whether an operator may be run without torch's dispatcher, longer than a small map takes.
 
-    True where no gradient is asked for and nothing traces, transforms, records or casts the call.
+    True where no gradient is asked for, nothing traces, transforms, records or casts the call, and
+    every tensor is numbers in memory: no lazy sign or zeros, no shape without numbers.
     """
     grad = torch.is_grad_enabled()
     for t in tensors:
-        if t is not None and (type(t) not in _PLAIN or (grad and t.requires_grad)):
+        if t is None:
+            continue
+        if type(t) not in _PLAIN or (grad and t.requires_grad):
+            return False
+        if t.is_neg() or t._is_zerotensor() or not (t.is_cpu or t.is_cuda):
             return False
     return not torch.compiler.is_compiling() and _nothing_watches() and not _any_autocast()
+
+
+def refuse_tangents(op: str, *tensors: Tensor | None) -> None:
+    """Raise NotImplementedError for an input of forward-mode differentiation.
+
+    torch would go on without the tangent, as if the derivative were zero.
+    """
+    if forward_ad._current_level < 0:
+        return
+    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise NotImplementedError(
+            f"{op}: forward-mode differentiation is not supported; use reverse mode, or "
+            "infodisent.reference"
+        )
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -51,6 +51,7 @@ def infodisent_head(
         ValueError: as `rotate_pool`; unknown `nonneg`; weight or bias of the wrong shape.
     """
     _check(x, U, weight, bias, nonneg, input_fmt, num_prefix_tokens)
+    _registry.refuse_tangents("infodisent_head", x, U, weight, bias)
     x, U = _registry.autocast(x, U)
     backend = backends.select("infodisent_head", x, U, weight)
     if backend == "reference":

@@ -37,6 +37,7 @@ def mx_pool(y: Tensor, *, input_fmt: str = "NCHW", num_prefix_tokens: int = 0) -
         ValueError: unknown layout, wrong number of dimensions, no channels, or no pixels.
     """
     check_map("mx_pool", "y", y, input_fmt, num_prefix_tokens)
+    _registry.refuse_tangents("mx_pool", y)
     if backends.select("mx_pool", y) == "reference":
         return reference.mx_pool(y, input_fmt=input_fmt, num_prefix_tokens=num_prefix_tokens)
     run = _impl if _registry.direct(y) else _mx_pool

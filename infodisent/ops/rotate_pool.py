@@ -40,7 +40,9 @@ def rotate_pool(
     Returns:
         SparsePool of ``[B, C]`` tensors: values float32 (float64 if an input is), accumulated in at
         least float32; locations int32. ``B = 0`` gives empty results. NaN and Inf in `x` come out
-        where the formula puts them. Under autocast both inputs are cast as for a matrix product.
+        where the formula puts them; but the bfloat16 products of a CPU, and only those, count
+            numbers below 2^-126 as zero. Under autocast both inputs are cast as for a matrix
+            product.
 
     Double backward raises RuntimeError.
 
@@ -50,6 +52,7 @@ def rotate_pool(
             tensors on different devices.
     """
     check_rotation_fits("rotate_pool", x, U, input_fmt, num_prefix_tokens)
+    _registry.refuse_tangents("rotate_pool", x, U)
     x, U = _registry.autocast(x, U)
     backend = backends.select("rotate_pool", x, U)
     if backend == "reference":

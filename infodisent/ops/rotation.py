@@ -53,6 +53,7 @@ def rotation(A: Tensor, *, precision: str = "full") -> Tensor:
         raise ValueError(
             f"rotation: precision is {precision!r}, allowed are {', '.join(PRECISIONS)}"
         )
+    _registry.refuse_tangents("rotation", A)
     wide = A.float() if A.dtype in (torch.float16, torch.bfloat16) else A
     backend = backends.select("rotation", wide)
     if backend == "reference":
@@ -72,7 +73,7 @@ def _fake(a: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(a, memory_format=torch.contiguous_format),
         a.new_empty(BLOCKS, *a.shape),
-        torch.empty(2, dtype=torch.int64),
+        torch.empty(2, dtype=torch.int64, device="cpu"),
     )
 
 

@@ -133,7 +133,7 @@ def rotation(a: Tensor, precision: str, native: bool) -> tuple[Tensor, Tensor, T
     u.diagonal().add_(1)
     if poison is not None:
         u.add_(poison)
-    return u, kept, torch.tensor([number, squarings])
+    return u, kept, torch.tensor([number, squarings], device="cpu")
 
 
 def _base(
