@@ -1,7 +1,11 @@
-"""Builds the native module infodisent._C (csrc/); everything else is in pyproject.toml.
+"""Builds the native modules of csrc/; everything else is in pyproject.toml.
+
+``infodisent._C`` is for CPUs; ``infodisent._cuda``, for Hopper GPUs, is built where there is nvcc
+(in ``CUDA_HOME``, ``CUDA_PATH`` or the ``PATH``) and needs no GPU and no torch for that.
 
 INFODISENT_BUILD=auto  build what this machine can; without a compiler install pure Python (default)
-INFODISENT_BUILD=1     build, and fail if that does not work
+INFODISENT_BUILD=1     build, and fail if that does not work; no nvcc is no failure
+INFODISENT_BUILD=cpu   as auto, without the CUDA module, which takes its time
 INFODISENT_BUILD=0     pure Python
 
 What was built, and why not more, is written into the package and printed by ``infodisent doctor``.
@@ -9,6 +13,7 @@ What was built, and why not more, is written into the package and printed by ``i
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,8 +24,8 @@ from setuptools.command.build_ext import build_ext as _build_ext
 
 ENV = "INFODISENT_BUILD"
 MODE = os.environ.get(ENV, "auto")
-if MODE not in ("auto", "0", "1"):
-    sys.exit(f"{ENV} is {MODE!r}, allowed are auto, 0, 1")
+if MODE not in ("auto", "0", "1", "cpu"):
+    sys.exit(f"{ENV} is {MODE!r}, allowed are auto, 0, 1, cpu")
 SOURCES = [
     "csrc/bindings.cpp",
     "csrc/mx_pool_cpu.cpp",
@@ -31,10 +36,57 @@ SOURCES = [
     "csrc/rotation_cpu.cpp",
 ]
 FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra"]
+CUDA = "infodisent._cuda"
+CUDA_SOURCES = ["csrc/rotate_pool_sm90.cu"]
+# wgmma and setmaxnreg exist for the architecture with an "a" only, so there is no PTX for others
+CUDA_FLAGS = ["-gencode=arch=compute_90a,code=sm_90a", "-O3", "-std=c++17", "-Xptxas", "-v"]
+CUDA_FLAGS += ["-lineinfo", "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+
+
+def find_nvcc():
+    """The path of nvcc, or None."""
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        folder = os.environ.get(name)
+        found = shutil.which("nvcc", path=str(Path(folder) / "bin")) if folder else None
+        if found:
+            return found
+    return shutil.which("nvcc")
+
+
+def cuda_extension(pybind11_extension):
+    """The module for GPUs, or the reason why it is not built."""
+    if MODE == "cpu":
+        return f"{ENV}=cpu"
+    if platform.system() != "Linux":
+        return "it is built on Linux only"
+    nvcc = find_nvcc()
+    if nvcc is None:
+        return "no nvcc at installation (in CUDA_HOME, CUDA_PATH or the PATH)"
+    # nvcc may be a link or a script elsewhere: it says itself where its headers and libraries are
+    dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
+    top = next((line[7:] for line in dry.stderr.splitlines() if line.startswith("#$ TOP=")), "")
+    top = Path(top) if top else Path(nvcc).resolve().parents[1]
+    extension = pybind11_extension(
+        CUDA,
+        ["csrc/bindings_cuda.cpp"],
+        depends=[*CUDA_SOURCES, *headers()],
+        include_dirs=[str(top / "include")],
+        library_dirs=[str(top / lib) for lib in ("lib64", "lib") if (top / lib).is_dir()],
+        libraries=["cudart_static", "rt", "pthread", "dl"],
+        cxx_std=17,
+        extra_compile_args=FLAGS,
+    )
+    extension.nvcc = nvcc
+    return extension
+
+
+def headers():
+    """Whatever sources may include."""
+    return [str(path) for pattern in ("*.h", "*.cuh") for path in Path("csrc").glob(pattern)]
 
 
 def extensions():
-    """The native module, or nothing where that was asked for or pybind11 is missing."""
+    """The native modules, or nothing where that was asked for or pybind11 is missing."""
     if MODE == "0":
         return []
     try:
@@ -44,31 +96,41 @@ def extensions():
             raise
         return []
     windows = platform.system() == "Windows"
-    return [
+    found = [
         Pybind11Extension(
             "infodisent._C",
             SOURCES,
-            depends=[str(path) for path in Path("csrc").glob("*.h")],
+            depends=headers(),
             cxx_std=17,
             extra_compile_args=["/O2"] if windows else FLAGS,
         )
     ]
+    gpu = cuda_extension(Pybind11Extension)
+    if isinstance(gpu, str):
+        build_ext.note_cuda = gpu
+    else:
+        found.append(gpu)
+    return found
 
 
 class build_ext(_build_ext):  # noqa: N801  (setuptools' name)
     """Adds OpenMP where the compiler has it, and turns a failure into a note unless asked to."""
 
     note = ""
+    note_cuda = ""
 
     def run(self):
-        """Build, then leave the note beside the modules: in the source folder or in the wheel."""
+        """Build, then leave the notes beside the modules: in the source folder or in the wheel."""
         super().run()
         folder = Path("infodisent" if self.inplace else f"{self.build_lib}/infodisent")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "_build_note.txt").write_text(self.note + "\n")
+        (folder / "_build_note_cuda.txt").write_text(self.note_cuda + "\n")
 
     def build_extensions(self):
         """Compile; under "auto" a machine without a compiler still gets the package."""
+        gpu = [extension for extension in self.extensions if extension.name == CUDA]
+        self.extensions = [extension for extension in self.extensions if extension.name != CUDA]
         try:
             if self._has_openmp():
                 for extension in self.extensions:
@@ -81,6 +143,37 @@ class build_ext(_build_ext):  # noqa: N801  (setuptools' name)
             self.note = f"the compiler failed at installation: {str(error).splitlines()[0]}"
             print(f"infodisent: {self.note}; installing pure Python", file=sys.stderr)
             self.extensions = []
+        for extension in gpu:
+            try:
+                extension.extra_objects = self._nvcc(extension)
+                self.build_extension(extension)
+                self.extensions.append(extension)
+            except Exception as error:
+                if MODE == "1":
+                    raise
+                self.note_cuda = f"nvcc failed at installation: {str(error).splitlines()[0]}"
+                print(f"infodisent: {self.note_cuda}", file=sys.stderr)
+
+    def _nvcc(self, extension):
+        """Objects of the .cu files, compiled unless they are newer than all they depend on."""
+        folder = Path(self.build_temp)
+        folder.mkdir(parents=True, exist_ok=True)
+        objects = []
+        for source in CUDA_SOURCES:
+            target = folder / f"{Path(source).stem}.o"
+            newest = max(Path(path).stat().st_mtime for path in [*extension.depends, "setup.py"])
+            if self.force or not target.exists() or target.stat().st_mtime < newest:
+                partial = target.with_suffix(".partial.o")
+                command = [extension.nvcc, *CUDA_FLAGS, "-c", source, "-o", str(partial)]
+                print(*command)
+                done = subprocess.run(command, capture_output=True, text=True)
+                target.with_suffix(".log").write_text(done.stdout + done.stderr)
+                if done.returncode:
+                    lines = [line for line in done.stderr.splitlines() if "error" in line]
+                    raise RuntimeError("; ".join(lines[:3]) or f"{source}: {done.returncode}")
+                partial.replace(target)
+            objects.append(str(target))
+        return objects
 
     def _has_openmp(self):
         if self.compiler.compiler_type == "msvc":

@@ -28,6 +28,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+from torch import Tensor
+
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Bytes of shared memory that one program may have."""
 TENSOR_CORE = re.compile(r"(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)[\w.:]*")
@@ -70,8 +73,6 @@ def interpret(test_file: str) -> str:
 
 
 def _rotation(size: int, products: str, arch: int) -> None:
-    import torch
-
     module = kernels_module("rotation")
     module.capability = lambda device: arch
     a = torch.empty(size, size, device="meta")
@@ -79,7 +80,52 @@ def _rotation(size: int, products: str, arch: int) -> None:
     module.rotation_backward(a, a, kept, info, "full", products)
 
 
-CALLS: dict[str, Callable[[int, str, int], None]] = {"rotation": _rotation}
+MAPS = ((256, 49), (256, 196), (8, 49), (1, 49), (64, 577))
+"""(B, P) of the maps that the pooling kernels are compiled for."""
+
+
+def _maps(size: int, products: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """x [B, P, C] of each of `MAPS` and u [C, C], in dtypes that the products are for."""
+    dtype = torch.bfloat16 if products in ("half", "split") else torch.float32
+    u = torch.empty(size, size, dtype=dtype if products == "half" else None, device="meta")
+    for batch, pixels in MAPS:
+        yield torch.empty(batch, pixels, size, dtype=dtype, device="meta"), u
+
+
+def _rotate_pool(size: int, products: str, arch: int) -> None:
+    module = kernels_module("rotate_pool")
+    module.capability = lambda device: arch
+    for x, u in _maps(size, products):
+        module.rotate_pool(x, u, products)
+    module.rotate_pool(x.transpose(1, 2).contiguous().transpose(1, 2), u, products)
+
+
+def _infodisent_head(size: int, products: str, arch: int) -> None:
+    module = kernels_module("infodisent_head")
+    module.pool.capability = lambda device: arch
+    for x, u in _maps(size, products):
+        weight = torch.empty(1000, size, dtype=x.dtype, device="meta")
+        for launches in ("two", "one"):
+            module.infodisent_head(x, u, weight, None, True, launches, products)
+
+
+def _rotate_pool_backward(size: int, products: str, arch: int) -> None:
+    module = kernels_module("rotate_pool_backward")
+    module.capability = lambda device: arch
+    dtype = torch.bfloat16 if products in module.HALF_PRODUCTS else torch.float32
+    u = torch.empty(size, size, dtype=dtype, device="meta")
+    grad = torch.empty(256, size, device="meta")
+    for pixels in (49, 196):
+        x = torch.empty(256, pixels, size, dtype=dtype, device="meta")
+        module.rotate_pool_backward(grad, grad, x, u, grad.int(), grad.int(), True, True, products)
+
+
+CALLS: dict[str, Callable[[int, str, int], None]] = {
+    "rotation": _rotation,
+    "rotate_pool": _rotate_pool,
+    "infodisent_head": _infodisent_head,
+    "rotate_pool_backward": _rotate_pool_backward,
+}
 """Host code of each operator, by stem: (size, products, architecture)."""
 
 
@@ -101,20 +147,44 @@ def recorder() -> Iterator[list[tuple[Any, dict[str, Any]]]]:
         JITFunction.run = plain
 
 
-def _specialize(value: Any, aligned: bool, special: bool) -> tuple[Any, Any, dict[tuple, Any]]:
-    """(type, constant or None, attributes by path) of one argument, as Triton's launcher does."""
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+def _aligned(value: Tensor) -> bool:
+    """Whether it begins at 16 bytes, as all memory that is allocated does."""
+    return value.storage_offset() * value.element_size() % 16 == 0
+
+
+def _specialize(
+    value: Any, special: bool
+) -> tuple[Any, dict[tuple[int, ...], Any], dict[tuple[int, ...], Any]]:
+    """(type, constants and attributes by path) of one argument, as Triton's launcher does."""
     divisible = [["tt.divisibility", 16]]
     if isinstance(value, tuple):
-        parts = [_specialize(v, aligned, special) for v in value]
-        attributes = {(i, *path): v for i, part in enumerate(parts) for path, v in part[2].items()}
-        return tuple(part[0] for part in parts), None, attributes
+        parts = [_specialize(v, special) for v in value]
+        constants, attributes = (
+            {(i, *path): v for i, part in enumerate(parts) for path, v in part[n].items()}
+            for n in (1, 2)
+        )
+        return tuple(part[0] for part in parts), constants, attributes
     if value is None or (isinstance(value, int) and value == 1 and special):
-        return "constexpr", value, {}
+        return "constexpr", {(): value}, {}
     if isinstance(value, int):
-        return "i32", None, {(): divisible} if special and value % 16 == 0 else {}
+        kind = "i32" if -(2**31) <= value < 2**31 else "i64"
+        return kind, {}, {(): divisible} if special and value % 16 == 0 else {}
     if isinstance(value, float):
-        return "fp32", None, {}
-    return "*fp32", None, {(): divisible} if aligned else {}
+        return "fp32", {}, {}
+    return POINTERS[value.dtype], {}, {(): divisible} if _aligned(value) else {}
+
+
+SHOWN = ("PARITY", "BLOCK", "BLOCK_M", "N0", "N1", "N2", "IMAGES", "BLOCK_K", "SPLIT")
+"""Constants that tell launches of one kernel apart."""
 
 
 def compile_launch(kernel: Any, arguments: dict[str, Any], arch: int) -> dict[str, Any]:
@@ -135,18 +205,16 @@ def compile_launch(kernel: Any, arguments: dict[str, Any], arch: int) -> dict[st
             if value is True or isinstance(value, str):
                 shown.append(value if isinstance(value, str) else name)
             continue
-        # parts of a stack of [C, C] matrices are as aligned as C^2 is
-        kind, constant, found = _specialize(value, c % 2 == 0, not parameter.do_not_specialize)
+        kind, constant, found = _specialize(value, not parameter.do_not_specialize)
         signature[name] = kind
-        if kind == "constexpr":
-            constants[(i,)] = constant
+        constants.update({(i, *path): v for path, v in constant.items()})
         attributes.update({(i, *path): v for path, v in found.items()})
-        if isinstance(value, tuple):
+        if isinstance(value, tuple) and kernel.__name__ == "combine_kernel":
             shown.append(f"{name}={len(value)}")
         if name == "d" and value is not None:
             shown.append("d")
     options = {k: arguments[k] for k in ("num_warps", "num_stages") if k in arguments}
-    shown += [f"{k}={arguments[k]}" for k in ("PARITY", "BLOCK", "BLOCK_K") if k in arguments]
+    shown += [f"{k}={arguments[k]}" for k in SHOWN if k in arguments]
     found = {"kernel": kernel.__name__, "what": " ".join(shown), "C": c, "arch": arch, **options}
     start = time.perf_counter()
     log = io.StringIO()
@@ -192,17 +260,21 @@ def compile_all(stem: str, archs: list[int], sizes: list[int], products: list[st
 def _key(kernel: Any, arguments: dict[str, Any]) -> Iterator[Any]:
     """What tells launches apart once compiled."""
     plain = {p.name for p in kernel.params if p.do_not_specialize}
+    constant = {p.name for p in kernel.params if p.is_constexpr} | {"num_warps", "num_stages"}
     for name, value in arguments.items():
-        if isinstance(value, tuple):
-            yield name, len(value)
-        elif isinstance(value, (bool, str)) or value is None:
-            yield name, value
-        elif isinstance(value, int) and name not in plain:
-            # sizes that are compiled alike are one
-            constant = (name.isupper() and name != "C") or name.startswith("num_")
-            yield name, value if constant else (value == 1, value % 16 == 0)
-        else:
-            yield name
+        yield name, value if name in constant else _kind(value, name not in plain)
+
+
+def _kind(value: Any, special: bool) -> Any:
+    """What an argument that is no constant is compiled for."""
+    if isinstance(value, tuple):
+        return tuple(_kind(v, special) for v in value)
+    if isinstance(value, (bool, str)) or value is None:
+        return value
+    if isinstance(value, int):
+        # sizes that are compiled alike are one
+        return special and (value == 1, value % 16 == 0), -(2**31) <= value < 2**31
+    return (value.dtype, _aligned(value)) if isinstance(value, Tensor) else type(value)
 
 
 def run(stem: str, archs: list[int], sizes: list[int], products: list[str]) -> list[dict[str, Any]]:

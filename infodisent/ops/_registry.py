@@ -63,6 +63,8 @@ def direct(*tensors: Tensor | None) -> bool:
     True where no gradient is asked for, nothing traces, transforms, records or casts the call, and
     every tensor is numbers in memory: no lazy sign or zeros, no shape without numbers.
     """
+    if torch.compiler.is_compiling():
+        return False
     grad = torch.is_grad_enabled()
     for t in tensors:
         if t is None:
@@ -71,7 +73,7 @@ def direct(*tensors: Tensor | None) -> bool:
             return False
         if t.is_neg() or t._is_zerotensor() or not (t.is_cpu or t.is_cuda):
             return False
-    return not torch.compiler.is_compiling() and _nothing_watches() and not _any_autocast()
+    return _nothing_watches() and not _any_autocast()
 
 
 def refuse_tangents(op: str, *tensors: Tensor | None) -> None:
