@@ -1,0 +1,258 @@
+"""Tile sizes of `rotate_pool`: the table, and which of its rows serves a problem."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+
+import triton
+
+PRODUCTS = ("half", "split", "tf32x3", "bf16x3", "ieee", "tf32")
+"""How ``u x`` is computed; all of them add up in float32.
+
+half: x and u in the half dtype of x, to which u is rounded. split: x in its half dtype, u as the
+sum of two numbers of that dtype, which has 16 (bfloat16) or 22 (float16) bits. tf32x3: three
+products of TF32 parts, about 2^-21 of each term; bf16x3: of bfloat16 parts, about 2^-15; both need
+memory for the parts of x, twice and once its size in float32. ieee: float32, no tensor cores.
+tf32: one product, about 2^-11.
+"""
+PARTS = {
+    "half": (1, 1),
+    "split": (1, 2),
+    "tf32x3": (2, 2),
+    "bf16x3": (2, 2),
+    "ieee": (1, 1),
+    "tf32": (1, 1),
+}
+"""Parts of x and of u."""
+
+
+def terms(products: str) -> int:
+    """Products of parts that are added up: all but low by low."""
+    return sum(PARTS[products]) - 1
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A product's tile, its step along K, and how it is launched.
+
+    Attributes:
+        channels: rows of the tile.
+        columns: most pixels of whole images that it holds.
+        across: widths of the accumulators where columns run across the borders of images; that
+            pool takes more registers.
+    """
+
+    channels: int
+    columns: int
+    across: tuple[int, ...]
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """What a launch is compiled for.
+
+    Attributes:
+        channels: rows of the tile.
+        widths: columns of its accumulators, one to three powers of two, at least 16.
+        images: whole images in the columns; 0: columns run across the borders of images.
+        block_k: channels of a step of the product.
+        split: programs that share the channels of one tile.
+        group: columns of tiles that go down together, see `place`.
+    """
+
+    channels: int
+    widths: tuple[int, ...]
+    images: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    split: int = 1
+    group: int = 8
+
+
+# Not measured on a GPU yet. Chosen so that nothing spills on sm_80, sm_90 and sm_100 as compiled by
+# Triton 3.9 (tests/test_kernels_rotate_pool.py). The largest tile first: it reads least for what it
+# computes. (products, least compute capability, shapes); the first row that fits is taken.
+SHAPES: tuple[tuple[tuple[str, ...], int, tuple[Shape, ...]], ...] = (
+    (
+        ("half", "split"),
+        100,
+        (
+            Shape(128, 256, (128,), 64, 8, 4),
+            Shape(128, 128, (128,), 64, 8, 3),
+            Shape(64, 128, (128,), 64, 4, 4),
+            Shape(64, 64, (64,), 64, 8, 4),
+        ),
+    ),
+    (
+        ("half", "split"),
+        90,
+        (
+            Shape(128, 256, (128, 128), 64, 8, 4),
+            Shape(128, 128, (128,), 64, 8, 3),
+            Shape(64, 128, (128,), 64, 4, 4),
+            Shape(64, 64, (64,), 64, 4, 4),
+        ),
+    ),
+    (
+        ("half", "split"),
+        0,
+        (
+            Shape(128, 256, (128, 64), 32, 8, 4),
+            Shape(128, 128, (128,), 32, 8, 4),
+            Shape(64, 128, (128,), 32, 4, 4),
+            Shape(64, 64, (64,), 64, 4, 4),
+        ),
+    ),
+    (
+        ("bf16x3",),
+        90,
+        (
+            Shape(128, 256, (128,), 64, 8, 4),
+            Shape(128, 128, (128,), 64, 8, 3),
+            Shape(64, 128, (128,), 64, 4, 4),
+            Shape(64, 64, (64,), 64, 8, 4),
+        ),
+    ),
+    (
+        ("tf32x3", "tf32"),
+        90,
+        (
+            Shape(128, 256, (128,), 32, 8, 4),
+            Shape(128, 128, (128,), 32, 8, 3),
+            Shape(64, 128, (128,), 32, 4, 4),
+            Shape(64, 64, (64,), 32, 4, 4),
+        ),
+    ),
+    (
+        ("bf16x3",),
+        0,
+        (
+            Shape(128, 208, (128,), 32, 8, 4),
+            Shape(128, 128, (128,), 32, 8, 4),
+            Shape(64, 128, (128,), 32, 4, 4),
+            Shape(64, 64, (64,), 64, 4, 4),
+        ),
+    ),
+    (
+        ("tf32x3", "tf32"),
+        0,
+        (
+            Shape(128, 208, (128,), 16, 8, 4),
+            Shape(128, 128, (128,), 32, 8, 3),
+            Shape(64, 128, (128,), 16, 4, 4),
+            Shape(64, 64, (64,), 32, 4, 4),
+        ),
+    ),
+    (
+        ("ieee",),
+        0,
+        (
+            Shape(64, 128, (128,), 16, 8, 3),
+            Shape(64, 64, (64,), 16, 8, 3),
+        ),
+    ),
+)
+NARROW = 32  # an accumulator of fewer columns takes the time of this many: it rereads all of U
+BORDERS = 1.4  # what a column costs in a tile across borders, whose pool takes a sweep an image
+FULL = 0.75  # tiles per multiprocessor from which on no smaller ones are taken
+SHORTEST = 4  # steps along K that a part should have
+
+
+def _shapes(products: str, capability: int) -> tuple[Shape, ...]:
+    return next(
+        shapes for served, least, shapes in SHAPES if products in served and capability >= least
+    )
+
+
+def _widths(columns: int) -> list[tuple[int, ...]]:
+    """One, two or three powers of two that cover this many columns."""
+    found = []
+    done: tuple[int, ...] = ()
+    while len(done) < 3:
+        rest = columns - sum(done)
+        found.append((*done, max(16, triton.next_power_of_2(rest))))
+        floor = triton.next_power_of_2(rest + 1) // 2
+        if floor < 16 or floor == rest:
+            break
+        done = (*done, floor)
+    return [w for w in found if len(set(w)) == len(w)]
+
+
+def _packings(shape: Shape, batch: int, pixels: int) -> list[tuple[int, tuple[int, ...]]]:
+    """Ways to fill the shape's columns with images of P pixels, the best first.
+
+    Each is the number of whole images, or 0 for columns across their borders, and the widths.
+    """
+    # a tile need not be larger than the problem
+    columns = min(shape.columns, max(16, triton.next_power_of_2(batch * pixels)))
+    found = []
+    if batch * pixels > columns:
+        found.append((BORDERS, 1, 0, shape.across))
+    for images in range(1, columns // pixels + 1):
+        for widths in _widths(images * pixels):
+            if sum(widths) <= columns:
+                cost = sum(max(w, NARROW) for w in widths) / (images * pixels)
+                found.append((cost, len(widths), images, widths))
+    # of the same cost, the fewest accumulators and the largest tile
+    found.sort(key=lambda option: (option[0], option[1], -sum(option[3])))
+    return [(images, widths) for _, _, images, widths in found]
+
+
+def _tiles(shape: Shape, images: int, widths: tuple[int, ...]) -> Tiles:
+    return Tiles(
+        shape.channels, widths, images, shape.block_k, shape.num_warps, shape.num_stages
+    )  # fmt: skip
+
+
+def count(tiles: Tiles, batch: int, pixels: int, channels: int) -> int:
+    """Tiles of a problem."""
+    if tiles.images:
+        across = triton.cdiv(batch, tiles.images)
+    else:
+        across = triton.cdiv(batch * pixels, sum(tiles.widths))
+    return triton.cdiv(channels, tiles.channels) * across
+
+
+def _split(tiles: Tiles, number: int, channels: int, products: str, processors: int) -> Tiles:
+    """The tiles with their channels shared by as many programs as there is room for."""
+    steps = triton.cdiv(channels, tiles.block_k) * terms(products)
+    return replace(tiles, split=max(1, min(processors // number, steps // SHORTEST)))
+
+
+def candidates(
+    batch: int, pixels: int, channels: int, products: str, capability: int, processors: int
+) -> list[Tiles]:
+    """Tiles worth a try for B, P, C, the largest first.
+
+    capability: 80, 90, ...; processors: how many multiprocessors there are.
+    """
+    found = []
+    for shape in _shapes(products, capability):
+        for images, widths in _packings(shape, batch, pixels)[:3]:
+            one = _tiles(shape, images, widths)
+            shared = _split(
+                one, count(one, batch, pixels, channels), channels, products, processors
+            )
+            found += [one, shared]
+    return list(dict.fromkeys(found))
+
+
+@functools.lru_cache(maxsize=1024)
+def tiles(
+    batch: int, pixels: int, channels: int, products: str, capability: int, processors: int
+) -> Tiles:
+    """The tiles for B, P, C: the largest that give nearly every multiprocessor one.
+
+    Where none does, the smallest, and their channels are split. Arguments: see `candidates`.
+    """
+    for shape in _shapes(products, capability):
+        found = _tiles(shape, *_packings(shape, batch, pixels)[0])
+        number = count(found, batch, pixels, channels)
+        if number >= FULL * processors:
+            return found
+    return _split(found, number, channels, products, processors)

@@ -1,0 +1,149 @@
+"""Triton kernels that lay operands of `rotate_pool` out: rows of contiguous channels, in parts.
+
+A product of float32 numbers on tensor cores is a sum of products of their parts, ``v = high + low``
+in TF32 or bfloat16, and parts are made once here rather than in each tile that reads them. U is
+split so that Inf times U follows the formula: both parts of a number have its sign and none is 0,
+so Inf times one never cancels Inf times the other. x is split to nearest, and Inf has no low part.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK_P, BLOCK_C = 32, 128  # not measured on a GPU yet
+SPLIT_BLOCK = 1024
+LOW_BITS = {torch.float32: 13, torch.float16: 13, torch.bfloat16: 16}
+"""Bits of a float32 that its high part does without; float32 stands for TF32."""
+
+
+@triton.jit
+def _nearest(v, LOW: tl.constexpr):
+    """v rounded to the nearest number whose LOW last bits are 0, towards 0 from 2^127 on."""
+    bits = v.to(tl.int32, bitcast=True)
+    half = tl.where((bits & 0x7FFFFFFF) < 0x7F000000, 1 << (LOW - 1), 0)
+    rounded = ((bits + half) & (-1 << LOW)).to(tl.float32, bitcast=True)
+    return tl.where(v == v, rounded, v)
+
+
+@triton.jit
+def rows_kernel(
+    x,  # [B, P, C], any strides
+    out,  # [PARTS, B, P, C], contiguous
+    P,
+    C,
+    x_image,  # elements from one to the next
+    x_pixel,
+    x_channel,
+    out_part,
+    PARTS: tl.constexpr,
+    LOW: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Copy of x in another dtype, or its high and its low part: one read and one write."""
+    across = tl.cdiv(C, BLOCK_C)
+    down = tl.cdiv(P, BLOCK_P)
+    p = tl.program_id(0)
+    image = (p // (across * down)).to(tl.int64)
+    pixel = p // across % down * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
+    channel = p % across * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    mask = (pixel < P) & (channel < C)
+    at = image * x_image + (pixel.to(tl.int64) * x_pixel + channel.to(tl.int64) * x_channel)
+    v = tl.load(x + at, mask=mask, other=0.0)
+    to = out + image * P * C + (pixel.to(tl.int64) * C + channel)
+    if PARTS == 1:
+        tl.store(to, v.to(out.dtype.element_ty), mask=mask)
+    else:
+        v = v.to(tl.float32)
+        high = _nearest(v, LOW)
+        low = tl.where(tl.abs(v) < float("inf"), _nearest(v - high, LOW), 0.0)
+        tl.store(to, high.to(out.dtype.element_ty), mask=mask)
+        tl.store(to + out_part, low.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def split_kernel(
+    u,  # [C, C], any strides
+    parts,  # [2, C, C], contiguous
+    scale,  # [C] float32, or None: 1
+    C,
+    u_row,  # elements from one to the next
+    u_column,
+    LOW: tl.constexpr,
+    TINY: tl.constexpr,  # the smallest number that parts may have
+    BLOCK: tl.constexpr,
+):
+    """``u[c] = scale[c] (parts[0, c] + parts[1, c])``: one program a row.
+
+    scale is a power of two that brings the largest entry of the row to 2^14 ... 2^15, so that no
+    entry that matters is below the range of float16.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    inner = tl.arange(0, BLOCK)
+    u += row * u_row
+    high_at = parts + row * C
+    low_at = high_at + tl.cast(C, tl.int64) * C
+    factor = 1.0
+    if scale is not None:
+        largest = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, C, BLOCK):
+            column = start + inner
+            v = tl.load(u + column.to(tl.int64) * u_column, mask=column < C, other=0.0)
+            largest = tl.maximum(largest, tl.abs(v.to(tl.float32)))
+        bits = tl.max(largest, 0).to(tl.int32, bitcast=True)
+        exponent = (bits >> 23) - 127
+        exponent = tl.where((bits == 0) | (exponent > 127), 14, tl.maximum(exponent, -100))
+        tl.store(scale + row, ((127 - 14 + exponent) << 23).to(tl.float32, bitcast=True))
+        factor = ((127 + 14 - exponent) << 23).to(tl.float32, bitcast=True)
+    for start in range(0, C, BLOCK):
+        column = start + inner
+        mask = column < C
+        v = tl.load(u + column.to(tl.int64) * u_column, mask=mask, other=0.0)
+        v = v.to(tl.float32) * factor
+        tiny = tl.where(v == 0, 0.0, tl.where(v < 0, -TINY, TINY))
+        # towards 0, so that what is left has the same sign
+        cut = (v.to(tl.int32, bitcast=True) & (-1 << LOW)).to(tl.float32, bitcast=True)
+        high = tl.where(v == v, cut, v).to(parts.dtype.element_ty).to(tl.float32)
+        high = tl.where(high == 0, tiny, high)
+        low = _nearest(v - high, LOW)
+        same = (low > 0) == (v > 0)
+        low = tl.where((tl.abs(low) >= TINY) & same, low, tiny)
+        tl.store(high_at + column, high.to(parts.dtype.element_ty), mask=mask)
+        tl.store(low_at + column, low.to(parts.dtype.element_ty), mask=mask)
+
+
+def rows(
+    x: Tensor,  # [B, P, C]
+    dtype: torch.dtype,
+    parts: int,
+) -> Tensor:
+    """x as [parts, B, P, C], contiguous: its copy in `dtype`, or its high and low part."""
+    batch, pixels, channels = x.shape
+    out = torch.empty(parts, batch, pixels, channels, dtype=dtype, device=x.device)
+    blocks = triton.cdiv(pixels, BLOCK_P) * triton.cdiv(channels, BLOCK_C)
+    rows_kernel[(batch * blocks,)](
+        x, out, pixels, channels, *x.stride(), out.stride(0),
+        PARTS=parts, LOW=LOW_BITS[dtype], BLOCK_P=BLOCK_P, BLOCK_C=BLOCK_C, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def split(
+    u: Tensor,  # [C, C]
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None]:
+    """High and low part of u [2, C, C]; and the scale of its rows [C] where the dtype needs one."""
+    channels = u.shape[0]
+    parts = torch.empty(2, channels, channels, dtype=dtype, device=u.device)
+    scale, tiny = None, 2.0**-126
+    if dtype == torch.float16:
+        scale = torch.empty(channels, dtype=torch.float32, device=u.device)
+        tiny = 2.0**-24
+    split_kernel[(channels,)](
+        u, parts, scale, channels, *u.stride(),
+        LOW=LOW_BITS[dtype], TINY=tiny, BLOCK=SPLIT_BLOCK, num_warps=4,
+    )  # fmt: skip
+    return parts, scale

@@ -1,0 +1,296 @@
+"""The rotated sparse pool on the GPU: one pass over the map, which is never stored rotated.
+
+`kernels/_rotate_pool_tiles.py` computes; here a map of any layout becomes its operands. Maps whose
+pixels are rows of contiguous channels (channels last, tokens) are read where they are, prefix
+tokens skipped by stride; others, and float32 maps that are multiplied in parts, are laid out first.
+
+What is returned for half maps of up to `PACKED` pixels is the value with the last
+``bits = (P - 1).bit_length()`` of its 23 mantissa bits cleared, as value and pixel are found by one
+integer maximum: at most 2^-(23 - bits) below the value, and exact where the value is that of a half
+number, as at ``u = I``. Values that agree in what is kept are ties; those below 2^(bits - 149) are
+0. Larger maps and float32 ones give whole float32 values.
+
+Nothing here waits for the device, and the same call gives the same bits. Scratch memory is
+allocated with each call but for counters, which every launch leaves at 0: so a call can be captured
+in a CUDA graph and replayed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from . import _rotate_pool_tiles as kernels
+from ._pool_configs import PARTS, PRODUCTS, Tiles, candidates, count, terms, tiles
+from ._rows import rows, split
+
+PACKED = 1024
+"""Pixels up to which half maps have value and pixel in one 32-bit integer."""
+WORKSPACE = 1 << 30
+"""Bytes that a map may take when it is laid out anew; larger ones are done in several launches."""
+HALF = (torch.float16, torch.bfloat16)
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
+"""pos, neg [B, C] float32; pos_index, neg_index [B, C] int32."""
+
+
+@functools.lru_cache
+def capability(device: torch.device) -> int:
+    """Compute capability times 10; 90 where there is no GPU."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@functools.lru_cache
+def processors(device: torch.device) -> int:
+    """How many multiprocessors the device has; those of an H100 where there is no GPU."""
+    if device.type != "cuda":
+        return 132
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def emulated() -> bool:
+    """Whether Triton's interpreter runs the kernels."""
+    return not isinstance(kernels.rotate_pool_kernel, triton.JITFunction)
+
+
+_counters: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def counters(device: torch.device, number: int) -> Tensor:
+    """This many int32 zeros, which a launch has to leave at 0: the same for all of a stream."""
+    stream = 0
+    if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            return torch.zeros(number, dtype=torch.int32, device=device)  # part of the graph
+        stream = torch.cuda.current_stream(device).cuda_stream
+    found = _counters.get((device, stream))
+    if found is None or found.numel() < number:
+        size = max(4096, triton.next_power_of_2(number))
+        found = torch.zeros(size, dtype=torch.int32, device=device)
+        _counters[device, stream] = found
+    return found
+
+
+def default_products(x: torch.dtype, u: torch.dtype) -> str:
+    """Of `PRODUCTS`, that which loses nothing of what the dtypes of x and u hold, or little."""
+    if x not in HALF:
+        return "tf32x3"
+    return "half" if x == u else "split"
+
+
+def _row_strides(x: Tensor) -> tuple[int, int]:
+    """Strides of image and pixel, made up where there is only one."""
+    batch, pixels, channels = x.shape
+    pixel = x.stride(1) if pixels > 1 else channels
+    return x.stride(0) if batch > 1 else pixels * pixel, pixel
+
+
+def _in_place(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether x is rows of contiguous channels that the kernel can read as they are."""
+    _, pixels, channels = x.shape
+    if x.dtype != dtype or (x.stride(2) != 1 and channels > 1):
+        return False
+    image, pixel = _row_strides(x)
+    # 32-bit offsets within a tile, which reaches into 256 / P more images
+    if (256 // pixels + 2) * image + pixels * pixel + channels >= 2**31:
+        return False
+    vector = 16 // x.element_size()
+    # in rows that could be read 16 bytes at a time, see that they are
+    return channels % vector != 0 or not (image % vector or pixel % vector or x.data_ptr() % 16)
+
+
+def rotation_operand(
+    u: Tensor,  # [C, C]
+    x_dtype: torch.dtype,
+    products: str,
+) -> tuple[Tensor, tuple[int, int], Tensor | None]:
+    """U in parts, its strides of part and row, and the scale of its rows."""
+    dtype = _operand_dtype(x_dtype, products)
+    if PARTS[products][1] == 2:
+        parts, scale = split(u, dtype)
+        return parts, (parts.stride(0), parts.stride(1)), scale
+    matrix = u[None]
+    if not _in_place(matrix, dtype):
+        matrix = rows(matrix, dtype, 1)[0]
+    return matrix, (0, matrix.stride(1) if u.shape[0] > 1 else 1), None
+
+
+def _operand_dtype(x: torch.dtype, products: str) -> torch.dtype:
+    """What x, or each part of it, and u are multiplied in."""
+    if products in ("half", "split"):
+        return x
+    return torch.bfloat16 if products == "bf16x3" else torch.float32
+
+
+def map_operand(
+    x: Tensor,  # [B, P, C]
+    products: str,
+) -> tuple[Tensor, tuple[int, int, int]]:
+    """The map in parts and its strides of part, image and pixel."""
+    dtype, number = _operand_dtype(x.dtype, products), PARTS[products][0]
+    if number == 1 and _in_place(x, dtype):
+        return x, (0, *_row_strides(x))
+    parts = rows(x, dtype, number)
+    return parts, (parts.stride(0), *_row_strides(parts[0]))
+
+
+@dataclass
+class Launch:
+    """Arguments of the kernel for one map."""
+
+    items: int  # tiles times parts
+    arguments: dict[str, Any] = field(repr=False)
+    options: dict[str, int]
+
+
+def launch(
+    x: Tensor,  # [B, P, C], B > 0
+    u: Tensor,  # [parts, C, C]
+    u_strides: tuple[int, int],
+    scale: Tensor | None,  # [C]
+    outputs: Outputs,
+    products: str,
+    found: Tiles,
+    exact: bool,
+    first_counter: int = 0,
+) -> Launch:
+    """What `rotate_pool_kernel` is to be called with.
+
+    first_counter: how many of `counters` the caller uses itself.
+    """
+    batch, pixels, channels = x.shape
+    device = x.device
+    rotated, x_strides = map_operand(x, products)
+    number = count(found, batch, pixels, channels)
+    partial = arrived = keys = merged = None
+    columns = sum(found.widths)
+    if found.split > 1:
+        size = number * found.split * found.channels * columns
+        partial = torch.empty(size, dtype=torch.float32, device=device)
+        arrived = counters(device, first_counter + number)[first_counter:]
+    if not found.images:
+        key = torch.int64 if exact else torch.int32
+        keys = torch.zeros(2, batch, channels, dtype=key, device=device)
+        down = triton.cdiv(channels, found.channels)
+        merged = torch.zeros(down, batch, dtype=torch.int32, device=device)
+    widths = (*found.widths, 0, 0)
+    arguments = {
+        "x": rotated, "u": u, "scale": scale, "outputs": outputs,
+        "work": (partial, arrived, keys, merged),
+        "B": batch, "C": channels, "SIZE": pixels,
+        **dict(zip(("x_part", "x_image", "x_pixel"), x_strides)),
+        **dict(zip(("u_part", "u_row"), u_strides)),
+        "P": pixels if found.images else 0, "IMAGES": found.images,
+        "N0": widths[0], "N1": widths[1], "N2": widths[2],
+        "BLOCK_M": found.channels, "BLOCK_K": found.block_k,
+        "K_MASK": channels % found.block_k != 0, "SPLIT": found.split,
+        "TERMS": terms(products),
+        "MASK": (1 << (pixels - 1).bit_length()) - 1, "EXACT": exact,
+        "PRECISION": "ieee" if products == "ieee" else "tf32",
+        "EMULATE": emulated(), "GROUP": found.group,
+    }  # fmt: skip
+    options = {"num_warps": found.num_warps, "num_stages": found.num_stages}
+    return Launch(number * found.split, arguments, options)
+
+
+def check(x: Tensor, u: Tensor, products: str | None) -> str:
+    """The products to use; raises ValueError where the kernel cannot serve."""
+    batch, pixels, channels = x.shape
+    products = products or default_products(x.dtype, u.dtype)
+    if products not in PRODUCTS:
+        raise ValueError(
+            f"rotate_pool: products is {products!r}, allowed are {', '.join(PRODUCTS)}"
+        )
+    if products in ("half", "split") and x.dtype not in HALF:
+        raise ValueError(f"rotate_pool: products {products!r} is for half maps, x is {x.dtype}")
+    if pixels == 0 or channels == 0:
+        raise ValueError(f"rotate_pool: x is {tuple(x.shape)}: no pixels or no channels")
+    if u.shape != (channels, channels):
+        raise ValueError(f"rotate_pool: x is {tuple(x.shape)} [B, P, C] but u is {tuple(u.shape)}")
+    if batch * pixels >= 2**31 - 256:
+        raise ValueError(f"rotate_pool: x is {tuple(x.shape)}: 2^31 pixels or more")
+    return products
+
+
+def is_exact(x: Tensor, products: str) -> bool:
+    """Whether values are whole float32 ones."""
+    return products not in ("half", "split") or x.shape[1] > PACKED
+
+
+def empty_outputs(x: Tensor) -> Outputs:
+    """Uninitialised pos, neg, pos_index, neg_index for x [B, P, C]."""
+    size = (x.shape[0], x.shape[2])
+    pos, neg = (torch.empty(size, dtype=torch.float32, device=x.device) for _ in range(2))
+    places = (torch.empty(size, dtype=torch.int32, device=x.device) for _ in range(2))
+    return (pos, neg, *places)
+
+
+def _step(x: Tensor, products: str) -> int:
+    """Images that may be laid out at a time."""
+    batch, pixels, channels = x.shape
+    dtype, number = _operand_dtype(x.dtype, products), PARTS[products][0]
+    if number == 1 and _in_place(x, dtype):
+        return batch
+    return max(1, WORKSPACE // (number * dtype.itemsize * pixels * channels))
+
+
+def _parts(x: Tensor, products: str, outputs: Outputs) -> Iterator[tuple[Tensor, Outputs]]:
+    """Groups of images and their outputs; one group wherever memory allows."""
+    step = _step(x, products)
+    if step >= len(x):
+        yield x, outputs
+        return
+    for start in range(0, len(x), step):
+        pos, neg, pos_index, neg_index = (t[start : start + step] for t in outputs)
+        yield x[start : start + step], (pos, neg, pos_index, neg_index)
+
+
+def rotate_pool(
+    x: Tensor,
+    u: Tensor,
+    products: str | None = None,
+    *,
+    chosen: Tiles | None = None,
+    exact: bool | None = None,
+) -> Outputs:
+    """Forward: ``pos = max(0, max_p Y)``, ``neg = max(0, max_p -Y)``, ``Y[b, :, p] = u x[b, p]``.
+
+    Args:
+        x: [B, P, C] float32, float16 or bfloat16, any strides.
+        u: [C, C], any of these dtypes, any strides.
+        products: one of `PRODUCTS`; by default "half" for the same half dtype, "split" for a half
+            map and any other u, "tf32x3" for float32 maps.
+        chosen: tiles to use, e.g. one of `candidates`; by default those of `tiles`.
+        exact: whole float32 values; by default where they cost little, see above.
+
+    Returns:
+        pos, neg [B, C] float32; pos_index, neg_index [B, C] int32: the lowest pixel that has the
+        value, -1 where it is 0. A NaN pixel makes both values NaN and is both places.
+    """
+    products = check(x, u, products)
+    outputs = empty_outputs(x)
+    batch, pixels, channels = x.shape
+    if batch == 0:
+        return outputs
+    exact = is_exact(x, products) if exact is None else exact or is_exact(x, products)
+    with torch.cuda.device_of(x):
+        matrix, u_strides, scale = rotation_operand(u, x.dtype, products)
+        for part, to in _parts(x, products, outputs):
+            found = chosen or tiles(
+                len(part), pixels, channels, products, capability(x.device), processors(x.device)
+            )
+            one = launch(part, matrix, u_strides, scale, to, products, found, exact)
+            kernels.rotate_pool_kernel[(one.items,)](**one.arguments, **one.options)
+    return outputs
+
+
+__all__ = ["PRODUCTS", "Tiles", "candidates", "capability", "rotate_pool", "tiles"]
