@@ -22,6 +22,8 @@ from torch import Tensor
 
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The numbers of ``csrc/rotate_pool_sm90.h``."""
+WORKSPACE = 1 << 30
+"""Bytes that the parts of a float32 map may take; larger ones are done in several launches."""
 
 _module: Any = None
 _missing: str | None = None
@@ -110,18 +112,13 @@ def _strides(x: Tensor) -> tuple[int, int]:
 
 
 def tiles(x: Tensor) -> list[str]:
-    """The kinds of tile that can serve x [B, P, C], best known first."""
-    exact = _is_exact(x)
+    """The kinds of tile that can serve x [B, P, C]."""
+    whole_float16 = x.dtype == torch.float16 and x.shape[1] > _module.packed_pixels
     return [
         name
         for name, _, images, pixels in _module.tiles
-        if images == 0
-        or (pixels == x.shape[1] and not (exact and x.dtype == torch.float16))
-    ]  # fmt: skip
-
-
-def _is_exact(x: Tensor) -> bool:
-    return x.dtype == torch.float32 or x.shape[1] > _module.packed_pixels
+        if images == 0 or (pixels == x.shape[1] and not whole_float16)
+    ]
 
 
 @functools.cache
@@ -159,61 +156,82 @@ def rotate_pool(
     if reason is not None:
         raise ValueError(f"rotate_pool: {reason}")
     batch, pixels, channels = x.shape
-    device = x.device
-    size = batch, channels
+    size, device = (batch, channels), x.device
     pos, neg = (torch.empty(size, dtype=torch.float32, device=device) for _ in range(2))
     pos_index, neg_index = (torch.empty(size, dtype=torch.int32, device=device) for _ in range(2))
+    outputs = pos, neg, pos_index, neg_index
     if batch == 0:
-        return pos, neg, pos_index, neg_index
-    index = device.index if device.index is not None else torch.cuda.current_device()
-    stream = torch.cuda.current_stream(device).cuda_stream
-    image, pixel = _strides(x)
-    gaps = batch > 1 and image != pixels * pixel
-    exact = _is_exact(x)
-    rows, rows_low, matrix, matrix_low = x, x, u, u
+        return outputs
+    matrix = u
     if not u.is_contiguous() or u.data_ptr() % 16:
         matrix = u.clone(memory_format=torch.contiguous_format)
-    if x.dtype == torch.float32:
-        source = matrix
-        rows, rows_low = torch.empty(2, *x.shape, dtype=torch.bfloat16, device=device)
-        matrix, matrix_low = torch.empty(2, *u.shape, dtype=torch.bfloat16, device=device)
-        parts = rows.data_ptr(), rows_low.data_ptr()
-        _module.split(x.data_ptr(), *x.shape, image, pixel, *parts, index, stream)
-        _module.split_rotation(
-            source.data_ptr(), matrix.data_ptr(), matrix_low.data_ptr(), channels, index, stream
+    if x.dtype != torch.float32:
+        _launch(x, x, x.dtype, matrix, matrix, outputs, tile, cluster)
+        return outputs
+    where = _where(device)
+    parts = torch.empty(2, channels, channels, dtype=torch.bfloat16, device=device)
+    _module.split_rotation(
+        matrix.data_ptr(), parts[0].data_ptr(), parts[1].data_ptr(), channels, *where
+    )
+    step = max(1, WORKSPACE // (4 * pixels * channels))
+    for start in range(0, batch, step):
+        some = x[start : start + step]
+        high, low = torch.empty(2, *some.shape, dtype=torch.bfloat16, device=device)
+        _module.split(
+            some.data_ptr(), *some.shape, *_strides(some), high.data_ptr(), low.data_ptr(), *where
         )
-        (image, pixel), gaps = _strides(rows), False
+        slices = tuple(t[start : start + step] for t in outputs)
+        _launch(high, low, x.dtype, parts[0], parts[1], slices, tile, cluster)
+    return outputs
+
+
+def _where(device: torch.device) -> tuple[int, int]:
+    """Index and current stream of the device."""
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    return index, torch.cuda.current_stream(device).cuda_stream
+
+
+def _launch(
+    x: Tensor,  # [B, P, C], B > 0
+    x_low: Tensor,
+    dtype: torch.dtype,  # of the map; float32: x and u are its bfloat16 parts
+    u: Tensor,  # [C, C]
+    u_low: Tensor,
+    outputs: tuple[Tensor, ...],  # pos, neg, pos_index, neg_index [B, C]
+    tile: str | None,
+    cluster: int | None,
+) -> None:
+    batch, pixels, channels = x.shape
+    image, pixel = _strides(x)
+    contiguous = batch == 1 or image == pixels * pixel
+    exact = dtype == torch.float32 or pixels > _module.packed_pixels
     names = [name for name, *_ in _module.tiles]
-    problem = batch, pixels, channels, not gaps, _processors(device)
+    problem = batch, pixels, channels, contiguous, _processors(x.device)
     if tile is not None:
         kind = names.index(tile)
-    elif exact and x.dtype == torch.float16:
+    elif exact and dtype == torch.float16:
         kind = names.index("flat")
     else:
         kind = _module.choose_tile(*problem)
     if cluster is None:
         cluster = _module.choose_cluster(kind, *problem)
-    images = _module.tiles[kind][2]
     keys = None
-    if images == 0:
-        keys = torch.empty(
-            2, batch, channels, dtype=torch.int64 if exact else torch.int32, device=device
-        )
+    if names[kind] == "flat":
+        key = torch.int64 if exact else torch.int32
+        keys = torch.empty(2, batch, channels, dtype=key, device=x.device)
+    index, stream = _where(x.device)
     _module.rotate_pool(
-        rows.data_ptr(),
-        rows_low.data_ptr(),
-        CODES[x.dtype],
+        x.data_ptr(),
+        x_low.data_ptr(),
+        CODES[dtype],
         batch,
         pixels,
         channels,
         image,
         pixel,
-        matrix.data_ptr(),
-        matrix_low.data_ptr(),
-        pos.data_ptr(),
-        neg.data_ptr(),
-        pos_index.data_ptr(),
-        neg_index.data_ptr(),
+        u.data_ptr(),
+        u_low.data_ptr(),
+        *(t.data_ptr() for t in outputs),
         0 if keys is None else keys.data_ptr(),
         index,
         kind,
@@ -221,4 +239,3 @@ def rotate_pool(
         exact,
         stream,
     )
-    return pos, neg, pos_index, neg_index

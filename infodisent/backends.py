@@ -1,7 +1,10 @@
 """Which implementation serves a call, and the reason when one does not.
 
-Four backends exist:
+Five backends exist:
 
+``cuda``
+    The hand-written kernel for Hopper GPUs (``csrc/rotate_pool_sm90*``) forward, `triton` or
+    `sparse` backward. It has not been measured yet, so ``auto`` never takes it.
 ``triton``
     The kernels of ``infodisent.kernels`` on a GPU of compute capability 8.0 or more, for float32,
     bfloat16 and float16. ``auto`` takes it only where a check on this machine has shown it right
@@ -29,7 +32,7 @@ from dataclasses import dataclass
 
 import torch
 
-from infodisent import _native, _selfcheck, _triton
+from infodisent import _native, _native_cuda, _selfcheck, _triton
 
 ENV = "INFODISENT_BACKEND"
 
@@ -45,6 +48,14 @@ class Call:
     op: str
     device: torch.device
     dtype: torch.dtype
+
+
+def _cuda_objection(call: Call) -> str | None:
+    if call.op not in ("rotate_pool", "infodisent_head"):
+        return f"there is no CUDA kernel for {call.op}"
+    if call.dtype == torch.float64:
+        return "the CUDA kernel takes float32, bfloat16, float16, not float64"
+    return _native_cuda.device_objection(call.device) or _sparse_objection(call)
 
 
 def _triton_objection(call: Call) -> str | None:
@@ -70,6 +81,7 @@ def _reference_objection(call: Call) -> str | None:
 
 
 _TABLE: dict[str, Callable[[Call], str | None]] = {
+    "cuda": _cuda_objection,
     "triton": _triton_objection,
     "native": _native_objection,
     "sparse": _sparse_objection,
@@ -81,6 +93,8 @@ NAMES = ("auto", *_TABLE)
 def _auto_objection(name: str, call: Call) -> str | None:
     """Why ``auto`` does not take a backend: it cannot serve, or was not shown to be right here."""
     found = _TABLE[name](call)
+    if found is None and name == "cuda":
+        return "never measured: no report in benchmarks/results shows that it is faster"
     if found is None and name == "triton":
         found = _selfcheck.objection(call.op, call.device, call.dtype)
     return found
@@ -167,13 +181,28 @@ def _resolve(name: str, op: str, device: torch.device, dtype: torch.dtype) -> st
     return next(name for name in _TABLE if _auto_objection(name, call) is None)
 
 
+def for_gradient(backend: str, tensor: torch.Tensor) -> str:
+    """Who computes the gradient where `backend` computed the value."""
+    if backend != "cuda":
+        return backend
+    return (
+        "triton"
+        if explain("rotate_pool", tensor.device, tensor.dtype)["triton"] == "ok"
+        else "sparse"
+    )
+
+
 def is_native(op: str, tensor: torch.Tensor) -> bool:
     """Whether compiled code serves operator `op` on `tensor`; asked while an operator runs."""
     return select(op, tensor) == "native"
 
 
 def explain(
-    op: str, device: str = "cpu", dtype: torch.dtype = torch.float32, *, check: bool = False
+    op: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    check: bool = False,
 ) -> dict[str, str]:
     """For each backend ``"ok"`` or the reason why it would not serve such a call.
 

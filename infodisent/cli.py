@@ -303,6 +303,30 @@ def bench(
 
 
 @app.command()
+def tune(
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Backbones whose map sizes are searched; default: all.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Batch sizes; default: 256.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file to write; default: that of INFODISENT_TILES, or the cache."),
+    ] = None,
+) -> None:
+    """Search the tiles of the GPU kernel for some map sizes, and keep the fastest in a file.
+
+    Later runs on the same kind of GPU take them from the cache, or from a file that
+    INFODISENT_TILES names, which can be shipped.
+    """
+    from infodisent.tuning import tune as search
+
+    search(shape, batch or [256], dtype, out)
+
+
+@app.command()
 def doctor(
     check: Annotated[
         bool,
@@ -316,7 +340,7 @@ def doctor(
 
     import torch
 
-    from infodisent import __version__, _native, _triton, backends, ops
+    from infodisent import __version__, _native, _native_cuda, _triton, backends, ops
     from infodisent._torchvision import ensure_torchvision
 
     facts = Table(title=f"infodisent {__version__}", show_header=False)
@@ -325,6 +349,7 @@ def doctor(
     facts.add_row("CPU", torch.backends.cpu.get_cpu_capability())
     facts.add_row("native module", escape(_native.describe()))
     facts.add_row("Triton kernels", escape(_triton.missing() or "load"))
+    facts.add_row("CUDA module", escape(_native_cuda.describe()))
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none visible to torch"
     facts.add_row("GPU", cuda)
     remedy = ensure_torchvision()

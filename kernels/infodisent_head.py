@@ -48,7 +48,7 @@ def infodisent_head(
     if launches not in LAUNCHES:
         raise ValueError(f"infodisent_head: launches is {launches!r}, allowed are two, one")
     products = pool.check(x, u, products)
-    batch, pixels, channels = x.shape
+    batch, _, channels = x.shape
     classes = weight.shape[0]
     if weight.shape[1:] != (channels,) or (bias is not None and bias.shape != (classes,)):
         raise ValueError(
@@ -82,10 +82,7 @@ def infodisent_head(
     outputs = pool.empty_outputs(x)
     with torch.cuda.device_of(x):
         matrix, u_strides, scale = pool.rotation_operand(u, x.dtype, products)
-        found = chosen or pool.tiles(
-            batch, pixels, channels, products,
-            pool.capability(x.device), pool.processors(x.device),
-        )  # fmt: skip
+        found = chosen or pool.best_tiles(x, products)
         state = pool.counters(x.device, 2 + groups)
         one = pool.launch(
             x, matrix, u_strides, scale, outputs, products, found, pool.is_exact(x, products),

@@ -18,8 +18,10 @@ in a CUDA graph and replayed.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ import triton
 from torch import Tensor
 
 from . import _rotate_pool_tiles as kernels
+from . import _tuned
 from ._pool_configs import PARTS, PRODUCTS, Tiles, candidates, count, terms, tiles
 from ._rows import rows, split
 
@@ -221,6 +224,16 @@ def check(x: Tensor, u: Tensor, products: str | None) -> str:
     return products
 
 
+def best_tiles(
+    x: Tensor,  # [B, P, C]
+    products: str,
+) -> Tiles:
+    """What a search has found for such a map, else those of the fixed table."""
+    problem = x.shape
+    found = _tuned.lookup(x.device, products, *problem)
+    return found or tiles(*problem, products, capability(x.device), processors(x.device))
+
+
 def is_exact(x: Tensor, products: str) -> bool:
     """Whether values are whole float32 ones."""
     return products not in ("half", "split") or x.shape[1] > PACKED
@@ -278,19 +291,55 @@ def rotate_pool(
     """
     products = check(x, u, products)
     outputs = empty_outputs(x)
-    batch, pixels, channels = x.shape
-    if batch == 0:
+    if x.shape[0] == 0:
         return outputs
     exact = is_exact(x, products) if exact is None else exact or is_exact(x, products)
     with torch.cuda.device_of(x):
         matrix, u_strides, scale = rotation_operand(u, x.dtype, products)
         for part, to in _parts(x, products, outputs):
-            found = chosen or tiles(
-                len(part), pixels, channels, products, capability(x.device), processors(x.device)
-            )
+            found = chosen or best_tiles(part, products)
             one = launch(part, matrix, u_strides, scale, to, products, found, exact)
             kernels.rotate_pool_kernel[(one.items,)](**one.arguments, **one.options)
     return outputs
 
 
-__all__ = ["PRODUCTS", "Tiles", "candidates", "capability", "rotate_pool", "tiles"]
+def search(
+    x: Tensor,
+    u: Tensor,
+    products: str | None = None,
+    *,
+    measure: Callable[[Callable[[], Any]], float] | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> tuple[Tiles, dict[Tiles, float]]:
+    """Time all `candidates` for such a map and keep the fastest in a file (see `_tuned`).
+
+    Args:
+        x: [B, P, C], as in `rotate_pool`.
+        u: [C, C].
+        products: as in `rotate_pool`.
+        measure: milliseconds of a call; by default ``triton.testing.do_bench``.
+        path: the file; by default the one ``INFODISENT_TILES`` names, or one in the user's cache.
+
+    Returns:
+        The fastest tiles, and the milliseconds of all that work.
+
+    Raises:
+        RuntimeError: none works.
+    """
+    products = check(x, u, products)
+    problem = x.shape
+    found = candidates(*problem, products, capability(x.device), processors(x.device))
+    fixed = tiles(*problem, products, capability(x.device), processors(x.device))
+    best, times = _tuned.fastest(
+        list(dict.fromkeys([fixed, *found])),
+        lambda one: rotate_pool(x, u, products, chosen=one),
+        rotate_pool(x, u, products, chosen=fixed),
+        measure or triton.testing.do_bench,
+    )
+    _tuned.remember(
+        _tuned.key(x.device, products, *problem), best, None if path is None else Path(path)
+    )
+    return best, times
+
+
+__all__ = ["PRODUCTS", "Tiles", "candidates", "capability", "rotate_pool", "search", "tiles"]

@@ -6,7 +6,7 @@ depends on time, so the result is the same to the bit from run to run.
 
 Memory beside the results: [splits, C, C] float32 for dU where the batch is summed in parts, and
 for float16 one number a channel (dU) or an image (dX). A map whose pixels do not have their
-channels side by side is copied for dU.
+channels side by side is laid out anew for dU.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import _rotate_pool_backward_tiles as kernels
 from ._rotate_pool_backward_tiles import FLOAT_PRODUCTS, HALF_PRODUCTS, Tiles
+from ._rows import rows
 
 PRODUCTS = (*HALF_PRODUCTS, *FLOAT_PRODUCTS)
 
@@ -95,9 +96,9 @@ def grad_u(
     if batch == 0:
         return out.zero_()
     if x.stride(2) != 1 or x.stride(1) >= 2**24:
-        # Gathering single numbers would be slower than this copy. A kernel that lays maps out as
-        # rows can take its place. Offsets in a tile of up to 128 pixels have 32 bits.
-        x = x.contiguous()
+        # gathering single numbers would be slower; offsets in a tile of up to 128 pixels have 32
+        # bits
+        x = rows(x, x.dtype, 1)[0]
     products = _products(products, x.dtype, dtype)
     tile = tiles or kernels.tiles(kernels.GRAD_U_TILES, channels, products, capability(x.device))
     piece = kernels.piece(pixels, tile.block_k)

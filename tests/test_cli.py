@@ -83,6 +83,8 @@ def test_fit_evaluate_explain_prototypes(tmp_path, image_folder, go):
         (("evaluate", "--run", "nowhere"), "nowhere is not a run"),
         (("explain", "x.png", "--run", "FOLDER"), "model.safetensors does not exist"),
         (("bench", "--shape", "resnet99"), "shape is 'resnet99'"),
+        (("tune", "--shape", "resnet99"), "tune: shape is 'resnet99'"),
+        (("tune", "--dtype", "float64"), "tune: dtype is 'float64'"),
         (("bench", "--op", "gemm"), "op is 'gemm'"),
     ],
 )
@@ -130,7 +132,7 @@ def test_bench(tmp_path, go):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "demo", "fit", "evaluate", "explain", "prototypes", "bench", "doctor"]
+    "command", ["", "demo", "fit", "evaluate", "explain", "prototypes", "bench", "tune", "doctor"]
 )
 def test_help(go, command):
     code, text = go(*([command] if command else []), "--help")

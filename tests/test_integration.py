@@ -146,7 +146,7 @@ def test_backend_environment(monkeypatch):
     assert "infodisent" not in type(ops.mx_pool(y).pos.grad_fn).__name__
     monkeypatch.setenv("INFODISENT_BACKEND", "fastest")
     with pytest.raises(
-        ValueError, match="INFODISENT_BACKEND is 'fastest', allowed are auto, triton, "
+        ValueError, match="INFODISENT_BACKEND is 'fastest', allowed are auto, cuda, "
     ):
         ops.mx_pool(y)
 
@@ -168,7 +168,7 @@ def test_backend_choice_raises_with_the_reason_and_auto_falls_back(monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match="name is 'x'"):
         backends.set_backend("x")
-    assert list(backends.explain("rotation")) == ["triton", "native", "sparse", "reference"]
+    assert list(backends.explain("rotation")) == ["cuda", "triton", "native", "sparse", "reference"]
     assert backends.explain("rotation")["sparse"] == "ok"
     assert "cpu only, not on cuda" in backends.explain("rotation", "cuda")["native"]
 

@@ -13,7 +13,7 @@ import re
 import pytest
 import torch
 
-from infodisent import _selfcheck, _triton, backends
+from infodisent import _native_cuda, _selfcheck, _triton, backends
 from tests import kernel_compile
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -167,6 +167,19 @@ def test_objections():
     assert "not float64" in _triton.objection("rotate_pool", cuda, torch.float64)
     with backends.use_backend("triton"), pytest.raises(backends.BackendError, match="cuda only"):
         backends.select("rotate_pool", torch.zeros(1))
+
+
+@host
+def test_the_cuda_backend(monkeypatch):
+    cuda, found = torch.device("cuda"), backends.explain("rotate_pool", "cuda")["cuda"]
+    assert "CUDA module" in found  # no such GPU here, or no such module
+    assert "not float64" in backends.explain("rotate_pool", cuda, torch.float64)["cuda"]
+    assert "no CUDA kernel for mx_pool" in backends.explain("mx_pool", cuda)["cuda"]
+    monkeypatch.setattr(_native_cuda, "device_objection", lambda *_: None)
+    assert backends.explain("rotate_pool")["cuda"] == "ok"
+    assert "never measured" in backends.explain("rotate_pool", check=True)["cuda"]
+    assert backends.for_gradient("cuda", torch.zeros(1)) == "sparse"
+    assert backends.for_gradient("native", torch.zeros(1)) == "native"
 
 
 @host

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from infodisent import _triton, backends, native, reference, sparse
+from infodisent import _native_cuda, _triton, backends, native, reference, sparse
 from infodisent._layout import (
     check_float,
     check_map,
@@ -90,9 +90,21 @@ def forward(backend: str, x: Tensor, u: Tensor, input_fmt: str, num_prefix_token
     view = to_bpc(x, input_fmt, num_prefix_tokens)
     if backend == "triton":
         return _triton.rotate_pool(view, u)
+    if backend == "cuda":
+        return _by_cuda(view, u)
     module = native if backend == "native" else sparse
     pooled: _Four = module.rotate_pool.rotate_pool(view, u)
     return pooled
+
+
+def _by_cuda(x: Tensor, u: Tensor) -> _Four:
+    """The Hopper kernel reads rows of contiguous channels; other maps are laid out first."""
+    if x.stride(2) != 1:
+        x = x.contiguous()
+    reason = _native_cuda.objection(x, u)
+    if reason is not None:
+        raise backends.BackendError(f"backend 'cuda' cannot serve this call: {reason}")
+    return _native_cuda.rotate_pool(x, u)
 
 
 def _impl(x: Tensor, u: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:
@@ -158,7 +170,7 @@ def _backward_impl(
     need_x: bool,
     need_u: bool,
 ) -> tuple[Tensor, Tensor]:
-    backend = backends.select("rotate_pool", x, u)
+    backend = backends.for_gradient(backends.select("rotate_pool", x, u), x)
     module: Any = native if backend == "native" else sparse
     run = _triton if backend == "triton" else module.rotate_pool
     dx, du = run.rotate_pool_backward(

@@ -1,0 +1,99 @@
+// The module infodisent._cuda: kernels for Hopper GPUs. A module of its own, so that infodisent._C
+// needs nothing of CUDA. It knows nothing of torch: pointers and streams are integers;
+// infodisent/_native_cuda.py checks shapes, dtypes and strides first.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "rotate_pool_sm90.h"
+#include "tile_schedule.h"
+
+namespace py = pybind11;
+using Address = std::uintptr_t;
+
+namespace {
+
+void check(const char* op, infodisent::sm90::Status status) {
+  if (status.error == cudaSuccess) return;
+  const std::string message =
+      std::string(op) + ": " + status.where + ": " + cudaGetErrorString(status.error);
+  if (status.error == cudaErrorInvalidValue) throw std::invalid_argument(message);
+  throw std::runtime_error(message);
+}
+
+template <typename T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+infodisent::sm90::Rows rows(Address data, Address low, int64_t images, int64_t pixels,
+                            int64_t channels, int64_t image_stride, int64_t pixel_stride) {
+  return {at<const void>(data), at<const void>(low), images, pixels, channels,
+          image_stride,         pixel_stride};
+}
+
+void rotate_pool(Address x, Address x_low, int dtype, int64_t images, int64_t pixels,
+                 int64_t channels, int64_t image_stride, int64_t pixel_stride, Address u,
+                 Address u_low, Address pos, Address neg, Address pos_index, Address neg_index,
+                 Address keys, int device, int tile, int cluster, bool exact, Address stream) {
+  using namespace infodisent::sm90;
+  if (dtype < 0 || dtype > 2) throw std::invalid_argument("rotate_pool: unknown dtype code");
+  Status status;
+  {
+    py::gil_scoped_release free;
+    status = rotate_pool(rows(x, x_low, images, pixels, channels, image_stride, pixel_stride),
+                         static_cast<Dtype>(dtype), at<const void>(u), at<const void>(u_low),
+                         at<float>(pos), at<float>(neg), at<int32_t>(pos_index),
+                         at<int32_t>(neg_index), at<void>(keys), {device, tile, cluster, exact},
+                         reinterpret_cast<cudaStream_t>(stream));
+  }
+  check("rotate_pool", status);
+}
+
+void split(Address x, int64_t images, int64_t pixels, int64_t channels, int64_t image_stride,
+           int64_t pixel_stride, Address high, Address low, int device, Address stream) {
+  infodisent::sm90::Status status;
+  {
+    py::gil_scoped_release free;
+    status = infodisent::sm90::split(
+        rows(x, 0, images, pixels, channels, image_stride, pixel_stride), at<void>(high),
+        at<void>(low), device, reinterpret_cast<cudaStream_t>(stream));
+  }
+  check("split", status);
+}
+
+void split_rotation(Address u, Address high, Address low, int64_t channels, int device,
+                    Address stream) {
+  infodisent::sm90::Status status;
+  {
+    py::gil_scoped_release free;
+    status =
+        infodisent::sm90::split_rotation(at<const float>(u), at<void>(high), at<void>(low),
+                                         channels, device, reinterpret_cast<cudaStream_t>(stream));
+  }
+  check("split_rotation", status);
+}
+
+// (name, columns, images, pixels) of every tile; images = 0: any number of pixels.
+py::list tiles() {
+  py::list found;
+  for (const auto& tile : infodisent::kTiles)
+    found.append(py::make_tuple(tile.name, tile.columns, tile.images, tile.pixels));
+  return found;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+  m.attr("tiles") = tiles();
+  m.attr("packed_pixels") = infodisent::kPackedPixels;
+  m.attr("toolkit") = CUDART_VERSION;
+  m.def("choose_tile", &infodisent::choose_tile, py::arg("images"), py::arg("pixels"),
+        py::arg("channels"), py::arg("contiguous"), py::arg("processors"));
+  m.def("choose_cluster", &infodisent::choose_cluster, py::arg("tile"), py::arg("images"),
+        py::arg("pixels"), py::arg("channels"), py::arg("contiguous"), py::arg("processors"));
+  m.def("rotate_pool", &rotate_pool);
+  m.def("split", &split);
+  m.def("split_rotation", &split_rotation);
+}

@@ -1,0 +1,345 @@
+// Launches of rotate_pool_sm90_kernel.cuh, and the small kernels around it: see rotate_pool_sm90.h.
+// A float8 product and the gradient of U are not here.
+#include <cuda.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "rotate_pool_sm90.h"
+#include "rotate_pool_sm90_kernel.cuh"
+
+namespace infodisent {
+namespace sm90 {
+namespace {
+
+// --- the kernels around the product ---
+
+// What the tiles of kind kFlat have merged, as results.
+template <typename KEY>
+__global__ void unpack_kernel(const KEY* keys,  // [2, count]
+                              float* pos, float* neg, int32_t* pos_index, int32_t* neg_index,
+                              int64_t count, uint32_t mask) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= count) return;
+  Pooled found;
+  if constexpr (sizeof(KEY) == 8)
+    found = unpacked(keys[i], keys[count + i]);
+  else
+    found = unpacked(Sides{keys[i], keys[count + i]}, mask);
+  pos[i] = found.pos;
+  neg[i] = found.neg;
+  pos_index[i] = found.pos_index;
+  neg_index[i] = found.neg_index;
+}
+
+// To nearest, towards zero where that would be Inf.
+__device__ __forceinline__ __nv_bfloat16 nearest(float v) {
+  const __nv_bfloat16 rounded = __float2bfloat16_rn(v);
+  const bool overflow = __hisinf(rounded) != 0 && fabsf(v) <= 3.402823466e38f;
+  return overflow ? __float2bfloat16_rz(v) : rounded;
+}
+
+// 4 channels a thread.
+__global__ void split_kernel(const float* x,           // [n, P, C]
+                             __nv_bfloat16* high_out,  // [n, P, C]
+                             __nv_bfloat16* low_out,   // [n, P, C]
+                             int64_t quads,            // n P C / 4
+                             int32_t channels4, int32_t pixels, int64_t image_stride,
+                             int64_t pixel_stride) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < quads;
+       i += stride) {
+    const int64_t row = i / channels4, image = row / pixels;
+    const int64_t at =
+        image * image_stride + (row - image * pixels) * pixel_stride + (i - row * channels4) * 4;
+    const float4 v4 = *reinterpret_cast<const float4*>(x + at);
+    const float v[4] = {v4.x, v4.y, v4.z, v4.w};
+    __align__(8) __nv_bfloat16 high[4], low[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      high[k] = nearest(v[k]);
+      low[k] = fabsf(v[k]) <= 3.402823466e38f
+                   ? __float2bfloat16_rn(v[k] - __bfloat162float(high[k]))
+                   : __float2bfloat16_rn(0.0f);
+    }
+    *reinterpret_cast<uint2*>(high_out + 4 * i) = *reinterpret_cast<const uint2*>(high);
+    *reinterpret_cast<uint2*>(low_out + 4 * i) = *reinterpret_cast<const uint2*>(low);
+  }
+}
+
+__global__ void split_rotation_kernel(const float* u,           // [count]
+                                      __nv_bfloat16* high_out,  // [count]
+                                      __nv_bfloat16* low_out,   // [count]
+                                      int64_t count) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += stride) {
+    constexpr float TINY = 1.17549435e-38f;  // 2^-126, the smallest normal number
+    const float v = u[i];
+    const float tiny = v == 0.0f ? 0.0f : copysignf(TINY, v);
+    float high = __bfloat162float(__float2bfloat16_rz(v));
+    if (high == 0.0f) high = tiny;
+    float low = __bfloat162float(nearest(v - high));
+    if (!(fabsf(low) >= TINY && (low > 0.0f) == (v > 0.0f))) low = tiny;
+    high_out[i] = __float2bfloat16_rn(high);  // both are exact
+    low_out[i] = __float2bfloat16_rn(low);
+  }
+}
+
+// --- host ---
+
+// A function of the driver, without linking it; null where the driver is too old.
+void* of_driver(const char* name) {
+  void* entry = nullptr;
+  cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
+#if CUDART_VERSION >= 12050
+  const cudaError_t error =
+      cudaGetDriverEntryPointByVersion(name, &entry, 12000, cudaEnableDefault, &result);
+#else
+  const cudaError_t error = cudaGetDriverEntryPoint(name, &entry, cudaEnableDefault, &result);
+#endif
+  return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? entry : nullptr;
+}
+using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
+                            const cuuint64_t*, const cuuint32_t*, const cuuint32_t*,
+                            CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
+                            CUtensorMapFloatOOBfill);
+Encode encoder() {
+  static const auto found = reinterpret_cast<Encode>(of_driver("cuTensorMapEncodeTiled"));
+  return found;
+}
+
+// A map of [images, rows, channels] read in boxes of `box_rows` rows (of `box_images` images) by 64
+// channels. Strides in bytes.
+bool encode(CUtensorMap* map, Dtype dtype, const void* data, int64_t channels, int64_t rows,
+            int64_t images, int64_t row_stride, int64_t image_stride, int box_rows,
+            int box_images) {
+  const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(channels), static_cast<cuuint64_t>(rows),
+                               static_cast<cuuint64_t>(images)};
+  const cuuint64_t strides[2] = {static_cast<cuuint64_t>(row_stride),
+                                 static_cast<cuuint64_t>(image_stride)};
+  const cuuint32_t box[3] = {kBlockK, static_cast<cuuint32_t>(box_rows),
+                             static_cast<cuuint32_t>(box_images)};
+  const cuuint32_t steps[3] = {1, 1, 1};
+  const CUtensorMapDataType type =
+      dtype == kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  return encoder()(map, type, 3, const_cast<void*>(data), sizes, strides, box, steps,
+                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+// Makes a device current for the calling thread, and then the context that was. The runtime linked
+// here is not the one that the caller uses, so what both share counts: the driver's context.
+class Device {
+ public:
+  explicit Device(int device) {
+    static const auto current =
+        reinterpret_cast<CUresult (*)(CUcontext*)>(of_driver("cuCtxGetCurrent"));
+    if (current != nullptr && current(&before_) != CUDA_SUCCESS) before_ = nullptr;
+    error_ = cudaSetDevice(device);
+  }
+  ~Device() {
+    static const auto make_current =
+        reinterpret_cast<CUresult (*)(CUcontext)>(of_driver("cuCtxSetCurrent"));
+    if (before_ != nullptr && make_current != nullptr) make_current(before_);
+  }
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+  cudaError_t error() const { return error_; }
+
+ private:
+  CUcontext before_ = nullptr;
+  cudaError_t error_;
+};
+
+template <int KIND, bool EXACT, int CLUSTER, typename T>
+Status launch(const Arguments& arguments, int device, int processors, cudaStream_t stream) {
+  using K = Kernel<KIND, EXACT, CLUSTER, T>;
+  const auto kernel = rotate_pool_kernel<KIND, EXACT, CLUSTER, T>;
+  static std::atomic<uint64_t> prepared{0};  // bit: device
+  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
+  if ((prepared.load(std::memory_order_relaxed) & bit) == 0) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, K::SHARED);
+    if (error != cudaSuccess) return {error, "shared memory"};
+    prepared.fetch_or(bit, std::memory_order_relaxed);
+  }
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {CLUSTER, 1, 1};
+  cudaLaunchConfig_t config = {};
+  const int clusters = std::min(arguments.units, std::max(1, processors / CLUSTER));
+  config.gridDim = dim3(clusters * CLUSTER);
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = K::SHARED;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = CLUSTER == 1 ? 0 : 1;
+  return {cudaLaunchKernelEx(&config, kernel, arguments), "the product"};
+}
+
+using Launcher = Status (*)(const Arguments&, int, int, cudaStream_t);
+
+template <int KIND, bool EXACT, typename T>
+Launcher of_cluster(int cluster) {
+  return cluster == 1 ? launch<KIND, EXACT, 1, T> : launch<KIND, EXACT, 2, T>;
+}
+template <bool EXACT, typename T>
+Launcher of_tile(int tile, int cluster) {
+  static_assert(kTileKinds == 6 && kFlat == 5, "one line each below");
+  switch (tile) {
+    case 0:
+      return of_cluster<0, EXACT, T>(cluster);
+    case 1:
+      return of_cluster<1, EXACT, T>(cluster);
+    case 2:
+      return of_cluster<2, EXACT, T>(cluster);
+    case 3:
+      return of_cluster<3, EXACT, T>(cluster);
+    case 4:
+      return of_cluster<4, EXACT, T>(cluster);
+    default:
+      return of_cluster<kFlat, EXACT, T>(cluster);
+  }
+}
+// Null where there is no such kernel: float16 with whole values only of kind kFlat.
+Launcher launcher(Dtype dtype, const Options& options) {
+  const int tile = options.tile, cluster = options.cluster;
+  if (dtype == kFloat16) {
+    if (!options.exact) return of_tile<false, __half>(tile, cluster);
+    return tile == kFlat ? of_cluster<kFlat, true, __half>(cluster) : nullptr;
+  }
+  return options.exact ? of_tile<true, __nv_bfloat16>(tile, cluster)
+                       : of_tile<false, __nv_bfloat16>(tile, cluster);
+}
+
+constexpr Status refused(const char* why) { return {cudaErrorInvalidValue, why}; }
+
+bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+unsigned blocks_of(int64_t threads) { return static_cast<unsigned>((threads + 255) / 256); }
+
+}  // namespace
+
+Status rotate_pool(const Rows& x, Dtype dtype, const void* u, const void* u_low, float* pos,
+                   float* neg, int32_t* pos_index, int32_t* neg_index, void* keys,
+                   const Options& options, cudaStream_t stream) {
+  const bool parts = dtype == kFloat32Parts;
+  if (x.images < 1 || x.pixels < 1 || x.channels < 1) return refused("an empty map");
+  if (x.channels % 8 != 0 || x.image_stride % 8 != 0 || x.pixel_stride % 8 != 0 ||
+      !aligned(x.data) || !aligned(u) || (parts && !(aligned(x.data_low) && aligned(u_low))))
+    return refused("addresses, strides in bytes and channels * 2 must be multiples of 16");
+  if (x.images * x.pixels >= (int64_t{1} << 31) - 256 || x.channels >= 1 << 24)
+    return refused("2^31 pixels or more");
+  if (options.tile < 0 || options.tile >= kTileKinds) return refused("no such tile");
+  if (options.cluster != 1 && options.cluster != 2) return refused("clusters are of 1 or 2");
+  if ((parts || x.pixels > kPackedPixels) && !options.exact)
+    return refused("whole values are needed for these");
+  if ((parts && (x.data_low == nullptr || u_low == nullptr)) ||
+      (options.tile == kFlat && keys == nullptr))
+    return refused("an argument is missing");
+  const TileShape& tile = kTiles[options.tile];
+  if (tile.images > 0 && tile.pixels != x.pixels) return refused("this tile is for other maps");
+  // where there is only one image, its stride may be anything
+  const int64_t image_stride = x.images > 1 ? x.image_stride : x.pixels * x.pixel_stride;
+  const bool contiguous = image_stride == x.pixels * x.pixel_stride;
+  const Layout layout = layout_of(options.tile, static_cast<int32_t>(x.images),
+                                  static_cast<int32_t>(x.pixels), contiguous);
+  // several images with gaps between them: one box of as many, which cannot be halved in groups of
+  // 8
+  const bool boxes_of_images = tile.images > 1 && !layout.rows;
+  if (boxes_of_images && options.cluster != 1)
+    return refused("images with gaps between them need cluster = 1 with this tile");
+  const Launcher run = launcher(dtype, options);
+  if (run == nullptr) return refused("no kernel for this combination");
+  const Device device(options.device);
+  if (device.error() != cudaSuccess) return {device.error(), "the device"};
+  if (encoder() == nullptr) return {cudaErrorNotSupported, "the driver has no tensor maps"};
+  int processors = 0;
+  cudaError_t error =
+      cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, options.device);
+  if (error != cudaSuccess) return {error, "the device"};
+
+  Arguments a = {};
+  a.layout = layout;
+  a.images = static_cast<int32_t>(x.images);
+  a.pixels = static_cast<int32_t>(x.pixels);
+  a.channels = static_cast<int32_t>(x.channels);
+  a.groups = channel_groups(a.channels, options.cluster);
+  if (static_cast<int64_t>(a.groups) * layout.tiles >= int64_t{1} << 30)
+    return refused("too many tiles");
+  a.units = a.groups * layout.tiles;
+  a.segments = parts ? 3 : 1;
+  a.mask = options.exact ? 0 : mask_of(a.pixels);
+  a.pos = pos;
+  a.neg = neg;
+  a.pos_index = pos_index;
+  a.neg_index = neg_index;
+  a.keys = keys;
+  const int box_images = boxes_of_images ? tile.images : 1;
+  const int box_rows = boxes_of_images        ? tile.pixels
+                       : options.cluster == 1 ? tile.columns
+                                              : slot_rows(tile.columns) / 2;
+  a.box_bytes = static_cast<uint32_t>(box_rows * box_images * options.cluster * kBlockK * 2);
+  const int64_t rows = layout.rows ? x.images * x.pixels : x.pixels;
+  const int64_t maps = layout.rows ? 1 : x.images;
+  const int64_t row_bytes = x.pixel_stride * 2, u_bytes = x.channels * 2;
+  const int64_t map_bytes = maps > 1 ? image_stride * 2 : rows * row_bytes;
+  const bool encoded = encode(&a.u, dtype, u, x.channels, x.channels, 1, u_bytes,
+                              x.channels * u_bytes, kTileChannels, 1) &&
+                       encode(&a.u_low, dtype, parts ? u_low : u, x.channels, x.channels, 1,
+                              u_bytes, x.channels * u_bytes, kTileChannels, 1) &&
+                       encode(&a.x, dtype, x.data, x.channels, rows, maps, row_bytes, map_bytes,
+                              box_rows, box_images) &&
+                       encode(&a.x_low, dtype, parts ? x.data_low : x.data, x.channels, rows, maps,
+                              row_bytes, map_bytes, box_rows, box_images);
+  if (!encoded) return refused("the driver refused a tensor map");
+
+  const int64_t count = x.images * x.channels;
+  if (options.tile == kFlat) {
+    error = cudaMemsetAsync(keys, 0, 2 * count * (options.exact ? 8 : 4), stream);
+    if (error != cudaSuccess) return {error, "clearing the keys"};
+  }
+  const Status status = run(a, options.device, processors, stream);
+  if (status.error != cudaSuccess || options.tile != kFlat) return status;
+  if (options.exact)
+    unpack_kernel<<<blocks_of(count), 256, 0, stream>>>(static_cast<const uint64_t*>(keys), pos,
+                                                        neg, pos_index, neg_index, count, a.mask);
+  else
+    unpack_kernel<<<blocks_of(count), 256, 0, stream>>>(static_cast<const uint32_t*>(keys), pos,
+                                                        neg, pos_index, neg_index, count, a.mask);
+  return {cudaGetLastError(), "unpacking"};
+}
+
+Status split(const Rows& x, void* high, void* low, int device_index, cudaStream_t stream) {
+  if (x.channels % 4 != 0 || x.image_stride % 4 != 0 || x.pixel_stride % 4 != 0 ||
+      !aligned(x.data) || !aligned(high) || !aligned(low))
+    return refused("split: addresses and strides in bytes must be multiples of 16");
+  const Device device(device_index);
+  if (device.error() != cudaSuccess) return {device.error(), "the device"};
+  const int64_t quads = x.images * x.pixels * x.channels / 4;
+  if (quads == 0) return {cudaSuccess, ""};
+  split_kernel<<<std::min(blocks_of(quads), 132u * 16u), 256, 0, stream>>>(
+      static_cast<const float*>(x.data), static_cast<__nv_bfloat16*>(high),
+      static_cast<__nv_bfloat16*>(low), quads, static_cast<int32_t>(x.channels / 4),
+      static_cast<int32_t>(x.pixels), x.image_stride, x.pixel_stride);
+  return {cudaGetLastError(), "split"};
+}
+
+Status split_rotation(const float* u, void* high, void* low, int64_t channels, int device_index,
+                      cudaStream_t stream) {
+  const Device device(device_index);
+  if (device.error() != cudaSuccess) return {device.error(), "the device"};
+  const int64_t count = channels * channels;
+  if (count == 0) return {cudaSuccess, ""};
+  split_rotation_kernel<<<std::min(blocks_of(count), 132u * 16u), 256, 0, stream>>>(
+      u, static_cast<__nv_bfloat16*>(high), static_cast<__nv_bfloat16*>(low), count);
+  return {cudaGetLastError(), "split_rotation"};
+}
+
+}  // namespace sm90
+}  // namespace infodisent

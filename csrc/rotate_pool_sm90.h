@@ -1,0 +1,59 @@
+// rotate_pool, forward, on Hopper GPUs (compute capability 9.0). Pointers are device memory.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace infodisent {
+namespace sm90 {
+
+// Rows of contiguous channels; strides count elements. Addresses and strides in bytes are multiples
+// of 16, and channels of 8: then no read is partial, and what a tile has beyond C or P is filled
+// with zeros by the copy engine.
+struct Rows {
+  const void* data;      // [n, P, C]
+  const void* data_low;  // the low part of a float32 map, else null
+  int64_t images, pixels, channels;
+  int64_t image_stride, pixel_stride;
+};
+enum Dtype : int { kFloat32Parts = 0, kBFloat16 = 1, kFloat16 = 2 };  // as infodisent/_native.py
+
+struct Options {
+  int device;
+  int tile;     // index of kTiles in tile_schedule.h
+  int cluster;  // 1; or 2: pairs of blocks share their pixels
+  bool exact;   // whole float32 values; must be set for kFloat32Parts, and above kPackedPixels
+};
+
+struct Status {
+  cudaError_t error;
+  const char* where;  // what failed
+};
+
+// Y[b, p] = U X[b, p] in float32, and the pool of Y as in mx_pool.h; packed_key.h says how values
+// are rounded without `exact`. kFloat32Parts: x and U are bfloat16 parts as `split` and
+// `split_rotation` make them, and three products are added up, the small ones first.
+// Launches on `stream` and does not wait.
+Status rotate_pool(
+    const Rows& x, Dtype dtype,
+    const void* u,                           // [C, C], contiguous
+    const void* u_low,                       // [C, C] or null
+    float* pos,                              // [n, C]
+    float* neg,                              // [n, C]
+    int32_t* pos_index, int32_t* neg_index,  // [n, C]
+    void* keys,  // [2, n, C] int32, with `exact` int64: scratch of the tile "flat", else null
+    const Options& options, cudaStream_t stream);
+
+// x = high + low to 2^-17: high is x to nearest, towards zero where that would be Inf; low is what
+// is left, to nearest, and 0 where x is Inf or NaN. The parts are [n, P, C], contiguous bfloat16.
+Status split(const Rows& x,  // float32
+             void* high, void* low, int device, cudaStream_t stream);
+
+// The same for U [C, C], towards zero and with low parts of the same sign, none of them 0 unless u
+// is: so Inf times one part never cancels Inf times the other.
+Status split_rotation(const float* u,         // [C, C], contiguous
+                      void* high, void* low,  // [C, C] bfloat16
+                      int64_t channels, int device, cudaStream_t stream);
+
+}  // namespace sm90
+}  // namespace infodisent

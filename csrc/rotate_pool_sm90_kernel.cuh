@@ -1,0 +1,320 @@
+// The kernel behind rotate_pool_sm90.h; rotate_pool_sm90.cu chooses and launches it.
+//
+// A tile is 128 output channels by N pixels. Three warpgroups: one brings U and x into a ring of
+// slots in shared memory by TMA; the two others take turns ("pingpong"), each computing a whole
+// tile by wgmma, so that the epilogue of one runs beside the products of the other. Channels are
+// the rows of the product: the pool runs along a row, which four lanes hold.
+//
+// Blocks stay and take one tile after the other. With CLUSTER = 2 two blocks work on the same
+// pixels and neighbouring tiles of channels; each loads one half of the pixels for both.
+//
+// Programmatic dependent launch is left out: what follows in the head is one small product, and
+// without a measurement of what the overlap gains its preconditions (the follower may not touch any
+// output before griddepcontrol.wait) are not worth imposing on callers.
+#pragma once
+#include <type_traits>
+
+#include "packed_key.h"
+#include "rotate_pool_sm90.h"
+#include "sm90.cuh"
+#include "tile_schedule.h"
+
+namespace infodisent {
+namespace sm90 {
+
+constexpr int kThreads = 128 * (kGroups + 1);
+// 384 threads are launched with 168 registers each, all that there are (65536 / 384, in eights).
+// The producer gives away what the consumers take: 128 * 24 + 256 * 240 = 384 * 168. Every warp of
+// a warpgroup executes its setmaxnreg, the four producer warps too of which only one goes on.
+constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
+
+struct Arguments {
+  CUtensorMap u, u_low, x, x_low;  // [C, C], [n, P, C] or [1, n P, C]; low: copies of the others
+                                   // where there is only one product
+  Layout layout;
+  int32_t images, pixels, channels;
+  int32_t groups;      // channel_groups(channels, CLUSTER)
+  int32_t units;       // groups * layout.tiles
+  int32_t segments;    // products to add up: 1, or 3
+  uint32_t box_bytes;  // of x, that one block's slot gets
+  uint32_t mask;       // of kind kFlat
+  float *pos, *neg;
+  int32_t *pos_index, *neg_index;
+  void* keys;
+};
+
+template <int KIND, bool EXACT, int CLUSTER, typename T>
+struct Kernel {
+  static constexpr TileShape kTile = kTiles[KIND];
+  static constexpr int N = kTile.columns, STAGES = kTile.stages;
+  static constexpr int M = kTileChannels, HALF = slot_rows(N) / 2, HALF_BYTES = half_bytes(N);
+  static constexpr uint32_t U_BYTES = M * kBlockK * 2;
+  static constexpr uint32_t SLOT = slot_bytes(N);
+  static constexpr int SHARED = shared_bytes(N, STAGES);
+  static_assert(SHARED <= kSharedLimit, "the slots must fit");
+  static_assert(SLOT % 1024 == 0 && U_BYTES % 1024 == 0, "groups of 8 rows begin at 1024");
+  static_assert(kTile.images * kTile.pixels <= N && N % 8 == 0 && N <= 256, "a wgmma of N columns");
+  static_assert(kTile.images <= 4, "each of the four lanes of a row writes one image");
+
+  // Shared memory, from a multiple of 1024 on: STAGES slots of U [128, 64] and x [slot_rows, 64],
+  // then the barriers. The offset is the same in every block of a cluster, which multicast and
+  // remote arrivals rely on.
+  struct Ring {
+    uint32_t base;
+    __device__ __forceinline__ uint32_t u(uint32_t stage) const { return base + stage * SLOT; }
+    __device__ __forceinline__ uint32_t x(uint32_t stage) const { return u(stage) + U_BYTES; }
+    __device__ __forceinline__ uint32_t full(uint32_t stage) const {
+      return base + STAGES * SLOT + stage * 8;
+    }
+    __device__ __forceinline__ uint32_t empty(uint32_t stage) const {
+      return full(stage) + STAGES * 8;
+    }
+    __device__ __forceinline__ uint32_t turn(uint32_t group) const {
+      return base + STAGES * (SLOT + 16) + group * 8;
+    }
+  };
+
+  // One thread. For every unit of the cluster and every step along K: wait until the slot has been
+  // read, announce its bytes, start the copies.
+  //
+  // "full" of a slot: 1 arrival, this thread's, and all bytes of the slot, of which in a cluster
+  // the other block sends half of x. Those may arrive before the announcement: the count of bytes
+  // then goes below zero for a while, but the phase cannot complete before this thread's arrival.
+  // They cannot arrive while the phase before is incomplete: the other block sends for use u after
+  // its "empty" has the arrivals of this block's consumers for use u - 1, and those come after
+  // phase u - 1 of "full" here.
+  //
+  // "empty" of a slot: 4 arrivals, one of each warp of the warpgroup that reads this use, and in a
+  // cluster 4 of the other block: what this thread sends overwrites x in both.
+  static __device__ __forceinline__ void produce(const Arguments& a, Ring ring, int32_t rank,
+                                                 int32_t cluster_id, int32_t clusters) {
+    const int32_t steps = (a.channels + kBlockK - 1) / kBlockK;
+    Slot slot = {0, 0};
+    for (int32_t unit = cluster_id; unit < a.units; unit += clusters) {
+      const Work work = work_of(unit, a.groups, CLUSTER, rank);
+      const int32_t row = work.n % a.layout.blocks * a.layout.row_step;
+      const int32_t image = work.n / a.layout.blocks * a.layout.image_step;
+      for (int32_t segment = 3 - a.segments; segment < 3; ++segment) {
+        const CUtensorMap* u = segment == 1 ? &a.u_low : &a.u;
+        const CUtensorMap* x = segment == 0 ? &a.x_low : &a.x;
+        for (int32_t k = 0; k < steps; ++k) {
+          wait(ring.empty(slot.stage), slot.parity ^ 1);
+          const uint32_t full = ring.full(slot.stage);
+          arrive_expect(full, U_BYTES + a.box_bytes);
+          // rows beyond C and pixels beyond P (or n P) are zeros; so are channels beyond C, on both
+          // sides of the product
+          load_box(ring.u(slot.stage), u, k * kBlockK, work.m * M, 0, full);
+          if (CLUSTER == 1) {
+            load_box(ring.x(slot.stage), x, k * kBlockK, row, image, full);
+          } else {
+            load_box_everywhere(ring.x(slot.stage) + rank * HALF_BYTES, x, k * kBlockK,
+                                row + rank * HALF, image, full, 3);
+          }
+          slot.advance(STAGES);
+        }
+      }
+    }
+    // A block of a cluster must not end before the other is done with it. Once every slot has been
+    // read in both blocks, all copies that involve this block have landed and all arrivals at its
+    // barriers have come. (A slot that was never used passes, as it did before its first use.)
+    if (CLUSTER != 1) {
+      for (int i = 0; i < STAGES; ++i) {
+        wait(ring.empty(slot.stage), slot.parity ^ 1);
+        slot.advance(STAGES);
+      }
+    }
+  }
+
+  static __device__ __forceinline__ void release(Ring ring, uint32_t stage, int lane) {
+    if (CLUSTER == 1) {
+      if (lane == 0) arrive(ring.empty(stage));
+    } else {
+      if (lane < CLUSTER) arrive_at(ring.empty(stage), lane);
+    }
+  }
+
+  // One warpgroup. `group` 0 or 1 takes the units of even or odd turns.
+  //
+  // Turns: a warpgroup may start on a tile's slots after the other has seen all slots of the tile
+  // before arrive. That keeps the tensor cores on one tile at a time, and it is needed: a wait for
+  // use u of a slot means something only when use u - 1 has arrived, as phases are told apart by
+  // parity. "turn" of a group has 4 arrivals, one of each warp of the other group, after its last
+  // wait on "full". Group 0 waits for the phase before the first at first, which counts as
+  // complete. Neither group can be two phases ahead of the other, since each waits for the other in
+  // between.
+  static __device__ __forceinline__ void consume(const Arguments& a, Ring ring, int32_t rank,
+                                                 int32_t cluster_id, int32_t clusters, int group,
+                                                 int warp, int lane) {
+    const uint32_t steps = static_cast<uint32_t>((a.channels + kBlockK - 1) / kBlockK * a.segments);
+    float d[2][N / 2];  // 64 channels each
+    uint32_t turn_parity = group == 0 ? 1 : 0;
+    uint32_t first_step = group * steps;
+    for (int32_t unit = unit_of(group, cluster_id, clusters); unit < a.units;
+         unit += kGroups * clusters) {
+      Slot slot = Slot::at(first_step, STAGES);
+      first_step += kGroups * steps;
+      wait(ring.turn(group), turn_parity);
+      turn_parity ^= 1;
+      touch(d[0]);
+      touch(d[1]);
+      uint32_t before = 0;
+      for (uint32_t step = 0; step < steps; ++step) {
+        wait(ring.full(slot.stage), slot.parity);
+        // What TMA wrote is visible: its bytes completed the barrier this thread waited for.
+        wgmma_fence();
+        const uint64_t u = descriptor_of(ring.u(slot.stage));
+        const uint64_t x = descriptor_of(ring.x(slot.stage));
+#pragma unroll
+        for (int k = 0; k < kBlockK / 16; ++k) {
+#pragma unroll
+          for (int m = 0; m < 2; ++m)
+            Wgmma<N, T>::run(d[m], u + descriptor_step(m, k), x + descriptor_step(0, k), step + k);
+        }
+        wgmma_commit();
+        // At most this step's products are still running: the slot before has been read.
+        wgmma_wait<1>();
+        if (step != 0) release(ring, before, lane);
+        before = slot.stage;
+        slot.advance(STAGES);
+      }
+      // The other group's products may queue up behind the last of these.
+      if (lane == 0) arrive(ring.turn(group ^ 1));
+      wgmma_wait<0>();
+      release(ring, before, lane);
+      // The epilogue depends on this, and so comes after the release: the compiler would put the
+      // release off until half of the epilogue is done. With EXACT it spills then; its products
+      // take three times as long, and there a late release matters less.
+      const int same_lane = EXACT ? lane : anew(lane);
+      touch(d[0]);
+      touch(d[1]);
+      const Work work = work_of(unit, a.groups, CLUSTER, rank);
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        const int32_t channel = work.m * M + m * 64 + warp * 16 + same_lane / 4;
+        if constexpr (KIND == kFlat)
+          merge(a, d[m], work.n, channel, same_lane);
+        else
+          write(a, d[m], work.n * kTile.images, channel, same_lane);
+      }
+    }
+  }
+
+  // Over the four lanes that hold a row.
+  static __device__ __forceinline__ Keys across(Keys keys) {
+#pragma unroll
+    for (int lane = 1; lane < 4; lane *= 2)
+      keys = merged(keys, {__shfl_xor_sync(~0u, keys.largest, lane),
+                           __shfl_xor_sync(~0u, keys.smallest, lane)});
+    return keys;
+  }
+  static __device__ __forceinline__ Extremes across(Extremes found) {
+#pragma unroll
+    for (int lane = 1; lane < 4; lane *= 2)
+      found = merged(found, {__shfl_xor_sync(~0u, found.largest, lane),
+                             __shfl_xor_sync(~0u, found.smallest, lane),
+                             __shfl_xor_sync(~0u, found.at_largest, lane),
+                             __shfl_xor_sync(~0u, found.at_smallest, lane)});
+    return found;
+  }
+
+  // Whole images: the results, image i of the tile by lane i of the four. d is channel and
+  // channel + 8 of images first, first + 1, ...
+  static __device__ __forceinline__ void write(const Arguments& a, const float (&d)[N / 2],
+                                               int32_t first, int32_t channel, int lane) {
+    const int32_t quad = lane % 4, image = first + quad;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      std::conditional_t<EXACT, Extremes, Keys> mine = {};
+#pragma unroll
+      for (int i = 0; i < kTile.images; ++i) {
+        if constexpr (EXACT) {
+          const Extremes found = across(extremes_of_image<N, kTile.pixels>(d, h, i, quad));
+          if (quad == i) mine = found;
+        } else {
+          const Keys keys = across(keys_of_image<N, kTile.pixels>(d, h, i, quad));
+          if (quad == i) mine = keys;
+        }
+      }
+      const int32_t row = channel + 8 * h;
+      if (quad < kTile.images && image < a.images && row < a.channels) {
+        Pooled found;
+        if constexpr (EXACT)
+          found = pooled(mine);
+        else
+          found = unpacked(sides_of(mine.largest, mine.smallest), mask_of(kTile.pixels));
+        const int64_t to = static_cast<int64_t>(image) * a.channels + row;
+        a.pos[to] = found.pos;
+        a.neg[to] = found.neg;
+        a.pos_index[to] = found.pos_index;
+        a.neg_index[to] = found.neg_index;
+      }
+    }
+  }
+
+  // Columns across the borders of images: what the tile has of each image goes into a.keys, lane 0
+  // of the four for pos and lane 1 for neg.
+  static __device__ __forceinline__ void merge(const Arguments& a, const float (&d)[N / 2],
+                                               int32_t n, int32_t channel, int lane) {
+    const int32_t quad = lane % 4;
+    const Run run = run_of(n, a.images, a.pixels, N, a.layout);
+    int32_t shift = run.pixel;
+    for (int32_t i = 0; i < run.images; ++i, shift -= a.pixels) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int32_t row = channel + 8 * h;
+        const int64_t to =
+            (static_cast<int64_t>(quad) * a.images + run.image + i) * a.channels + row;
+        const bool mine = quad < 2 && row < a.channels;
+        if constexpr (EXACT) {
+          const Extremes found = across(extremes_of_run<N>(d, h, anew(quad), shift, a.pixels));
+          const Sides sides = sides_of(found.largest, found.smallest);
+          const uint64_t key = quad == 0 ? wide_key(sides.pos, found.at_largest)
+                                         : wide_key(sides.neg, found.at_smallest);
+          if (mine && key != 0) atomicMax(static_cast<unsigned long long*>(a.keys) + to, key);
+        } else {
+          const Keys keys = across(keys_of_run<N>(d, h, anew(quad), shift, a.pixels, a.mask));
+          const Sides sides = sides_of(keys.largest, keys.smallest);
+          const int32_t key = static_cast<int32_t>(quad == 0 ? sides.pos : sides.neg);
+          if (mine && key != 0) atomicMax(static_cast<int32_t*>(a.keys) + to, key);
+        }
+      }
+    }
+  }
+};
+
+template <int KIND, bool EXACT, int CLUSTER, typename T>
+__global__ void __launch_bounds__(kThreads, 1)
+    rotate_pool_kernel(const __grid_constant__ Arguments a) {
+  using K = Kernel<KIND, EXACT, CLUSTER, T>;
+  extern __shared__ uint8_t memory[];
+  const typename K::Ring ring = {(shared_address(memory) + 1023) & ~1023u};
+  const int32_t rank = CLUSTER == 1 ? 0 : static_cast<int32_t>(cluster_rank());
+  const int32_t cluster_id = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
+  // the same in all lanes, and known to be to the compiler
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < K::STAGES; ++stage) {
+      barrier_init(ring.full(stage), 1);
+      barrier_init(ring.empty(stage), 4 * CLUSTER);
+    }
+    for (int group = 0; group < kGroups; ++group) barrier_init(ring.turn(group), 4);
+    barrier_init_fence();
+    prefetch(&a.u);
+    prefetch(&a.x);
+  }
+  // No copy or arrival may come from the other block before its barriers exist here.
+  if (CLUSTER == 1)
+    __syncthreads();
+  else
+    cluster_sync();
+  if (warp >= 4 * kGroups) {
+    fewer_registers<kProducerRegisters>();
+    if (warp == 4 * kGroups && elected()) K::produce(a, ring, rank, cluster_id, clusters);
+  } else {
+    more_registers<kConsumerRegisters>();
+    K::consume(a, ring, rank, cluster_id, clusters, warp / 4, warp % 4, lane);
+  }
+}
+
+}  // namespace sm90
+}  // namespace infodisent

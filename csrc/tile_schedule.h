@@ -1,0 +1,164 @@
+// Which block of rotate_pool_sm90.cu computes which tile, when, and through which slot of its
+// pipeline. Plain arithmetic, so that tests/cuda_model.cpp checks it on the CPU.
+#pragma once
+#include <cstdint>
+
+#include "packed_key.h"
+
+namespace infodisent {
+
+constexpr int kTileChannels = 128;  // rows of a tile: two products of 64
+constexpr int kBlockK = 64;         // channels of x in a slot: 128 bytes, the span of the swizzle
+constexpr int kGroups = 2;          // warpgroups that take turns, each with a whole tile
+
+// Columns of a tile. images > 0: so many whole images of `pixels` side by side, and then columns of
+// nothing up to a multiple of 8. images == 0: any number of pixels, across the borders of images.
+struct TileShape {
+  const char* name;
+  int columns, images, pixels, stages;
+};
+// As many slots as 227 KiB hold, see shared_bytes.
+constexpr TileShape kTiles[] = {
+    {"4x49", 200, 4, 49, 5},   {"3x49", 152, 3, 49, 6},   {"1x196", 200, 1, 196, 5},
+    {"1x197", 200, 1, 197, 5}, {"1x144", 144, 1, 144, 6}, {"flat", 192, 0, 0, 5},
+};
+constexpr int kTileKinds = sizeof(kTiles) / sizeof(kTiles[0]);
+constexpr int kFlat = kTileKinds - 1;
+
+// Rows of x in a slot: columns, so that each of two blocks loads half of them in whole groups of 8
+// rows, which is where the pattern of the swizzle begins anew.
+constexpr int slot_rows(int columns) { return (columns + 15) / 16 * 16; }
+constexpr int half_bytes(int columns) { return slot_rows(columns) / 2 * kBlockK * 2; }
+constexpr int slot_bytes(int columns) { return (kTileChannels + slot_rows(columns)) * kBlockK * 2; }
+// Slots, their two barriers each, the two barriers of the turns; and room to begin at a multiple of
+// 1024.
+constexpr int shared_bytes(int columns, int stages) {
+  return stages * slot_bytes(columns) + (2 * stages + kGroups) * 8 + 1024;
+}
+constexpr int kSharedLimit = 227 * 1024;
+
+// Descriptor of an operand of wgmma whose rows are 128 bytes along K, written by TMA with the
+// 128-byte swizzle, in whole groups of 8 rows that begin at multiples of 1024. Fields: bits 0-13
+// address / 16; bits 16-29 leading byte offset / 16, which this layout does not use (1 by
+// convention); bits 32-45 stride from one group of 8 rows to the next / 16 = 1024 / 16; bits 49-51
+// base offset, 0 as groups begin at multiples of 1024; bits 62-63 = 1, the 128-byte swizzle.
+INFODISENT_BOTH uint64_t descriptor_of(uint32_t address) {
+  const uint32_t low = (address & 0x3ffff) >> 4 | 1u << 16;
+  const uint32_t high = (1024u >> 4) | 1u << 30;
+  return static_cast<uint64_t>(high) << 32 | low;
+}
+// What to add for the 64 rows number m and the 16 of K number k: 64 rows are 8192 bytes, and 16 of
+// K are 32 bytes further in the row. The swizzle exchanges address bits 4-6 by bits 7-9 of the
+// address that comes out, so the start simply moves on.
+INFODISENT_BOTH constexpr uint32_t descriptor_step(int m, int k) {
+  return static_cast<uint32_t>(m * 64 * kBlockK * 2 + k * 32) / 16;
+}
+
+// How tiles lie in the map: tile n begins at row (n % blocks) * row_step of image
+// (n / blocks) * image_step of the tensor map.
+struct Layout {
+  int32_t tiles;  // along the pixels
+  int32_t blocks, row_step, image_step;
+  bool rows;  // the tensor map is one image of B * P rows, else B images of P rows
+};
+// contiguous: the images follow each other without a gap.
+inline Layout layout_of(int kind, int32_t images, int32_t pixels, bool contiguous) {
+  const int columns = kTiles[kind].columns, side_by_side = kTiles[kind].images;
+  Layout layout = {};
+  if (kind == kFlat) {
+    const int32_t rows = contiguous ? images * pixels : pixels;
+    layout.blocks = (rows + columns - 1) / columns;
+    layout.tiles = contiguous ? layout.blocks : layout.blocks * images;
+    layout.row_step = columns;
+    layout.image_step = 1;
+    layout.rows = contiguous;
+  } else {
+    layout.tiles = (images + side_by_side - 1) / side_by_side;
+    layout.rows = contiguous && side_by_side > 1;
+    layout.blocks = layout.rows ? layout.tiles : 1;
+    layout.row_step = side_by_side * pixels;
+    layout.image_step = side_by_side;
+  }
+  return layout;
+}
+
+// Tiles of channels, in groups of as many as a cluster has blocks: those share their pixels.
+INFODISENT_BOTH int32_t channel_groups(int32_t channels, int cluster) {
+  const int32_t group = kTileChannels * cluster;
+  return (channels + group - 1) / group;
+}
+struct Work {
+  int32_t m, n;  // tile of channels, tile of pixels
+};
+// Unit of work `unit` of block `rank` of a cluster. Channels go fastest: clusters that run together
+// read few pixels, and all of U, which is small, from L2.
+INFODISENT_BOTH Work work_of(int32_t unit, int32_t groups, int cluster, int rank) {
+  return {unit % groups * cluster + rank, unit / groups};
+}
+// Cluster c of `clusters` computes units c, c + clusters, ...; its warpgroups take them in turns.
+INFODISENT_BOTH int32_t unit_of(int32_t turn, int32_t cluster_id, int32_t clusters) {
+  return cluster_id + turn * clusters;
+}
+
+// A place in the ring of slots: use u of a slot completes phase u of its "full" barrier, and then
+// of its "empty" one. A wait for parity u % 2 on "full" is for use u to have arrived; a wait for
+// the other parity on "empty" is for use u - 1 to have been read, which is true at first for u = 0.
+struct Slot {
+  uint32_t stage, parity;
+  INFODISENT_BOTH static Slot at(uint32_t step, uint32_t stages) {
+    return {step % stages, step / stages % 2};
+  }
+  INFODISENT_BOTH void advance(uint32_t stages) {
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// Images in a tile of kind kFlat: the first of them, the pixel of it that is column 0, and how
+// many.
+struct Run {
+  int32_t image, pixel, images;
+};
+INFODISENT_BOTH Run run_of(int32_t n, int32_t images, int32_t pixels, int columns,
+                           const Layout& layout) {
+  if (!layout.rows) return {n / layout.blocks, n % layout.blocks * columns, 1};
+  const int32_t column = n * columns;
+  const int32_t first = column / pixels, skip = column - first * pixels;
+  return {first, skip, smaller((skip + columns - 1) / pixels + 1, images - first)};
+}
+
+// Tiles of a problem.
+inline int64_t count_tiles(int kind, int32_t images, int32_t pixels, int32_t channels,
+                           bool contiguous) {
+  return static_cast<int64_t>(layout_of(kind, images, pixels, contiguous).tiles) *
+         channel_groups(channels, 1);
+}
+// The kind for a problem: that with the least columns in its longest sequence of tiles, of which
+// `processors` run at a time. Not measured on a GPU yet, nor is the 1.1 for the merge across
+// borders.
+inline int choose_tile(int32_t images, int32_t pixels, int32_t channels, bool contiguous,
+                       int processors) {
+  const auto cost = [&](int kind) {
+    const int64_t tiles = count_tiles(kind, images, pixels, channels, contiguous);
+    return static_cast<double>((tiles + processors - 1) / processors) * kTiles[kind].columns *
+           (kind == kFlat ? 1.1 : 1.0);
+  };
+  int best = kFlat;
+  for (int kind = 0; kind < kFlat; ++kind)
+    if (kTiles[kind].pixels == pixels && (best == kFlat || cost(kind) < cost(best))) best = kind;
+  return best != kFlat && cost(kFlat) < cost(best) ? kFlat : best;
+}
+// Blocks that share pixels: 2 where tiles of channels come in pairs, there is work for every
+// processor, and each block can load its half. Not measured on a GPU yet.
+inline int choose_cluster(int kind, int32_t images, int32_t pixels, int32_t channels,
+                          bool contiguous, int processors) {
+  const bool halves = contiguous || kTiles[kind].images <= 1;
+  return halves && channel_groups(channels, 1) % 2 == 0 &&
+                 count_tiles(kind, images, pixels, channels, contiguous) >= processors
+             ? 2
+             : 1;
+}
+
+}  // namespace infodisent

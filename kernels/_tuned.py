@@ -1,0 +1,133 @@
+"""Tiles found by a search: off unless asked for, kept in a file that can be shipped.
+
+The search is `infodisent.kernels.rotate_pool.search` or ``infodisent tune``. Its results go to the
+file that ``INFODISENT_TILES`` names, else to ``$XDG_CACHE_HOME/infodisent/tiles.json``; `lookup`
+reads both, the named one first. A result serves the GPU, products and sizes it was found for; all
+else takes the fixed table of `_pool_configs`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infodisent._files import read_json, write_json
+
+from ._pool_configs import Tiles
+
+ENV = "INFODISENT_TILES"
+_log = logging.getLogger("infodisent")
+
+
+def default_file() -> Path:
+    """Where results go if ``INFODISENT_TILES`` names no file."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "infodisent" / "tiles.json"
+
+
+def target_file() -> Path:
+    """Where results go."""
+    named = os.environ.get(ENV)
+    return Path(named) if named else default_file()
+
+
+def key(device: torch.device, products: str, batch: int, pixels: int, channels: int) -> str:
+    """What a result holds for."""
+    return f"{_name(device)}, {products}, B={batch}, P={pixels}, C={channels}"
+
+
+@functools.cache
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _read(path: Path) -> dict[str, Tiles]:
+    """The results in a file; what is not one is left out, with a warning."""
+    try:
+        entries = read_json(path)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        _log.warning("infodisent: tiles are not read: %s", error)
+        return {}
+    found = {}
+    for name, fields in entries.items() if isinstance(entries, dict) else ():
+        try:
+            found[name] = _tiles(fields)
+        except (KeyError, TypeError, ValueError) as error:
+            _log.warning("infodisent: %s: %r are no tiles (%s)", path, name, error)
+    return found
+
+
+def _tiles(fields: dict[str, Any]) -> Tiles:
+    """Tiles from a file, with every number checked: they become constants of a kernel."""
+    found = Tiles(**{**fields, "widths": tuple(fields["widths"])})
+    numbers = [found.channels, *found.widths, found.block_k, found.num_warps]
+    if not all(isinstance(n, int) and n > 0 and n & (n - 1) == 0 for n in numbers):
+        raise ValueError("sizes must be powers of two")
+    if not 1 <= len(found.widths) <= 3:
+        raise ValueError("one to three widths")
+    rest = (found.images, found.num_stages - 1, found.split - 1, found.group - 1)
+    if not all(isinstance(n, int) and n >= 0 for n in rest):
+        raise ValueError("counts must be whole numbers")
+    return found
+
+
+@functools.cache
+def _results(named: str | None, default: Path) -> dict[str, Tiles]:
+    return {**_read(default), **(_read(Path(named)) if named else {})}
+
+
+def lookup(
+    device: torch.device, products: str, batch: int, pixels: int, channels: int
+) -> Tiles | None:
+    """What a search found for this problem, or None."""
+    results = _results(os.environ.get(ENV), default_file())
+    if not results:
+        return None
+    return results.get(key(device, products, batch, pixels, channels))
+
+
+def remember(name: str, tiles: Tiles, path: Path | None = None) -> Path:
+    """Add a result to the file."""
+    path = path or target_file()
+    entries = {k: dataclasses.asdict(v) for k, v in _read(path).items()}
+    entries[name] = dataclasses.asdict(tiles)
+    write_json(path, entries)
+    _results.cache_clear()
+    return path
+
+
+def fastest(
+    found: list[Tiles],
+    run: Callable[[Tiles], tuple[torch.Tensor, ...]],
+    wanted: tuple[torch.Tensor, ...],
+    measure: Callable[[Callable[[], Any]], float],
+) -> tuple[Tiles, dict[Tiles, float]]:
+    """The fastest of some tiles, and milliseconds of all that work and give the wanted values.
+
+    Values may differ by the order of a sum; what differs by more, or does not compile, is left out.
+
+    Raises:
+        RuntimeError: none works.
+    """
+    times: dict[Tiles, float] = {}
+    for tiles in found:
+        try:
+            outputs = run(tiles)
+            for output, want in zip(outputs[:2], wanted[:2], strict=True):
+                torch.testing.assert_close(output, want, rtol=2**-10, atol=2**-10)
+            times[tiles] = measure(lambda tiles=tiles: run(tiles))
+        except Exception as error:
+            # a candidate may ask for more registers or memory than there is: not an error here
+            _log.info("infodisent: %s: %s", tiles, str(error).splitlines()[:1])
+    if not times:
+        raise RuntimeError("rotate_pool: none of the tiles works on this device")
+    return min(times, key=times.__getitem__), times

@@ -1,0 +1,573 @@
+// A model of csrc/rotate_pool_sm90_kernel.cuh on the CPU: what it shares with the kernel
+// (packed_key.h, tile_schedule.h) is run against plain loops, and its barriers are simulated with
+// copies, arrivals and warps interleaved at random. Prints "clean", or what is wrong and exits 1.
+//
+//   cuda_model [mutant]    the protocol with one thing left out, which must be found
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "packed_key.h"
+#include "tile_schedule.h"
+
+using namespace infodisent;
+
+namespace {
+
+std::mt19937 generator(1);
+uint32_t below(uint32_t n) { return generator() % n; }
+
+[[noreturn]] void fail(const std::string& what) {
+  std::printf("wrong: %s\n", what.c_str());
+  std::exit(1);
+}
+void check(bool ok, const char* what) {
+  if (!ok) fail(what);
+}
+
+// --- the epilogue ---
+
+enum Values { kSmall, kSparse, kNegative, kRandom, kInfinite, kNaNs, kZeros };
+constexpr int kValueKinds = 7;
+
+float value_of(int kind) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  const float number = static_cast<float>(below(1 << 16)) / 4096.0f - 8.0f;
+  switch (kind) {
+    case kSmall:
+      return static_cast<float>(below(5)) - 2.0f;  // ties
+    case kSparse:
+      return below(40) == 0 ? number : 0.0f;
+    case kNegative:
+      return -std::fabs(number);
+    case kRandom:
+      return number * std::ldexp(1.0f, static_cast<int>(below(40)) - 20);
+    case kInfinite:
+      return below(50) == 0 ? (below(2) ? infinity : -infinity) : number;
+    case kNaNs:  // the tensor cores write this one; its sign is not relied on
+      return below(60) == 0 ? float_of(0x7fffffffu | (below(2) ? kSign : 0)) : number;
+    default:
+      return below(2) ? 0.0f : -0.0f;
+  }
+}
+
+// What the contract says of the values with their last bits cleared.
+Pooled scanned(const float* y, int pixels, uint32_t mask) {
+  Pooled found = {0.0f, 0.0f, -1, -1};
+  for (int p = 0; p < pixels; ++p) {
+    if (y[p] != y[p]) return {y[p], y[p], p, p};
+    const float v = float_of(bits_of(y[p]) & ~mask);
+    if (v > found.pos) {
+      found.pos = v;
+      found.pos_index = p;
+    }
+    if (-v > found.neg) {
+      found.neg = -v;
+      found.neg_index = p;
+    }
+  }
+  return found;
+}
+void compare(const Pooled& found, const Pooled& wanted, const char* where) {
+  const bool nan = wanted.pos != wanted.pos;
+  const bool values =
+      nan ? found.pos != found.pos && found.neg != found.neg
+          : bits_of(found.pos) == bits_of(wanted.pos) && bits_of(found.neg) == bits_of(wanted.neg);
+  if (values && found.pos_index == wanted.pos_index && found.neg_index == wanted.neg_index) return;
+  char text[200];
+  std::snprintf(text, sizeof text, "%s: found %g %g at %d %d, wanted %g %g at %d %d", where,
+                found.pos, found.neg, found.pos_index, found.neg_index, wanted.pos, wanted.neg,
+                wanted.pos_index, wanted.neg_index);
+  fail(text);
+}
+
+// D [16, N] of one warp as its lanes hold it.
+template <int N>
+struct Fragment {
+  float d[32][N / 2];
+  void load(const std::vector<float>& matrix) {
+    for (int lane = 0; lane < 32; ++lane)
+      for (int j = 0; j < N / 8; ++j)
+        for (int h = 0; h < 2; ++h)
+          for (int e = 0; e < 2; ++e)
+            d[lane][4 * j + 2 * h + e] =
+                matrix[(lane / 4 + 8 * h) * N + 8 * j + 2 * (lane % 4) + e];
+  }
+};
+
+// What the four lanes of a row have, merged as the shuffles do.
+template <typename F>
+auto across(int row, F find) {
+  const int first = row % 8 * 4;
+  auto found = find(first, 0);
+  for (int lane = 1; lane < 4; ++lane) found = merged(found, find(first + lane, lane));
+  return found;
+}
+
+template <int KIND>
+void tile_of_images() {
+  constexpr int N = kTiles[KIND].columns, IMAGES = kTiles[KIND].images, HW = kTiles[KIND].pixels;
+  static Fragment<N> fragment;
+  std::vector<float> matrix(16 * N);
+  const auto verify = [&](const char* where) {
+    fragment.load(matrix);
+    for (int row = 0; row < 16; ++row)
+      for (int image = 0; image < IMAGES; ++image) {
+        const float* y = &matrix[row * N + image * HW];
+        const Keys keys = across(row, [&](int thread, int lane) {
+          return keys_of_image<N, HW>(fragment.d[thread], row / 8, image, lane);
+        });
+        const Sides sides = sides_of(keys.largest, keys.smallest);
+        compare(unpacked(sides, mask_of(HW)), scanned(y, HW, mask_of(HW)), where);
+        const Extremes found = across(row, [&](int thread, int lane) {
+          return extremes_of_image<N, HW>(fragment.d[thread], row / 8, image, lane);
+        });
+        compare(pooled(found), scanned(y, HW, 0), where);
+      }
+  };
+  for (int kind = 0; kind < kValueKinds; ++kind)
+    for (int repeat = 0; repeat < 40; ++repeat) {
+      for (float& v : matrix) v = value_of(kind);
+      verify(kTiles[KIND].name);
+    }
+  // every pixel of every image alone, beside columns of nothing that hold anything
+  const float extremes[] = {1.5f, -1.5f, float_of(0x7fffffffu), float_of(kInfinity)};
+  for (int column = 0; column < IMAGES * HW; ++column)
+    for (float extreme : extremes) {
+      for (float& v : matrix) v = below(2) ? 0.25f : -0.25f;
+      for (int row = 0; row < 16; ++row) {
+        matrix[row * N + column] = extreme;
+        for (int c = IMAGES * HW; c < N; ++c)
+          matrix[row * N + c] = c % 2 ? float_of(0x7fffffffu) : -float_of(kInfinity);
+      }
+      verify(kTiles[KIND].name);
+    }
+}
+
+void flat(int images, int pixels, bool contiguous) {
+  constexpr int N = kTiles[kFlat].columns;
+  const Layout layout = layout_of(kFlat, images, pixels, contiguous);
+  const uint32_t mask = mask_of(pixels);
+  static Fragment<N> fragment;
+  for (int kind = 0; kind < kValueKinds; ++kind) {
+    std::vector<float> y(static_cast<size_t>(images) * pixels * 16);  // [images, 16 rows, pixels]
+    for (float& v : y) v = value_of(kind);
+    std::vector<int32_t> keys(2 * 16 * images, 0);
+    std::vector<uint64_t> wide(2 * 16 * images, 0);
+    for (int n = 0; n < layout.tiles; ++n) {
+      // the columns as the copy engine brings them: rows of the map, zeros beyond
+      const int row0 = n % layout.blocks * layout.row_step, map = n / layout.blocks;
+      std::vector<float> matrix(16 * N, 0.0f);
+      for (int c = 0; c < N; ++c) {
+        const int at = row0 + c;
+        const int image = contiguous ? at / pixels : map, pixel = contiguous ? at % pixels : at;
+        if (image >= images || pixel >= pixels) continue;
+        for (int row = 0; row < 16; ++row)
+          matrix[row * N + c] = y[(image * 16 + row) * pixels + pixel];
+      }
+      fragment.load(matrix);
+      const Run run = run_of(n, images, pixels, N, layout);
+      int shift = run.pixel;
+      for (int i = 0; i < run.images; ++i, shift -= pixels)
+        for (int row = 0; row < 16; ++row) {
+          const Keys found = across(row, [&](int thread, int lane) {
+            return keys_of_run<N>(fragment.d[thread], row / 8, lane, shift, pixels, mask);
+          });
+          const Extremes exact = across(row, [&](int thread, int lane) {
+            return extremes_of_run<N>(fragment.d[thread], row / 8, lane, shift, pixels);
+          });
+          const int to = (run.image + i) * 16 + row, other = to + 16 * images;
+          check(run.image + i < images, "an image too many");
+          const Sides sides = sides_of(found.largest, found.smallest);
+          keys[to] = larger(keys[to], static_cast<int32_t>(sides.pos));
+          keys[other] = larger(keys[other], static_cast<int32_t>(sides.neg));
+          const Sides whole = sides_of(exact.largest, exact.smallest);
+          wide[to] = larger(wide[to], wide_key(whole.pos, exact.at_largest));
+          wide[other] = larger(wide[other], wide_key(whole.neg, exact.at_smallest));
+        }
+    }
+    for (int i = 0; i < 16 * images; ++i) {
+      const Sides sides = {static_cast<uint32_t>(keys[i]),
+                           static_cast<uint32_t>(keys[i + 16 * images])};
+      compare(unpacked(sides, mask), scanned(&y[static_cast<size_t>(i) * pixels], pixels, mask),
+              "flat");
+      compare(unpacked(wide[i], wide[i + 16 * images]),
+              scanned(&y[static_cast<size_t>(i) * pixels], pixels, 0), "flat, whole values");
+    }
+  }
+}
+
+// --- the schedule ---
+
+void covered_once(int kind, int images, int pixels, int channels, bool contiguous, int cluster,
+                  int processors) {
+  const Layout layout = layout_of(kind, images, pixels, contiguous);
+  const int groups = channel_groups(channels, cluster), units = groups * layout.tiles;
+  const int clusters = smaller(units, larger(1, processors / cluster));
+  const int down = channel_groups(channels, 1);
+  const uint32_t steps = (channels + kBlockK - 1) / kBlockK, stages = kTiles[kind].stages;
+  std::vector<int> seen(static_cast<size_t>(down) * layout.tiles, 0);
+  for (int c = 0; c < clusters; ++c) {
+    for (int rank = 0; rank < cluster; ++rank) {
+      Slot slot = {0, 0};  // the producer's
+      uint32_t first_step[kGroups] = {0, steps};
+      int turn = 0;
+      for (int unit = c; unit < units; unit += clusters, ++turn) {
+        check(unit == unit_of(turn, c, clusters), "turns");
+        const Slot read = Slot::at(first_step[turn % kGroups], stages);
+        check(read.stage == slot.stage && read.parity == slot.parity,
+              "a warpgroup begins at another slot than the producer");
+        first_step[turn % kGroups] += kGroups * steps;
+        for (uint32_t step = 0; step < steps; ++step) slot.advance(stages);
+        const Work work = work_of(unit, groups, cluster, rank);
+        const Work other = work_of(unit, groups, cluster, 0);
+        check(work.n == other.n && work.m == other.m + rank, "a pair must share its pixels");
+        check(work.n >= 0 && work.n < layout.tiles, "a tile beyond the map");
+        if (work.m < down) ++seen[static_cast<size_t>(work.m) * layout.tiles + work.n];
+      }
+    }
+  }
+  for (int count : seen) check(count == 1, "a tile is computed more or less than once");
+  // every pixel is in one column of one tile
+  std::vector<int> columns(static_cast<size_t>(images) * pixels, 0);
+  for (int n = 0; n < layout.tiles; ++n) {
+    const int row = n % layout.blocks * layout.row_step;
+    const int image = n / layout.blocks * layout.image_step;
+    const int side_by_side = kTiles[kind].images;
+    if (kind == kFlat) {
+      const Run run = run_of(n, images, pixels, kTiles[kind].columns, layout);
+      for (int i = 0; i < run.images; ++i)
+        for (int c = 0; c < kTiles[kind].columns; ++c) {
+          const int pixel = c + run.pixel - i * pixels;
+          if (pixel < 0 || pixel >= pixels) continue;
+          ++columns[static_cast<size_t>(run.image + i) * pixels + pixel];
+          const int64_t at = layout.rows ? row + c : static_cast<int64_t>(image) * pixels + row + c;
+          check(at == static_cast<int64_t>(run.image + i) * pixels + pixel, "another pixel");
+        }
+    } else {
+      check((layout.rows ? row / pixels : image) == n * side_by_side, "another image");
+      for (int i = n * side_by_side; i < smaller(images, (n + 1) * side_by_side); ++i)
+        for (int p = 0; p < pixels; ++p) ++columns[static_cast<size_t>(i) * pixels + p];
+    }
+  }
+  for (int count : columns) check(count == 1, "a pixel is in more or less than one tile");
+}
+
+void schedule() {
+  for (int channels : {8, 64, 128, 192, 512, 768, 1024, 1536, 2048})
+    for (int processors : {1, 2, 7, 131, 132})
+      for (int cluster : {1, 2})
+        for (int images = 1; images <= 70; images += images < 8 || processors == 132 ? 1 : 9)
+          for (int kind = 0; kind < kTileKinds; ++kind) {
+            const int pixels = kind == kFlat ? (images % 2 ? 577 : 50) : kTiles[kind].pixels;
+            if (images > 20 && pixels > 150 && images % 7) continue;
+            covered_once(kind, images, pixels, channels, true, cluster, processors);
+            covered_once(kind, images, pixels, channels, false, cluster, processors);
+            const int chosen = choose_tile(images, pixels, channels, true, processors);
+            check(chosen == kFlat || kTiles[chosen].pixels == pixels, "a tile of other pixels");
+          }
+  for (const TileShape& tile : kTiles) {
+    check(shared_bytes(tile.columns, tile.stages) <= kSharedLimit, "shared memory");
+    check(shared_bytes(tile.columns, tile.stages + 1) > kSharedLimit || tile.stages >= 6,
+          "room for one more slot");
+    check(slot_rows(tile.columns) % 16 == 0 && slot_rows(tile.columns) >= tile.columns, "halves");
+  }
+}
+
+// --- operands in shared memory ---
+
+// The 128-byte swizzle, of the copy engine and of wgmma: bits 4-6 of an address by its bits 7-9.
+uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
+
+void operands() {
+  for (const TileShape& tile : kTiles)
+    for (int cluster : {1, 2}) {
+      const uint32_t base = 3 * 1024 + 2 * slot_bytes(tile.columns);  // slot 2 of a ring at 3072
+      const uint32_t x = base + kTileChannels * kBlockK * 2;
+      check(base % 1024 == 0 && x % 1024 == 0, "groups of 8 rows begin at multiples of 1024");
+      std::vector<int> memory((x + slot_rows(tile.columns) * kBlockK * 2) / 2, -1);  // of 2 bytes
+      const auto copy = [&](uint32_t to, int first, int rows, int operand) {
+        for (int row = 0; row < rows; ++row)
+          for (int k = 0; k < kBlockK; ++k)
+            memory[swizzled(to + row * 128 + k * 2) / 2] = operand << 20 | (first + row) << 8 | k;
+      };
+      copy(base, 0, kTileChannels, 1);
+      if (cluster == 1) {
+        copy(x, 0, tile.columns, 2);
+      } else {
+        const int half = slot_rows(tile.columns) / 2;
+        for (int rank : {1, 0}) copy(x + rank * half_bytes(tile.columns), rank * half, half, 2);
+      }
+      for (int k = 0; k < kBlockK / 16; ++k)
+        for (int m = 0; m < 3; ++m) {  // 0, 1: rows of U; 2: x
+          const uint64_t descriptor = m < 2 ? descriptor_of(base) + descriptor_step(m, k)
+                                            : descriptor_of(x) + descriptor_step(0, k);
+          const uint32_t start = (descriptor & 0x3fff) << 4;
+          const uint32_t stride = (descriptor >> 32 & 0x3fff) << 4;
+          check(descriptor >> 62 == 1 && (descriptor >> 49 & 7) == 0, "fields of a descriptor");
+          for (int row = 0; row < (m < 2 ? 64 : tile.columns); ++row)
+            for (int i = 0; i < 16; ++i) {
+              const uint32_t at = swizzled(start + row / 8 * stride + row % 8 * 128 + i * 2);
+              const int wanted =
+                  (m < 2 ? 1 << 20 | (64 * m + row) << 8 : 2 << 20 | row << 8) | (16 * k + i);
+              check(memory[at / 2] == wanted, "a product reads another element");
+            }
+        }
+    }
+}
+
+// --- the barriers ---
+
+std::string mutant;
+
+struct Barrier {
+  int arrivals = 0, pending = 0, phase = 0;
+  long bytes = 0;
+  void init(int count) { arrivals = pending = count; }
+  bool passed(uint32_t parity) const { return phase % 2 != static_cast<int>(parity); }
+  void complete() {
+    if (pending == 0 && bytes == 0) {
+      ++phase;
+      pending = arrivals;
+    }
+  }
+  void arrive(long expected = 0) {
+    bytes += expected;
+    check(pending > 0, "an arrival too many in a phase");
+    --pending;
+    complete();
+  }
+  void receive(long count) {
+    bytes -= count;
+    complete();
+  }
+};
+
+// What a part of a slot holds: number of the step, counted over all units.
+struct SlotMemory {
+  int u = -1, x[2] = {-1, -1};
+  int readers = 0;
+};
+
+struct Block {
+  std::vector<Barrier> full, empty;
+  Barrier turn[kGroups];
+  std::vector<SlotMemory> slots;
+  int running = 0;  // threads of control that have not ended
+};
+
+// Something on its way: a copy into a slot of one block, or an arrival at a barrier of one.
+struct Flight {
+  int block, stage, step, half;  // half -1: U; -2: an arrival at "empty"
+};
+
+struct Simulation {
+  int cluster, steps, units, stages;
+  std::vector<Block> blocks;
+  std::deque<Flight> flights;
+  static constexpr int kBytes = 100;  // of U; each half of x: 10
+
+  struct Producer {
+    int block, unit = 0, step = 0, tail = 0;
+    Slot slot = {0, 0};
+    bool done = false;
+  };
+  struct Warp {
+    int block, group, turn = 0, step = 0, state = 0, before = -1;
+    uint32_t turn_parity;
+    int number;  // of the first step of the unit
+    Slot slot = {0, 0};
+    bool done = false;
+  };
+  std::vector<Producer> producers;
+  std::vector<Warp> warps;
+
+  Simulation(int cluster, int steps, int units, int stages)
+      : cluster(cluster), steps(steps), units(units), stages(stages), blocks(cluster) {
+    for (int b = 0; b < cluster; ++b) {
+      Block& block = blocks[b];
+      block.full.resize(stages);
+      block.empty.resize(stages);
+      block.slots.resize(stages);
+      for (Barrier& barrier : block.full) barrier.init(1);
+      for (Barrier& barrier : block.empty) barrier.init(mutant == "own" ? 4 : 4 * cluster);
+      for (Barrier& barrier : block.turn) barrier.init(4);
+      Producer producer;
+      producer.block = b;
+      producers.push_back(producer);
+      for (int group = 0; group < kGroups; ++group)
+        for (int w = 0; w < 4; ++w) {
+          Warp warp;
+          warp.block = b;
+          warp.group = group;
+          warp.turn_parity = group == 0 ? 1 : 0;
+          warp.number = group * steps;
+          warps.push_back(warp);
+        }
+      block.running = 1 + 4 * kGroups;
+    }
+  }
+
+  bool step(Producer& p) {
+    if (p.done) return false;
+    Block& block = blocks[p.block];
+    if (p.unit == units) {  // the tail
+      if (cluster == 1 || p.tail == stages || mutant == "tail") {
+        p.done = true;
+        --block.running;
+        return true;
+      }
+      if (!block.empty[p.slot.stage].passed(p.slot.parity ^ 1)) return false;
+      p.slot.advance(stages);
+      ++p.tail;
+      return true;
+    }
+    if (!block.empty[p.slot.stage].passed(p.slot.parity ^ 1)) return false;
+    const int stage = p.slot.stage, number = p.unit * steps + p.step;
+    block.full[stage].arrive(kBytes + 20);
+    flights.push_back({p.block, stage, number, -1});
+    if (cluster == 1) {
+      flights.push_back({0, stage, number, 0});
+      flights.push_back({0, stage, number, 1});
+    } else {
+      for (int b = 0; b < cluster; ++b) flights.push_back({b, stage, number, p.block});
+    }
+    p.slot.advance(stages);
+    if (++p.step == steps) {
+      p.step = 0;
+      ++p.unit;
+    }
+    return true;
+  }
+
+  void verify(Warp& w, int stage, int number) {
+    const SlotMemory& slot = blocks[w.block].slots[stage];
+    check(slot.u == number && slot.x[0] == number && slot.x[1] == number,
+          "a slot holds something else than what is read");
+  }
+  void release(Warp& w, int stage, int number) {
+    verify(w, stage, number);
+    --blocks[w.block].slots[stage].readers;
+    if (cluster == 1) return blocks[0].empty[stage].arrive();
+    for (int b = 0; b < cluster; ++b)
+      if (mutant != "own" || b == w.block) flights.push_back({b, stage, number, -2});
+  }
+
+  bool step(Warp& w) {
+    if (w.done) return false;
+    Block& block = blocks[w.block];
+    switch (w.state) {
+      case 0:  // next unit
+        if (w.group + kGroups * w.turn >= units) {
+          w.done = true;
+          --block.running;
+          return true;
+        }
+        w.slot = Slot::at(w.number, stages);
+        w.step = 0;
+        w.state = 1;
+        return true;
+      case 1:
+        if (mutant != "turn" && !block.turn[w.group].passed(w.turn_parity)) return false;
+        w.turn_parity ^= 1;
+        w.state = 2;
+        return true;
+      case 2:  // start the products of a step
+        if (!block.full[w.slot.stage].passed(w.slot.parity)) return false;
+        verify(w, w.slot.stage, w.number + w.step);
+        ++block.slots[w.slot.stage].readers;
+        w.state = 3;
+        return true;
+      case 3:  // those of the step before are complete
+        if (w.step != 0) release(w, w.before, w.number + w.step - 1);
+        w.before = w.slot.stage;
+        w.slot.advance(stages);
+        w.state = ++w.step == steps ? 4 : 2;
+        return true;
+      case 4:
+        block.turn[w.group ^ 1].arrive();
+        w.state = 5;
+        return true;
+      default:
+        release(w, w.before, w.number + steps - 1);
+        w.number += kGroups * steps;
+        ++w.turn;
+        w.state = 0;
+        return true;
+    }
+  }
+
+  void land(const Flight& f) {
+    Block& block = blocks[f.block];
+    check(block.running > 0, "something comes to a block that has ended");
+    if (f.half == -2) {
+      block.empty[f.stage].arrive();
+      return;
+    }
+    SlotMemory& slot = block.slots[f.stage];
+    check(slot.readers == 0, "a copy overwrites what is being read");
+    (f.half == -1 ? slot.u : slot.x[f.half]) = f.step;
+    block.full[f.stage].receive(f.half == -1 ? kBytes : 10);
+  }
+
+  void run() {
+    const uint32_t hurry = below(3);  // slow copies, slow warps, or neither
+    int idle = 0;
+    for (;;) {
+      const size_t actors = producers.size() + warps.size();
+      bool moved = false;
+      if (!flights.empty() && below(hurry == 0 ? 8 : 2) == 0) {
+        // any order: copies and remote arrivals overtake each other
+        const size_t i = below(static_cast<uint32_t>(flights.size()));
+        const Flight flight = flights[i];
+        flights.erase(flights.begin() + static_cast<long>(i));
+        land(flight);
+        moved = true;
+      } else {
+        const size_t i = below(static_cast<uint32_t>(actors));
+        if (i < producers.size())
+          moved = step(producers[i]);
+        else if (hurry != 1 || below(4) == 0)
+          moved = step(warps[i - producers.size()]);
+      }
+      idle = moved ? 0 : idle + 1;
+      bool over = flights.empty();
+      for (const Block& block : blocks) over = over && block.running == 0;
+      if (over) return;
+      check(idle < 20000, "deadlock");
+    }
+  }
+};
+
+void protocol() {
+  for (int repeat = 0; repeat < 4000; ++repeat) {
+    const int cluster = 1 + static_cast<int>(below(2)), stages = 2 + static_cast<int>(below(5));
+    Simulation(cluster, 1 + static_cast<int>(below(9)), 1 + static_cast<int>(below(7)), stages)
+        .run();
+  }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count > 1) mutant = arguments[1];
+  protocol();
+  if (count == 1) {
+    tile_of_images<0>();
+    tile_of_images<1>();
+    tile_of_images<2>();
+    tile_of_images<3>();
+    tile_of_images<4>();
+    for (bool contiguous : {true, false})
+      for (int pixels : {1, 7, 48, 50, 64, 65, 192, 256, 257, 576, 577, 1024})
+        for (int images : {1, 2, 3, 5, 9}) flat(images, pixels, contiguous);
+    schedule();
+    operands();
+  }
+  std::printf("clean\n");
+}

@@ -1,0 +1,235 @@
+"""The CUDA kernels without a GPU: what nvcc makes of them, and a model of them on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from infodisent import _native_cuda
+
+ROOT = Path(__file__).parents[1]
+CSRC = ROOT / "csrc"
+MODEL = Path(__file__).with_name("cuda_model.cpp")
+REGISTERS = 168  # of the 65536 for each of 384 threads; setmaxnreg moves them to the consumers
+
+
+def tool(name: str) -> str | None:
+    """A program of the CUDA toolkit, or the copy that Triton comes with."""
+    folders = [os.environ[n] + "/bin" for n in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(n)]
+    triton = importlib.util.find_spec("triton")
+    if triton is not None and triton.submodule_search_locations:
+        folders.append(f"{triton.submodule_search_locations[0]}/backends/nvidia/bin")
+    return shutil.which(name, path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    program = tmp_path_factory.mktemp("model") / "model"
+    command = ["g++", "-std=c++17", "-O2", "-Wall", "-Wextra", "-fsanitize=undefined"]
+    command += ["-fno-sanitize-recover=all", f"-I{CSRC}", "-o", str(program), str(MODEL)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert "warning" not in built.stderr, built.stderr
+    return program
+
+
+def test_model(model):
+    """Epilogue, schedule and barriers; see tests/cuda_model.cpp."""
+    ran = subprocess.run([str(model)], capture_output=True, text=True, timeout=600)
+    assert (ran.returncode, ran.stdout) == (0, "clean\n"), ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("mutant", "found"),
+    [
+        ("own", "overwrites what is being read"),  # no arrivals from the other block
+        ("turn", "something else than what is read"),  # warpgroups do not wait for each other
+        ("tail", "a block that has ended"),  # a block ends before the other is done with it
+    ],
+)
+def test_model_finds_what_is_left_out(model, mutant, found):
+    ran = subprocess.run([str(model), mutant], capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 1
+    assert found in ran.stdout
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Machine code of csrc/rotate_pool_sm90.cu, and what ptxas printed."""
+    nvcc = tool("nvcc")
+    if nvcc is None:
+        pytest.skip("needs nvcc")
+    cubin = tmp_path_factory.mktemp("cuda") / "rotate_pool_sm90.cubin"
+    command = [nvcc, "-gencode=arch=compute_90a,code=sm_90a", "-O3", "-std=c++17", "-lineinfo"]
+    command += ["-Xptxas", "-v", "-cubin", "-o", str(cubin), str(CSRC / "rotate_pool_sm90.cu")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return cubin, done.stderr
+
+
+def kernels(log: str) -> dict[str, str]:
+    """What ptxas says of each kernel."""
+    found = {}
+    for part in re.split(r"ptxas info\s+: Compiling entry function '", log)[1:]:
+        name, rest = part.split("'", 1)
+        found[name] = rest
+    return found
+
+
+def test_resources(compiled):
+    """Nothing spills, and registers suffice for one block of 384 threads."""
+    _, log = compiled
+    # C7508: setmaxnreg ignored. C7510: products one after the other.
+    assert "warning" not in log.lower(), log
+    found = kernels(log)
+    products = {name: text for name, text in found.items() if "rotate_pool_kernel" in name}
+    # bfloat16: 6 tiles x rounded, whole; float16: 6 x rounded, 1 x whole; with and without clusters
+    assert len(products) == 2 * (12 + 7)
+    for name, text in found.items():
+        assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in text, name + text
+        registers = int(re.search(r"Used (\d+) registers", text)[1])
+        assert registers <= REGISTERS, name
+    for name, text in products.items():
+        assert f"Used {REGISTERS} registers" in text, name
+
+
+def test_machine_code(compiled):
+    """The instructions that the design is about are there, and no access to local memory is."""
+    cubin, _ = compiled
+    cuobjdump = tool("cuobjdump")
+    if cuobjdump is None or tool("nvdisasm") is None:
+        pytest.skip("needs cuobjdump and nvdisasm")
+    path = os.pathsep.join([str(Path(tool("nvdisasm")).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        [cuobjdump, "-sass", str(cubin)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    functions = re.split(r"Function : ", done.stdout)[1:]
+    seen = 0
+    for text in functions:
+        name = text.split(None, 1)[0]
+        assert not re.search(r"\b(LDL|STL)\b", text), name
+        tile = re.search(r"rotate_pool_kernelILi(\d)ELb([01])ELi([12])E", name)
+        if tile is None:
+            continue
+        seen += 1
+        columns = {"0": 200, "1": 152, "2": 200, "3": 200, "4": 144, "5": 192}[tile[1]]
+        dtype = "F16" if "__half" in name else "BF16"  # as in "F32.BF16"; plain F32 is float16
+        products = re.findall(rf"HGMMA\.64x{columns}x16\.F32(\.BF16)?", text)
+        assert len(products) == 8, name  # 4 steps of 16 along K, 2 of 64 channels
+        assert all(bool(kind) == (dtype == "BF16") for kind in products), name
+        multicast = len(re.findall(r"UTMALDG\.3D\.MULTICAST", text))
+        copies = len(re.findall(r"UTMALDG\.3D\b", text))
+        assert (multicast, copies) == ((1, 2) if tile[3] == "2" else (0, 2)), name
+        assert len(re.findall(r"USETMAXREG", text)) == 2, name
+        # the loop over K has no fence: an arrival elsewhere in the cluster could bring one
+        loop = text[text.index("HGMMA") : text.rindex("HGMMA")]
+        assert not re.search(r"MEMBAR|CCTL", loop), name
+    assert seen == 38
+
+
+def test_a_missing_module_says_why(monkeypatch):
+    monkeypatch.setattr(_native_cuda, "_module", None)
+    monkeypatch.setattr(_native_cuda, "_missing", "no CUDA module: no nvcc")
+    assert "no nvcc" in _native_cuda.describe()
+    x = torch.zeros(1, 1, 8, dtype=torch.bfloat16)
+    assert "cuda only" in _native_cuda.objection(x, torch.zeros(8, 8, dtype=torch.bfloat16))
+    assert "no nvcc" in _native_cuda.device_objection(torch.device("cuda"))
+
+
+BF16 = torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("x", "u", "reason"),
+    [
+        (torch.zeros(2, 49, 64, dtype=BF16), torch.zeros(64, 64, dtype=BF16), None),
+        (torch.zeros(2, 197, 64, dtype=BF16)[:, 1:], torch.zeros(64, 64, dtype=BF16), None),
+        (torch.zeros(2, 49, 64), torch.zeros(64, 64), None),
+        (torch.zeros(2, 49, 64), torch.zeros(64, 64, dtype=BF16), "but u is"),
+        (torch.zeros(2, 49, 64).double(), torch.zeros(64, 64).double(), "must be float32"),
+        (torch.zeros(2, 49, 60, dtype=BF16), torch.zeros(60, 60, dtype=BF16), "multiple of 8"),
+        (torch.zeros(2, 64, 49, dtype=BF16).mT, torch.zeros(64, 64, dtype=BF16), "must have 1"),
+        (
+            torch.zeros(2, 49, 68, dtype=BF16)[..., :64],
+            torch.zeros(64, 64, dtype=BF16),
+            "16 bytes",
+        ),
+        (
+            torch.zeros(2 * 49 * 64 + 1, dtype=BF16)[1:].view(2, 49, 64),
+            torch.zeros(64, 64, dtype=BF16),
+            "16 bytes",
+        ),
+        (
+            torch.zeros(1, 49, 64, dtype=BF16).expand(2, -1, -1),
+            torch.zeros(64, 64, dtype=BF16),
+            "positive",
+        ),
+        (torch.zeros(2, 49, 64, dtype=BF16), torch.zeros(32, 32, dtype=BF16), "but u is"),
+    ],
+)
+def test_objection(x, u, reason):
+    found = _native_cuda.map_objection(x, u)
+    assert found is None if reason is None else reason in found
+
+
+needs_module = pytest.mark.skipif(
+    _native_cuda._load() is not None, reason=_native_cuda._missing or "built"
+)
+
+
+@needs_module
+def test_choice():
+    """Whole images where there is a tile for them, and the smaller one for small grids."""
+    module = _native_cuda._module
+    names = [name for name, *_ in module.tiles]
+
+    def choose(*problem):
+        return names[module.choose_tile(*problem)]
+
+    assert choose(256, 49, 2048, True, 132) == "4x49"
+    assert choose(256, 49, 1536, True, 132) == "4x49"
+    assert choose(64, 49, 768, True, 132) == "3x49"
+    assert choose(256, 197, 768, True, 132) == "1x197"
+    assert choose(256, 196, 768, False, 132) == "1x196"
+    assert choose(256, 144, 1536, True, 132) == "1x144"
+    assert choose(256, 577, 768, True, 132) == "flat"
+    tile = names.index("4x49")
+    assert module.choose_cluster(tile, 256, 49, 2048, True, 132) == 2
+    assert module.choose_cluster(tile, 256, 49, 2048, False, 132) == 1
+    assert module.choose_cluster(tile, 8, 49, 2048, True, 132) == 1
+    assert module.choose_cluster(tile, 256, 49, 640, True, 132) == 1
+
+
+@needs_module
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_errors_are_raised():
+    """Without a GPU a launch fails, and bad arguments do before that."""
+    module = _native_cuda._module
+    with pytest.raises(RuntimeError, match="the device"):
+        module.split(16, 1, 1, 8, 8, 8, 16, 16, 0, 0)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        module.split(4, 1, 1, 8, 8, 8, 16, 16, 0, 0)
+    sizes, pointers = (1, 49, 64, 49 * 64, 64), (16, 16, 16, 16, 16, 16, 0)
+    with pytest.raises(RuntimeError, match="the device"):
+        module.rotate_pool(16, 16, 1, *sizes, *pointers, 0, 0, 1, False, 0)
+    for tile, cluster, exact, message in [
+        (2, 1, False, "other maps"),
+        (9, 1, False, "no such tile"),
+        (0, 3, False, "clusters"),
+        (5, 1, False, "missing"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            module.rotate_pool(16, 16, 1, *sizes, *pointers, 0, tile, cluster, exact, 0)

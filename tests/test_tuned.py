@@ -1,0 +1,118 @@
+"""The search for tiles: what it keeps, where, and what of a file it believes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+
+import pytest
+import torch
+
+from tests import kernel_compile
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+tuned = kernel_compile.kernels_module("_tuned")
+kernel = kernel_compile.kernels_module("rotate_pool")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+runs = pytest.mark.skipif(
+    not GPU and not INTERPRETED, reason="no GPU; test_in_the_interpreter runs it"
+)
+TILES = kernel.Tiles(64, (64,), 1, 32, 4, 3)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv(tuned.ENV, raising=False)
+    tuned._results.cache_clear()
+    yield
+    tuned._results.cache_clear()
+
+
+@runs
+def test_search_keeps_the_fastest_and_it_is_used(monkeypatch, tmp_path):
+    x, u = torch.randn(3, 5, 40, device=DEVICE).half(), torch.randn(40, 40, device=DEVICE).half()
+    wanted = kernel.rotate_pool(x, u)
+    fixed = kernel.best_tiles(x, "half")
+    ranks = iter(range(100, 0, -1))  # the last one measured is the fastest
+    path = tmp_path / "tiles.json"
+    best, times = kernel.search(x, u, measure=lambda run: (run(), next(ranks))[1], path=path)
+    assert best == min(times, key=times.get)
+    assert fixed in times
+    assert kernel.best_tiles(x, "half") == fixed  # nobody named the file
+    monkeypatch.setenv(tuned.ENV, str(path))
+    assert kernel.best_tiles(x, "half") == best
+    assert kernel.best_tiles(x[:2], "half") != best or best == fixed  # another problem
+    for found, want in zip(kernel.rotate_pool(x, u), wanted, strict=True):
+        torch.testing.assert_close(found, want, rtol=2**-10, atol=2**-10)
+
+
+def test_the_named_file_goes_before_the_cache(monkeypatch, tmp_path):
+    device = torch.device("cpu")
+    name = tuned.key(device, "half", 1, 2, 3)
+    tuned.remember(name, TILES)
+    assert tuned.default_file().is_file()
+    assert tuned.lookup(device, "half", 1, 2, 3) == TILES
+    other = kernel.Tiles(128, (32, 16), 2, 64, 8, 3, 2, 4)
+    monkeypatch.setenv(tuned.ENV, str(tmp_path / "other.json"))
+    tuned.remember(name, other)
+    assert tuned.lookup(device, "half", 1, 2, 3) == other
+    assert tuned.lookup(device, "half", 1, 2, 4) is None
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "x", 3, {}, {"channels": 64}, {"channels": 65}, {"widths": [64, 64, 64, 64]},
+        {"widths": []}, {"num_warps": 3}, {"num_stages": 0}, {"split": "2"}, {"images": -1},
+        {"block_k": True, "unknown": 1},
+    ],
+)  # fmt: skip
+def test_what_is_no_tiles_is_left_out(entry, caplog):
+    good = {
+        "channels": 64, "widths": [64], "images": 1, "block_k": 32, "num_warps": 4,
+        "num_stages": 3, "split": 1, "group": 8,
+    }  # fmt: skip
+    bad = {**good, **entry} if isinstance(entry, dict) and len(entry) else entry
+    if entry == {"channels": 64}:
+        bad = entry
+    device = torch.device("cpu")
+    names = [tuned.key(device, "half", 1, 1, c) for c in (1, 2)]
+    tuned.default_file().parent.mkdir(parents=True)
+    tuned.default_file().write_text(json.dumps({names[0]: bad, names[1]: good}))
+    assert tuned.lookup(device, "half", 1, 1, 1) is None
+    assert tuned.lookup(device, "half", 1, 1, 2) == TILES
+    assert "are no tiles" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\x00"])
+def test_a_damaged_file(content):
+    tuned.default_file().parent.mkdir(parents=True)
+    tuned.default_file().write_text(content)
+    assert tuned.lookup(torch.device("cpu"), "half", 1, 1, 1) is None
+
+
+def test_candidates_that_fail_are_left_out():
+    good = (torch.ones(2), torch.ones(2))
+
+    def run(one):
+        if one == 0:
+            raise ValueError("does not compile")
+        return (good[0] * (1.1 if one == 1 else 1), good[1])
+
+    best, times = tuned.fastest([0, 1, 2, 3], run, good, lambda call: (call(), 5.0)[1])
+    assert best == 2
+    assert times == {2: 5.0, 3: 5.0}
+    with pytest.raises(RuntimeError, match="none of the tiles works"):
+        tuned.fastest([0, 1], run, good, lambda call: 1.0)
+
+
+@pytest.mark.skipif(INTERPRETED or GPU, reason="this is the interpreter, or there is a GPU")
+def test_in_the_interpreter():
+    passed = re.search(r"(\d+) passed", kernel_compile.interpret(__file__))
+    assert int(passed[1]) >= 10
