@@ -67,6 +67,8 @@ def device_objection(device: torch.device) -> str | None:
     missing = _load()
     if missing is not None:
         return missing
+    if not torch.cuda.is_available():
+        return "torch sees no GPU, which the CUDA module needs"
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) != (9, 0):
         return f"the CUDA module is for compute capability 9.0, {device} has {major}.{minor}"
