@@ -1,4 +1,4 @@
-"""`infodisent tune`: the search for tiles of the Triton kernel over map sizes, with a progress bar."""
+"""`infodisent tune`: search the tiles of the Triton kernel over map sizes."""
 
 from __future__ import annotations
 
