@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from infodisent import backends, bench, ops, reference
+from infodisent import _native_cuda, backends, bench, ops, reference
 
 Report = dict[str, Any]
 SIZES = {  # a backbone of each size: (C, H, W), layout, prefix tokens
@@ -30,6 +30,7 @@ CLASSES = 1000
 TUNED = ((256, "bf16"), (64, "bf16"), (256, "fp32"))
 """Batches and dtypes for which torch.compile is asked to search, a minute each."""
 ROUNDS = 15
+DEVICE = "cuda"  # tests run all this without one
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ class Case:
     def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
         """x, channels last or not, as NCHW; U; weight."""
         c, h, w = SIZES[self.shape]
-        kind = {"device": "cuda", "dtype": DTYPES[self.dtype]}
-        g = torch.Generator(device="cuda").manual_seed(0)
-        x = torch.randn(self.batch, c, h, w, generator=g, device="cuda").to(DTYPES[self.dtype])
+        kind = {"device": DEVICE, "dtype": DTYPES[self.dtype]}
+        g = torch.Generator(device=DEVICE).manual_seed(0)
+        x = torch.randn(self.batch, c, h, w, generator=g, device=DEVICE).to(DTYPES[self.dtype])
         if self.layout == "NHWC":
             x = x.contiguous(memory_format=torch.channels_last)
-        u = torch.linalg.qr(torch.randn(c, c, generator=g, device="cuda"))[0].contiguous()
+        u = torch.linalg.qr(torch.randn(c, c, generator=g, device=DEVICE))[0].contiguous()
         return x, u.to(DTYPES[self.dtype]), torch.rand(CLASSES, c, **kind)
 
     @property
@@ -73,12 +74,20 @@ def cases(part: str) -> Iterator[Case]:
             yield Case(part, shape, 256, "bf16", "NCHW")
 
 
-def _triton(function: Callable[..., Any]) -> Callable[..., Any]:
+OURS = ("triton", "cuda")
+"""Backends that are checked against eager's error; the first is what others are multiples of."""
+
+
+def _by(backend: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
-        with backends.use_backend("triton"):
+        with backends.use_backend(backend):
             return function(*arguments)
 
     return run
+
+
+def _has_cuda() -> bool:
+    return _native_cuda.device_objection(torch.device(DEVICE)) is None
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -136,7 +145,8 @@ def peers(case: Case) -> dict[str, Callable[..., Any]]:
         }
     else:
         found = {
-            "triton": _triton(_pooled),
+            "triton": _by("triton", _pooled),
+            "cuda": _by("cuda", _pooled) if _has_cuda() else None,
             "eager": _eager,
             "torch.compile": _compiled(_eager, case),
             "conv2d + max-pool": bench._conv_max_pool,
@@ -165,7 +175,7 @@ def check(case: Case, functions: dict[str, Callable[..., Any]], inputs: Any) -> 
             errors[name] = ((found - truth).norm() / truth.norm()).item()
     limit = errors["eager"] + (1e-4 if case.dtype != "fp32" else 1e-6)
     for name, error in errors.items():
-        if name.startswith("triton") and not error <= limit:
+        if name.startswith(OURS) and not error <= limit:
             raise AssertionError(
                 f"{case}: {name} is off by {error:.1e}, eager {errors['eager']:.1e}"
             )
@@ -177,7 +187,7 @@ _FLUSH: list[Tensor] = []
 
 def _flush() -> None:
     if not _FLUSH:
-        _FLUSH.append(torch.empty(1 << 27, device="cuda"))
+        _FLUSH.append(torch.empty(1 << 27, device=DEVICE))
     _FLUSH[0].zero_()
 
 
@@ -226,7 +236,7 @@ def _backward_runs(
 ) -> dict[str, Callable[[], Any]]:
     """Forward and backward for U, and backward alone."""
     x, u = inputs[0], inputs[1].requires_grad_()
-    grad = torch.randn(case.batch, len(u), device="cuda")
+    grad = torch.randn(case.batch, len(u), device=DEVICE)
     runs: dict[str, Callable[[], Any]] = {}
     for name, function in functions.items():
         if "†" in name:
@@ -237,7 +247,7 @@ def _backward_runs(
             torch.autograd.grad(out, u, grad.to(out.dtype))
 
         runs[name] = both
-    dy = torch.randn(_rows(x).shape, device="cuda", dtype=x.dtype)
+    dy = torch.randn(_rows(x).shape, device=DEVICE, dtype=x.dtype)
     rows = _rows(x)
     runs["dense dU alone†"] = lambda: torch.mm(dy.mT, rows)
     with backends.use_backend("triton"):
@@ -260,7 +270,7 @@ def compare(case: Case) -> Report:
             for name, function in functions.items()
         }
         with torch.no_grad():
-            for name in [n for n in runs if n.startswith("triton") or n == "eager"]:
+            for name in [n for n in runs if n.startswith((*OURS, "eager"))]:
                 runs[f"{name}, graph"] = _graph(runs[name])
     if case.op == "backward":
         found = timed(runs)
@@ -271,7 +281,7 @@ def compare(case: Case) -> Report:
             memory = {
                 name: _peak(run)
                 for name, run in runs.items()
-                if name.split(",")[0] in ("triton", "eager") and "graph" not in name
+                if name.startswith((*OURS, "eager")) and "graph" not in name
             }
     return {
         "case": str(case),
@@ -299,10 +309,10 @@ def ceilings() -> Report:
     found: Report = {}
     for name, dtype in DTYPES.items():
         n = 8192
-        a, b = (torch.randn(n, n, device="cuda").to(dtype) for _ in range(2))
+        a, b = (torch.randn(n, n, device=DEVICE).to(dtype) for _ in range(2))
         us = timed({"product": lambda a=a, b=b: torch.mm(a, b)}, 7)["product"]
         found[f"{name}_tflops"] = round(2 * n**3 / us / 1e6, 1)
-    x = torch.empty(1 << 28, dtype=torch.float32, device="cuda")
+    x = torch.empty(1 << 28, dtype=torch.float32, device=DEVICE)
     y = torch.empty_like(x)
     us = timed({"copy": lambda: y.copy_(x)}, 7)["copy"]
     found["copy_tbs"] = round(8 * x.numel() / us / 1e6, 2)
@@ -312,11 +322,11 @@ def ceilings() -> Report:
 def overhead() -> Report:
     """Microseconds of Python and launch of a call whose work is nothing, by the host's clock."""
     x, u = (
-        torch.randn(1, 64, 2, 2, device="cuda").bfloat16(),
-        torch.eye(64, device="cuda").bfloat16(),
+        torch.randn(1, 64, 2, 2, device=DEVICE).bfloat16(),
+        torch.eye(64, device=DEVICE).bfloat16(),
     )
-    weight = torch.rand(8, 64, device="cuda")
-    a = torch.zeros(64, 64, device="cuda")
+    weight = torch.rand(8, 64, device=DEVICE)
+    a = torch.zeros(64, 64, device=DEVICE)
     runs: dict[str, Callable[[], Any]] = {
         "rotate_pool": lambda: ops.rotate_pool(x, u),
         "infodisent_head": lambda: ops.infodisent_head(x, u, weight),
@@ -355,11 +365,13 @@ def random_shapes(count: int = 2000, seed: int = 0, deadline: float = float("inf
         h, w = pixels[draw(0, len(pixels))]
         c, batch = draw(1, 40) * (8 if draw(0, 3) else 1), draw(1, 9)
         dtype = list(DTYPES.values())[draw(0, 3)]
-        x = torch.randn(batch, c, h, w, device="cuda").to(dtype)
+        x = torch.randn(batch, c, h, w, device=DEVICE).to(dtype)
         if draw(0, 2):
             x = x.contiguous(memory_format=torch.channels_last)
-        u = (torch.randn(c, c, device="cuda") / c**0.5).to(dtype).requires_grad_()
-        with backends.use_backend("triton"):
+        u = (torch.randn(c, c, device=DEVICE) / c**0.5).to(dtype).requires_grad_()
+        # every third by the CUDA kernel, where it can read such a map
+        by_cuda = _has_cuda() and done % 3 == 2 and c % 8 == 0
+        with backends.use_backend("cuda" if by_cuda else "triton"):
             pool = ops.rotate_pool(x, u)
             (du,) = torch.autograd.grad(pool.pooled.sum(), u)
         y = torch.matmul(u.detach().double(), x.double().flatten(2))
@@ -436,7 +448,7 @@ def plot(report: Report, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
     intensities = [2**k for k in range(3, 13)]
     axes.plot(intensities, [min(top, bandwidth * i) for i in intensities], "k-", lw=1)
-    for name, marker in (("triton", "o"), ("GEMM alone†", "x"), ("eager", ".")):
+    for name, marker in (("triton", "o"), ("cuda", "s"), ("GEMM alone†", "x"), ("eager", ".")):
         points = []
         for row in rows:
             c, h, w = row["size"]
@@ -444,7 +456,8 @@ def plot(report: Report, path: Path) -> None:
             us = row["microseconds"].get(name)
             if us:
                 points.append((row["gflop"] * 1e9 / moved, row["gflop"] / us * 1e3))
-        axes.scatter(*zip(*points, strict=True), marker=marker, label=name, s=28, alpha=0.8)
+        if points:
+            axes.scatter(*zip(*points, strict=True), marker=marker, label=name, s=28, alpha=0.8)
     axes.set(
         xscale="log",
         yscale="log",
