@@ -49,16 +49,24 @@ def objection(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     if verdict is None:
         if pending(device):
             return "not checked on this machine yet; call it once without tracing or capturing"
-        verdict = _run(op, device, dtype)
-        _remember(key, what, verdict)
+        verdict, lasting = _run(op, device, dtype)
+        if lasting:
+            _remember(key, what, verdict)
     _verdicts[key, what] = verdict
     return None if verdict == OK else f"the self-check on this machine failed: {verdict}"
 
 
 def pending(device: torch.device) -> bool:
-    """Whether nothing can be checked at the moment, so that a refusal need not last."""
-    return torch.compiler.is_compiling() or (
-        device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    """Whether nothing can be checked at the moment, so that a refusal need not last.
+
+    While something traces, transforms or captures, new tensors are not plain ones.
+    """
+    from infodisent.ops._registry import nothing_watches  # which imports this module
+
+    return (
+        torch.compiler.is_compiling()
+        or not nothing_watches()
+        or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
     )
 
 
@@ -100,7 +108,8 @@ def _remember(key: str, what: str, verdict: str) -> None:
         write_json(cache_file(), found)
 
 
-def _run(op: str, device: torch.device, dtype: torch.dtype) -> str:
+def _run(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str, bool]:
+    """The verdict, and whether it holds beyond this process."""
     name = str(dtype).removeprefix("torch.")
     _log.warning(
         "infodisent checks the Triton kernels of %s for %s on this GPU once (%s=0 leaves it out)",
@@ -109,16 +118,20 @@ def _run(op: str, device: torch.device, dtype: torch.dtype) -> str:
         ENV,
     )
     try:
-        # other work of the caller must not be disturbed, nor gradients recorded
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        # as if the caller had switched nothing on; and without gradients
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(device.type, enabled=False),
+        ):
             CHECKS[op](device, dtype)
     except Exception as error:
         # anything a kernel can raise, at compilation or launch, is a reason not to use it
         lines = str(error).splitlines() or [""]
         verdict = f"{type(error).__name__}: {lines[0]}"
         _log.warning("infodisent: auto will not use them: %s", verdict)
-        return verdict
-    return OK
+        return verdict, not isinstance(error, torch.OutOfMemoryError)
+    return OK, True
 
 
 def _require(condition: Any, what: str) -> None:
@@ -136,9 +149,9 @@ def _map(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x [B, P, C] of the dtype, u [C, C], and Y [B, P, C] in float64."""
     batch, pixels, channels = size
-    g = torch.Generator().manual_seed(batch + pixels + channels)
-    x = torch.randn(batch, pixels, channels, generator=g).to(device, dtype)
-    u = torch.randn(channels, channels, generator=g) / channels**0.5
+    g = torch.Generator("cpu").manual_seed(batch + pixels + channels)
+    x = torch.randn(batch, pixels, channels, generator=g, device="cpu").to(device, dtype)
+    u = torch.randn(channels, channels, generator=g, device="cpu") / channels**0.5
     u = u.to(device, dtype)
     return x, u, x.double() @ u.double().mT
 

@@ -40,6 +40,13 @@ def test_right_kernels_pass(kernels, dtype):
 
 
 @runs
+def test_the_default_device_does_not_matter(kernels):
+    with torch.device("meta"):
+        _selfcheck.check_infodisent_head(DEVICE, torch.float32, TINY)
+        _selfcheck.check_rotation(DEVICE, torch.float32, (17,))
+
+
+@runs
 def test_right_rotation_passes(kernels):
     _selfcheck.check_rotation(DEVICE, torch.float32, (17,))
 
@@ -110,6 +117,47 @@ def test_a_failure_is_remembered_with_its_reason(verdicts, monkeypatch, caplog):
     monkeypatch.setattr(_selfcheck, "_verdicts", {})
     assert "values are off" in _ask()
     assert len(verdicts) == 1
+
+
+@host
+def test_no_memory_is_no_lasting_verdict(verdicts, monkeypatch):
+    def full(device, dtype):
+        verdicts.append(dtype)
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setitem(_selfcheck.CHECKS, "rotate_pool", full)
+    assert "OutOfMemoryError" in _ask()
+    assert "OutOfMemoryError" in _ask()
+    assert len(verdicts) == 1
+    assert not _selfcheck.cache_file().exists()
+
+
+@host
+def test_what_the_caller_has_switched_on_does_not_matter(verdicts, monkeypatch):
+    def check(device, dtype):
+        verdicts.append(dtype)
+        x = torch.ones(2)
+        assert not x.is_inference()
+        assert not torch.is_grad_enabled()
+        with torch.enable_grad():
+            leaf = torch.ones(2, requires_grad=True)
+            leaf.sum().backward()
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+    monkeypatch.setitem(_selfcheck.CHECKS, "rotate_pool", check)
+    with torch.inference_mode(), torch.autocast("cpu"):
+        assert _ask() is None
+    assert len(verdicts) == 1
+
+
+@host
+def test_nothing_is_checked_under_a_tracer_or_transform():
+    cpu, seen = torch.device("cpu"), []
+    assert not _selfcheck.pending(cpu)
+    torch.func.vmap(lambda x: (seen.append(_selfcheck.pending(cpu)), x)[1])(torch.ones(2))
+    with torch._subclasses.FakeTensorMode():
+        seen.append(_selfcheck.pending(cpu))
+    assert seen == [True, True]
 
 
 @host

@@ -46,7 +46,8 @@ def register_gradient(
 _any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 
-def _nothing_watches() -> bool:
+def nothing_watches() -> bool:
+    """Whether no mode, transform or tracer of torch sees what is called."""
     try:
         return (
             torch._C._len_torch_dispatch_stack() == 0
@@ -73,7 +74,7 @@ def direct(*tensors: Tensor | None) -> bool:
             return False
         if t.is_neg() or t._is_zerotensor() or not (t.is_cpu or t.is_cuda):
             return False
-    return _nothing_watches() and not _any_autocast()
+    return nothing_watches() and not _any_autocast()
 
 
 def refuse_tangents(op: str, *tensors: Tensor | None) -> None:
