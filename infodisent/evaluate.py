@@ -99,13 +99,8 @@ def pool_features(
 
 def store_pool(head: InfoDisentHead, maps: Tensor) -> Tensor:
     """Pool stored maps ``[n, P, C]``, whatever layout the head has in its model: ``[n, C]``."""
-    from infodisent import ops
-
     where = next(head.parameters()).device
-    maps = maps.to(where)
-    if head.rotation is None:
-        return ops.mx_pool(maps, input_fmt="NLC").pooled.cpu()
-    return ops.rotate_pool(maps, head.rotation(), input_fmt="NLC").pooled.cpu()
+    return head.pool(maps.to(where), input_fmt="NLC").pooled.cpu()
 
 
 @torch.no_grad()

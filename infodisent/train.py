@@ -154,7 +154,7 @@ def fit_head(
                 if pooled is not None:
                     logits = fc(head.drop(pooled[batch].to(device)))
                 else:
-                    logits = _logits(head, store.gather(batch).to(device))
+                    logits = head(store.gather(batch).to(device), input_fmt="NLC")
                 loss = nn.functional.cross_entropy(
                     logits, labels, label_smoothing=config.label_smoothing
                 )
@@ -186,22 +186,6 @@ def _feature_scale(store: FeatureStore, train: Tensor, sample: int = 2048) -> fl
     some = train[:: max(1, len(train) // sample)]
     pos = [ops.mx_pool(x, input_fmt="NLC").pos for x, _, _ in store.batches(some, 256)]
     return torch.cat(pos).mean().item()
-
-
-def _logits(head: InfoDisentHead, maps: Tensor) -> Tensor:
-    """The head's forward on stored maps [n, P, C], in training mode."""
-    assert head.rotation is not None
-    assert isinstance(head.fc, NonNegativeLinear)
-    if head.drop_rate > 0:
-        pool = ops.rotate_pool(maps, head.rotation(), input_fmt="NLC")
-        logits: Tensor = head.fc(head.drop(pool.pooled))
-        return logits
-    weight, nonneg = head.fc.operator_weight()
-    result = ops.infodisent_head(
-        maps, head.rotation(), weight, head.fc.bias, nonneg=nonneg, input_fmt="NLC"
-    )
-    assert isinstance(result, Tensor)
-    return result
 
 
 def _identity(

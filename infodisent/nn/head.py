@@ -122,24 +122,33 @@ class InfoDisentHead(nn.Module):
         )
         self.fc.train(self.training)
 
-    def pool(self, x: Tensor) -> SparsePool:
-        """Rotate and pool: a map of layout `input_fmt` to a `SparsePool` of ``[B, C]`` tensors."""
-        if self.rotation is None:
-            return ops.mx_pool(
-                x, input_fmt=self.input_fmt, num_prefix_tokens=self.num_prefix_tokens
-            )
-        return ops.rotate_pool(
-            x,
-            self.rotation(),
-            input_fmt=self.input_fmt,
-            num_prefix_tokens=self.num_prefix_tokens,
-        )
+    def _layout(self, input_fmt: str | None) -> dict[str, Any]:
+        if input_fmt is not None:
+            return {"input_fmt": input_fmt}
+        return {"input_fmt": self.input_fmt, "num_prefix_tokens": self.num_prefix_tokens}
 
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits ``[B, K]``, or the pooled features ``[B, C]`` if `pre_logits`."""
+    def pool(self, x: Tensor, *, input_fmt: str | None = None) -> SparsePool:
+        """Rotate and pool a map to a `SparsePool` of ``[B, C]`` tensors.
+
+        Args:
+            x: the map, in the head's own layout.
+            input_fmt: another layout, without prefix tokens: that of a map from elsewhere than the
+                backbone, such as a feature store.
+        """
+        if self.rotation is None:
+            return ops.mx_pool(x, **self._layout(input_fmt))
+        return ops.rotate_pool(x, self.rotation(), **self._layout(input_fmt))
+
+    def forward(
+        self, x: Tensor, pre_logits: bool = False, *, input_fmt: str | None = None
+    ) -> Tensor:
+        """Logits ``[B, K]``, or the pooled features ``[B, C]`` if `pre_logits`.
+
+        `x` and `input_fmt` as in `pool`.
+        """
         dropping = self.training and self.drop_rate > 0
         if pre_logits or dropping or self.rotation is None or self.num_classes == 0:
-            pooled: Tensor = self.drop(self.pool(x).pooled)
+            pooled: Tensor = self.drop(self.pool(x, input_fmt=input_fmt).pooled)
             if pre_logits or self.num_classes == 0:
                 return pooled
             fc = self.fc
@@ -154,8 +163,7 @@ class InfoDisentHead(nn.Module):
             weight,
             self.fc.bias,
             nonneg=nonneg,
-            input_fmt=self.input_fmt,
-            num_prefix_tokens=self.num_prefix_tokens,
+            **self._layout(input_fmt),
         )
         assert isinstance(result, Tensor)
         return result
