@@ -34,6 +34,9 @@ SeedOption = Annotated[
 L1Option = Annotated[
     float, typer.Option(min=0, help="Penalty on the weights: larger gives shorter explanations.")
 ]
+ParametrizationOption = Annotated[
+    str, typer.Option(help="Of the rotation: exp, or lie (cheaper steps, another path).")
+]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace results of other images or options.")
 ]
@@ -69,6 +72,7 @@ def demo(
     out: OutOption = Path("runs/demo"),
     epochs: EpochsOption = None,
     seed: SeedOption = 0,
+    parametrization: ParametrizationOption = "exp",
     explain: Annotated[int, typer.Option(min=1, help="Held-out images to explain.")] = 16,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -90,7 +94,7 @@ def demo(
         f"({escape(', '.join(found.classes[:6]))}{' …' if len(found.classes) > 6 else ''}): "
         f"{counts['train']} to train on, {counts['val']} held out"
     )
-    model = data.efficientnet_lite0(len(found.classes))
+    model = data.efficientnet_lite0(len(found.classes), parametrization=parametrization)
     config = FitConfig(epochs=epochs, seed=seed)
     run = pipeline.fit(model, found, out, config, overwrite=overwrite)
     pipeline.print_metrics(run.metrics)
@@ -132,9 +136,7 @@ def fit(
         str, typer.Option(help="How weights stay >= 0: relu, softplus, abs or projection.")
     ] = "projection",
     bias: Annotated[bool, typer.Option(help="Add a bias to every class.")] = False,
-    parametrization: Annotated[
-        str, typer.Option(help="Of the rotation: exp, or lie (cheaper steps, another path).")
-    ] = "exp",
+    parametrization: ParametrizationOption = "exp",
     val_fraction: Annotated[float, typer.Option(help="Held-out part of every class.")] = 0.25,
     seed: SeedOption = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
