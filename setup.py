@@ -37,7 +37,8 @@ SOURCES = [
 ]
 FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CUDA = "infodisent._cuda"
-CUDA_SOURCES = ["csrc/rotate_pool_sm90.cu"]
+CUDA_SOURCES = ["csrc/rotate_pool_sm90.cu", "csrc/rotate_pool_sm90_float8.cu"]
+CUDA_SOURCES += ["csrc/rotate_pool_backward_sm90.cu"]
 # wgmma and setmaxnreg exist for the architecture with an "a" only, so there is no PTX for others
 CUDA_FLAGS = ["-gencode=arch=compute_90a,code=sm_90a", "-O3", "-std=c++17", "-Xptxas", "-v"]
 CUDA_FLAGS += ["-lineinfo", "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +19,15 @@ from typing import Any
 
 import torch
 
-from infodisent import bench, ops
+from infodisent import _native, bench, ops
 from infodisent._files import read_json, write_json
 from infodisent._torchvision import ensure_torchvision
 from infodisent.progress import bar
 
 RESULTS = Path(__file__).parent / "results"
 TARGET = RESULTS / "cpu-head.json"
+PARTIAL = RESULTS / "cpu-head.partial.json"
+"""Where a run is kept until it is complete."""
 ROUNDS = {1: 31, 16: 9, 64: 5}
 """Timed rounds by batch size."""
 SIZES = (
@@ -106,8 +109,8 @@ def _key(result: dict[str, Any]) -> tuple[Any, ...]:
 def run() -> dict[str, Any]:
     """Time what is not in the file yet, which is rewritten after every case."""
     report: dict[str, Any] = {"machine": bench.machine(), "commit": _commit(), "results": []}
-    if TARGET.is_file():
-        before = read_json(TARGET)
+    if PARTIAL.is_file():
+        before = read_json(PARTIAL)
         if all(before.get(k) == report[k] for k in ("machine", "commit")):
             report = before
     report["overhead_us"] = overhead()
@@ -122,7 +125,7 @@ def run() -> dict[str, Any]:
                 torch.compiler.reset()
                 rounds = 3 if case.op == "training_step" else ROUNDS[case.batch]
                 report["results"].append({**bench.compare(case, rounds), "rounds": rounds})
-                write_json(TARGET, report)
+                write_json(PARTIAL, report)
             display.advance(task)
     return report
 
@@ -179,7 +182,11 @@ def summary(results: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Run and write both files."""
     ensure_torchvision()
+    if _native.objection() is not None:
+        sys.exit(f"cpu_report: {_native.objection()}")  # its figures would not be the package's
     report = run()
+    write_json(TARGET, report)
+    PARTIAL.unlink(missing_ok=True)
     facts = {**report["machine"], "commit": report["commit"]}
     text = ", ".join(f"{k} {v}" for k, v in facts.items())
     (RESULTS / "cpu-head.md").write_text(

@@ -4,9 +4,9 @@
 
 From the repository root. Every stage is a process with a time limit, so that a kernel that hangs
 ends its stage alone; later stages are skipped once one has failed. The stages: every kernel once;
-1,000 random problems against float64; locations and values of the Triton kernels; a CUDA graph and
-the same bits in every run; compute-sanitizer; times beside a bare product and Triton, by CUDA
-events, medians of interleaved runs over inputs that do not fit in L2.
+1,000 random problems against float64; locations and values of the Triton kernels; float8 beside its
+emulation; a CUDA graph and the same bits in every run; compute-sanitizer; times beside a bare
+product and Triton, by CUDA events, medians of interleaved runs over inputs that do not fit in L2.
 """
 
 from __future__ import annotations
@@ -27,14 +27,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infodisent import _native_cuda
+from infodisent import _float8, _native_cuda
 from infodisent._files import read_json, write_json
 from tests.kernel_compile import kernels_module
 
 Row = dict[str, Any]
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
-LIMITS = {"smoke": 70, "random": 100, "triton": 100, "graph": 40, "sanitize": 100, "times": 170}
+LIMITS = {
+    "smoke": 70,
+    "random": 100,
+    "triton": 100,
+    "float8": 60,
+    "graph": 40,
+    "sanitize": 100,
+    "times": 170,
+}
 """Stages and the seconds that they may take."""
 MAPS = {  # C, P
     "ResNet-50": (2048, 49),
@@ -216,6 +224,52 @@ def triton(_: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def float8(_: argparse.Namespace) -> list[Row]:
+    """The float8 option beside its emulation: the same casts, and the same results of integers."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills what torch.empty returns
+    random.seed(0)
+    torch.manual_seed(0)
+    rows = []
+    for pixels in (49, 144, 196, 197, 60, 1000):
+        for batch, channels in ((5, 208), (36000 // pixels, 512)):
+            for dtype in (*HALF, torch.float32):
+                for kind in ("", "integers", "nan", "inf"):
+                    x, u = make(batch, pixels, channels, dtype, kind == "nan", kind)
+                    wanted = _float8.rotate_pool(x, u)
+                    same_cast = True
+                    for values, given in ((x, x), (u, u[:, None])):
+                        codes, scale = _native_cuda._to_float8(given)
+                        right, right_scale = _float8.cast(values)
+                        same_cast &= torch.equal(scale, right_scale)
+                        wide, right_wide = codes.view(values.shape).float(), right.float()
+                        same_cast &= torch.equal(wide.nan_to_num(7e7), right_wide.nan_to_num(7e7))
+                    # of sums of as few bits as 14, and of the packed key
+                    size = (x.float().nan_to_num(0, 0, 0).abs() @ u.float().abs().mT).amax(1)
+                    bound = 1.2 * size * ((channels // 32 + 2) * 2.0**-13)
+                    for variant in variants(x):
+                        found = _native_cuda.rotate_pool(
+                            x, u, fp8=True, tile=variant[0], cluster=variant[1]
+                        )
+                        torch.cuda.synchronize()
+                        same = [
+                            (a.nan_to_num(7e7) == b.nan_to_num(7e7)).float().mean().item()
+                            for a, b in zip(found, wanted)
+                        ]
+                        close = all(
+                            torch.equal(found[i].isnan(), wanted[i].isnan())
+                            and bool(((found[i] - wanted[i]).abs().nan_to_num() <= bound).all())
+                            for i in (0, 1)
+                        )
+                        ok = same_cast and close and (kind != "integers" or min(same) == 1.0)
+                        row = {"B": batch, "P": pixels, "C": channels, "dtype": str(dtype)}
+                        row |= {"kind": kind, "variant": variant, "cast": same_cast}
+                        row |= {"same": same, "close": close, "ok": ok}
+                        if not ok:
+                            print(row, flush=True)
+                        rows.append(row)
+    return rows
+
+
 def graph(_: argparse.Namespace) -> list[Row]:
     """Replays of a captured call on changing inputs; and one call 50 times over."""
     rows = []
@@ -345,6 +399,7 @@ STAGES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "smoke": smoke,
     "random": randomly,
     "triton": triton,
+    "float8": float8,
     "graph": graph,
     "sanitize": sanitize,
     "times": times,

@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "grad_u_schedule.h"
+#include "rotate_pool_backward_sm90.h"
 #include "rotate_pool_sm90.h"
 #include "tile_schedule.h"
 
@@ -51,6 +53,39 @@ void rotate_pool(Address x, Address x_low, int dtype, int64_t images, int64_t pi
   check("rotate_pool", status);
 }
 
+// x [images, pixels, channels] and u [channels, channels] contiguous, as to_float8 makes them.
+void rotate_pool_float8(Address x, Address x_scale, int64_t images, int64_t pixels,
+                        int64_t channels, Address u, Address u_scale, Address pos, Address neg,
+                        Address pos_index, Address neg_index, Address keys, int device, int tile,
+                        int cluster, Address stream) {
+  using namespace infodisent::sm90;
+  Status status;
+  {
+    py::gil_scoped_release free;
+    status = rotate_pool(rows(x, 0, images, pixels, channels, pixels * channels, channels), kFloat8,
+                         at<const void>(u), nullptr, at<float>(pos), at<float>(neg),
+                         at<int32_t>(pos_index), at<int32_t>(neg_index), at<void>(keys),
+                         {device, tile, cluster, false}, reinterpret_cast<cudaStream_t>(stream),
+                         {at<const float>(u_scale), at<const float>(x_scale)});
+  }
+  check("rotate_pool_float8", status);
+}
+
+void to_float8(Address x, int dtype, int64_t images, int64_t pixels, int64_t channels,
+               int64_t image_stride, int64_t pixel_stride, Address out, Address largest,
+               Address scale, int device, Address stream) {
+  using namespace infodisent::sm90;
+  if (dtype < 0 || dtype > 2) throw std::invalid_argument("to_float8: unknown dtype code");
+  Status status;
+  {
+    py::gil_scoped_release free;
+    status = to_float8(rows(x, 0, images, pixels, channels, image_stride, pixel_stride),
+                       static_cast<Dtype>(dtype), at<void>(out), at<uint32_t>(largest),
+                       at<float>(scale), device, reinterpret_cast<cudaStream_t>(stream));
+  }
+  check("to_float8", status);
+}
+
 void split(Address x, int64_t images, int64_t pixels, int64_t channels, int64_t image_stride,
            int64_t pixel_stride, Address high, Address low, int device, Address stream) {
   infodisent::sm90::Status status;
@@ -75,6 +110,31 @@ void split_rotation(Address u, Address high, Address low, int64_t channels, int 
   check("split_rotation", status);
 }
 
+void grad_u(Address x, int dtype, int64_t images, int64_t pixels, int64_t channels,
+            int64_t image_stride, int64_t pixel_stride, Address grad_pos, Address grad_neg,
+            Address pos_index, Address neg_index, Address out, Address parts, Address scales,
+            int device, int cluster, int splits, bool out_half, Address stream) {
+  using namespace infodisent::sm90;
+  Status status;
+  {
+    py::gil_scoped_release free;
+    status = infodisent::sm90::grad_u(
+        rows(x, 0, images, pixels, channels, image_stride, pixel_stride), static_cast<Dtype>(dtype),
+        at<const float>(grad_pos), at<const float>(grad_neg), at<const int32_t>(pos_index),
+        at<const int32_t>(neg_index), at<void>(out), at<float>(parts), at<float>(scales),
+        {device, cluster, splits, out_half}, reinterpret_cast<cudaStream_t>(stream));
+  }
+  check("grad_u", status);
+}
+
+// (cluster, splits) of grad_u.
+py::tuple choose_grad_u(int32_t images, int32_t pixels, int32_t channels, int processors) {
+  using namespace infodisent;
+  const int cluster = backward::choose_cluster(channels, processors);
+  return py::make_tuple(cluster,
+                        backward::choose_splits(images, pixels, channels, cluster, processors));
+}
+
 // (name, columns, images, pixels) of every tile; images = 0: any number of pixels.
 py::list tiles() {
   py::list found;
@@ -94,6 +154,11 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("choose_cluster", &infodisent::choose_cluster, py::arg("tile"), py::arg("images"),
         py::arg("pixels"), py::arg("channels"), py::arg("contiguous"), py::arg("processors"));
   m.def("rotate_pool", &rotate_pool);
+  m.def("rotate_pool_float8", &rotate_pool_float8);
+  m.def("to_float8", &to_float8);
+  m.def("grad_u", &grad_u);
+  m.def("choose_grad_u", &choose_grad_u, py::arg("images"), py::arg("pixels"), py::arg("channels"),
+        py::arg("processors"));
   m.def("split", &split);
   m.def("split_rotation", &split_rotation);
 }

@@ -1,15 +1,16 @@
 // Launches of rotate_pool_sm90_kernel.cuh, and the small kernels around it: see rotate_pool_sm90.h.
-// A float8 product and the gradient of U are not here.
+// The float8 product is compiled in rotate_pool_sm90_float8.cu; the gradient of U is not here.
 #include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <atomic>
 
+#include "float8.h"
 #include "rotate_pool_sm90.h"
-#include "rotate_pool_sm90_kernel.cuh"
+#include "rotate_pool_sm90_launch.cuh"
+#include "sm90_host.h"
 
 namespace infodisent {
 namespace sm90 {
@@ -21,7 +22,9 @@ namespace {
 template <typename KEY>
 __global__ void unpack_kernel(const KEY* keys,  // [2, count]
                               float* pos, float* neg, int32_t* pos_index, int32_t* neg_index,
-                              int64_t count, uint32_t mask) {
+                              const float* u_scale,  // [C], of float8, else null
+                              const float* x_scale,  // [n]
+                              int64_t count, int32_t channels, uint32_t mask) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
   Pooled found;
@@ -29,6 +32,7 @@ __global__ void unpack_kernel(const KEY* keys,  // [2, count]
     found = unpacked(keys[i], keys[count + i]);
   else
     found = unpacked(Sides{keys[i], keys[count + i]}, mask);
+  if (u_scale != nullptr) found = scaled(found, u_scale[i % channels], x_scale[i / channels]);
   pos[i] = found.pos;
   neg[i] = found.neg;
   pos_index[i] = found.pos_index;
@@ -91,18 +95,9 @@ __global__ void split_rotation_kernel(const float* u,           // [count]
 
 // --- host ---
 
-// A function of the driver, without linking it; null where the driver is too old.
-void* of_driver(const char* name) {
-  void* entry = nullptr;
-  cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
-#if CUDART_VERSION >= 12050
-  const cudaError_t error =
-      cudaGetDriverEntryPointByVersion(name, &entry, 12000, cudaEnableDefault, &result);
-#else
-  const cudaError_t error = cudaGetDriverEntryPoint(name, &entry, cudaEnableDefault, &result);
-#endif
-  return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? entry : nullptr;
-}
+// Bytes of an element of the operands.
+constexpr int size_of(Dtype dtype) { return dtype == kFloat8 ? 1 : 2; }
+
 using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
                             const cuuint64_t*, const cuuint32_t*, const cuuint32_t*,
                             CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
@@ -112,8 +107,8 @@ Encode encoder() {
   return found;
 }
 
-// A map of [images, rows, channels] read in boxes of `box_rows` rows (of `box_images` images) by 64
-// channels. Strides in bytes.
+// A map of [images, rows, channels] read in boxes of `box_rows` rows (of `box_images` images) by as
+// many channels as are 128 bytes. Strides in bytes.
 bool encode(CUtensorMap* map, Dtype dtype, const void* data, int64_t channels, int64_t rows,
             int64_t images, int64_t row_stride, int64_t image_stride, int box_rows,
             int box_images) {
@@ -121,94 +116,24 @@ bool encode(CUtensorMap* map, Dtype dtype, const void* data, int64_t channels, i
                                static_cast<cuuint64_t>(images)};
   const cuuint64_t strides[2] = {static_cast<cuuint64_t>(row_stride),
                                  static_cast<cuuint64_t>(image_stride)};
-  const cuuint32_t box[3] = {kBlockK, static_cast<cuuint32_t>(box_rows),
+  const cuuint32_t box[3] = {static_cast<cuuint32_t>(block_k(size_of(dtype))),
+                             static_cast<cuuint32_t>(box_rows),
                              static_cast<cuuint32_t>(box_images)};
   const cuuint32_t steps[3] = {1, 1, 1};
-  const CUtensorMapDataType type =
-      dtype == kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const CUtensorMapDataType type = dtype == kFloat8
+                                       ? CU_TENSOR_MAP_DATA_TYPE_UINT8  // there is none for float8
+                                   : dtype == kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                       : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   return encoder()(map, type, 3, const_cast<void*>(data), sizes, strides, box, steps,
                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-// Makes a device current for the calling thread, and then the context that was. The runtime linked
-// here is not the one that the caller uses, so what both share counts: the driver's context.
-class Device {
- public:
-  explicit Device(int device) {
-    static const auto current =
-        reinterpret_cast<CUresult (*)(CUcontext*)>(of_driver("cuCtxGetCurrent"));
-    if (current != nullptr && current(&before_) != CUDA_SUCCESS) before_ = nullptr;
-    error_ = cudaSetDevice(device);
-  }
-  ~Device() {
-    static const auto make_current =
-        reinterpret_cast<CUresult (*)(CUcontext)>(of_driver("cuCtxSetCurrent"));
-    if (before_ != nullptr && make_current != nullptr) make_current(before_);
-  }
-  Device(const Device&) = delete;
-  Device& operator=(const Device&) = delete;
-  cudaError_t error() const { return error_; }
-
- private:
-  CUcontext before_ = nullptr;
-  cudaError_t error_;
-};
-
-template <int KIND, bool EXACT, int CLUSTER, typename T>
-Status launch(const Arguments& arguments, int device, int processors, cudaStream_t stream) {
-  using K = Kernel<KIND, EXACT, CLUSTER, T>;
-  const auto kernel = rotate_pool_kernel<KIND, EXACT, CLUSTER, T>;
-  static std::atomic<uint64_t> prepared{0};  // bit: device
-  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
-  if ((prepared.load(std::memory_order_relaxed) & bit) == 0) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, K::SHARED);
-    if (error != cudaSuccess) return {error, "shared memory"};
-    prepared.fetch_or(bit, std::memory_order_relaxed);
-  }
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {CLUSTER, 1, 1};
-  cudaLaunchConfig_t config = {};
-  const int clusters = std::min(arguments.units, std::max(1, processors / CLUSTER));
-  config.gridDim = dim3(clusters * CLUSTER);
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = K::SHARED;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = CLUSTER == 1 ? 0 : 1;
-  return {cudaLaunchKernelEx(&config, kernel, arguments), "the product"};
-}
-
-using Launcher = Status (*)(const Arguments&, int, int, cudaStream_t);
-
-template <int KIND, bool EXACT, typename T>
-Launcher of_cluster(int cluster) {
-  return cluster == 1 ? launch<KIND, EXACT, 1, T> : launch<KIND, EXACT, 2, T>;
-}
-template <bool EXACT, typename T>
-Launcher of_tile(int tile, int cluster) {
-  static_assert(kTileKinds == 6 && kFlat == 5, "one line each below");
-  switch (tile) {
-    case 0:
-      return of_cluster<0, EXACT, T>(cluster);
-    case 1:
-      return of_cluster<1, EXACT, T>(cluster);
-    case 2:
-      return of_cluster<2, EXACT, T>(cluster);
-    case 3:
-      return of_cluster<3, EXACT, T>(cluster);
-    case 4:
-      return of_cluster<4, EXACT, T>(cluster);
-    default:
-      return of_cluster<kFlat, EXACT, T>(cluster);
-  }
-}
-// Null where there is no such kernel: float16 with whole values only of kind kFlat.
+// Null where there is no such kernel: float16 with whole values only of kind kFlat, float8 without.
 Launcher launcher(Dtype dtype, const Options& options) {
   const int tile = options.tile, cluster = options.cluster;
+  if (dtype == kFloat8) return options.exact ? nullptr : float8_launcher(tile, cluster);
   if (dtype == kFloat16) {
     if (!options.exact) return of_tile<false, __half>(tile, cluster);
     return tile == kFlat ? of_cluster<kFlat, true, __half>(cluster) : nullptr;
@@ -217,22 +142,17 @@ Launcher launcher(Dtype dtype, const Options& options) {
                        : of_tile<false, __nv_bfloat16>(tile, cluster);
 }
 
-constexpr Status refused(const char* why) { return {cudaErrorInvalidValue, why}; }
-
-bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
-unsigned blocks_of(int64_t threads) { return static_cast<unsigned>((threads + 255) / 256); }
-
 }  // namespace
 
 Status rotate_pool(const Rows& x, Dtype dtype, const void* u, const void* u_low, float* pos,
                    float* neg, int32_t* pos_index, int32_t* neg_index, void* keys,
-                   const Options& options, cudaStream_t stream) {
+                   const Options& options, cudaStream_t stream, const Scales& scales) {
   const bool parts = dtype == kFloat32Parts;
+  const int size = size_of(dtype), vector = 16 / size;
   if (x.images < 1 || x.pixels < 1 || x.channels < 1) return refused("an empty map");
-  if (x.channels % 8 != 0 || x.image_stride % 8 != 0 || x.pixel_stride % 8 != 0 ||
+  if (x.channels % vector != 0 || x.image_stride % vector != 0 || x.pixel_stride % vector != 0 ||
       !aligned(x.data) || !aligned(u) || (parts && !(aligned(x.data_low) && aligned(u_low))))
-    return refused("addresses, strides in bytes and channels * 2 must be multiples of 16");
+    return refused("addresses, strides in bytes and bytes of channels must be multiples of 16");
   if (x.images * x.pixels >= (int64_t{1} << 31) - 256 || x.channels >= 1 << 24)
     return refused("2^31 pixels or more");
   if (options.tile < 0 || options.tile >= kTileKinds) return refused("no such tile");
@@ -240,6 +160,7 @@ Status rotate_pool(const Rows& x, Dtype dtype, const void* u, const void* u_low,
   if ((parts || x.pixels > kPackedPixels) && !options.exact)
     return refused("whole values are needed for these");
   if ((parts && (x.data_low == nullptr || u_low == nullptr)) ||
+      (dtype == kFloat8 && (scales.u == nullptr || scales.x == nullptr)) ||
       (options.tile == kFlat && keys == nullptr))
     return refused("an argument is missing");
   const TileShape& tile = kTiles[options.tile];
@@ -280,15 +201,17 @@ Status rotate_pool(const Rows& x, Dtype dtype, const void* u, const void* u_low,
   a.pos_index = pos_index;
   a.neg_index = neg_index;
   a.keys = keys;
+  a.u_scale = dtype == kFloat8 ? scales.u : nullptr;
+  a.x_scale = dtype == kFloat8 ? scales.x : nullptr;
   const int box_images = boxes_of_images ? tile.images : 1;
   const int box_rows = boxes_of_images        ? tile.pixels
                        : options.cluster == 1 ? tile.columns
                                               : slot_rows(tile.columns) / 2;
-  a.box_bytes = static_cast<uint32_t>(box_rows * box_images * options.cluster * kBlockK * 2);
+  a.box_bytes = static_cast<uint32_t>(box_rows * box_images * options.cluster * kRowBytes);
   const int64_t rows = layout.rows ? x.images * x.pixels : x.pixels;
   const int64_t maps = layout.rows ? 1 : x.images;
-  const int64_t row_bytes = x.pixel_stride * 2, u_bytes = x.channels * 2;
-  const int64_t map_bytes = maps > 1 ? image_stride * 2 : rows * row_bytes;
+  const int64_t row_bytes = x.pixel_stride * size, u_bytes = x.channels * size;
+  const int64_t map_bytes = maps > 1 ? image_stride * size : rows * row_bytes;
   const bool encoded = encode(&a.u, dtype, u, x.channels, x.channels, 1, u_bytes,
                               x.channels * u_bytes, kTileChannels, 1) &&
                        encode(&a.u_low, dtype, parts ? u_low : u, x.channels, x.channels, 1,
@@ -308,10 +231,12 @@ Status rotate_pool(const Rows& x, Dtype dtype, const void* u, const void* u_low,
   if (status.error != cudaSuccess || options.tile != kFlat) return status;
   if (options.exact)
     unpack_kernel<<<blocks_of(count), 256, 0, stream>>>(static_cast<const uint64_t*>(keys), pos,
-                                                        neg, pos_index, neg_index, count, a.mask);
+                                                        neg, pos_index, neg_index, a.u_scale,
+                                                        a.x_scale, count, a.channels, a.mask);
   else
     unpack_kernel<<<blocks_of(count), 256, 0, stream>>>(static_cast<const uint32_t*>(keys), pos,
-                                                        neg, pos_index, neg_index, count, a.mask);
+                                                        neg, pos_index, neg_index, a.u_scale,
+                                                        a.x_scale, count, a.channels, a.mask);
   return {cudaGetLastError(), "unpacking"};
 }
 

@@ -8,15 +8,21 @@ namespace infodisent {
 namespace sm90 {
 
 // Rows of contiguous channels; strides count elements. Addresses and strides in bytes are multiples
-// of 16, and channels of 8: then no read is partial, and what a tile has beyond C or P is filled
-// with zeros by the copy engine.
+// of 16, and channels of 8 (of 16 for kFloat8): then no read is partial, and what a tile has beyond
+// C or P is filled with zeros by the copy engine.
 struct Rows {
   const void* data;      // [n, P, C]
   const void* data_low;  // the low part of a float32 map, else null
   int64_t images, pixels, channels;
   int64_t image_stride, pixel_stride;
 };
-enum Dtype : int { kFloat32Parts = 0, kBFloat16 = 1, kFloat16 = 2 };  // as infodisent/_native.py
+// 0, 1 and 2 as in infodisent/_native.py. kFloat8: e4m3, as `to_float8` makes it.
+enum Dtype : int { kFloat32Parts = 0, kBFloat16 = 1, kFloat16 = 2, kFloat8 = 3 };
+// Of kFloat8: what values were divided by, powers of two.
+struct Scales {
+  const float* u = nullptr;  // [C], of each row
+  const float* x = nullptr;  // [n], of each image
+};
 
 struct Options {
   int device;
@@ -32,8 +38,10 @@ struct Status {
 
 // Y[b, p] = U X[b, p] in float32, and the pool of Y as in mx_pool.h; packed_key.h says how values
 // are rounded without `exact`. kFloat32Parts: x and U are bfloat16 parts as `split` and
-// `split_rotation` make them, and three products are added up, the small ones first.
-// Launches on `stream` and does not wait.
+// `split_rotation` make them, and three products are added up, the small ones first. kFloat8: one
+// product of what `to_float8` made of both, and pos and neg are multiplied by the scales after the
+// pool, of which they change no place; never `exact`. Tensor cores add float8 products up with
+// fewer bits than float32 has. Launches on `stream` and does not wait.
 Status rotate_pool(
     const Rows& x, Dtype dtype,
     const void* u,                           // [C, C], contiguous
@@ -42,7 +50,7 @@ Status rotate_pool(
     float* neg,                              // [n, C]
     int32_t* pos_index, int32_t* neg_index,  // [n, C]
     void* keys,  // [2, n, C] int32, with `exact` int64: scratch of the tile "flat", else null
-    const Options& options, cudaStream_t stream);
+    const Options& options, cudaStream_t stream, const Scales& scales = {});
 
 // x = high + low to 2^-17: high is x to nearest, towards zero where that would be Inf; low is what
 // is left, to nearest, and 0 where x is Inf or NaN. The parts are [n, P, C], contiguous bfloat16.
@@ -54,6 +62,14 @@ Status split(const Rows& x,  // float32
 Status split_rotation(const float* u,         // [C, C], contiguous
                       void* high, void* low,  // [C, C] bfloat16
                       int64_t channels, int device, cudaStream_t stream);
+
+// Every image divided by a power of two, see float8.h, and rounded to e4m3, to nearest even. Inf
+// becomes NaN, as e4m3 has no Inf. For U the rows are the images: images = C, pixels = 1.
+Status to_float8(const Rows& x, Dtype dtype,  // kFloat32Parts: float32, all of it in `data`
+                 void* out,                   // [n, P, C] of 1 byte, contiguous
+                 uint32_t* largest,           // [n], scratch
+                 float* scale,                // [n]
+                 int device, cudaStream_t stream);
 
 }  // namespace sm90
 }  // namespace infodisent

@@ -14,6 +14,7 @@
 #pragma once
 #include <type_traits>
 
+#include "float8.h"
 #include "packed_key.h"
 #include "rotate_pool_sm90.h"
 #include "sm90.cuh"
@@ -41,6 +42,7 @@ struct Arguments {
   float *pos, *neg;
   int32_t *pos_index, *neg_index;
   void* keys;
+  const float *u_scale, *x_scale;  // [C], [n]: of float8, else null
 };
 
 template <int KIND, bool EXACT, int CLUSTER, typename T>
@@ -48,7 +50,10 @@ struct Kernel {
   static constexpr TileShape kTile = kTiles[KIND];
   static constexpr int N = kTile.columns, STAGES = kTile.stages;
   static constexpr int M = kTileChannels, HALF = slot_rows(N) / 2, HALF_BYTES = half_bytes(N);
-  static constexpr uint32_t U_BYTES = M * kBlockK * 2;
+  static constexpr int BLOCK_K = block_k(sizeof(T));
+  static constexpr bool FLOAT8 = sizeof(T) == 1;
+  static_assert(!(FLOAT8 && EXACT), "float8 has packed keys only");
+  static constexpr uint32_t U_BYTES = M * kRowBytes;
   static constexpr uint32_t SLOT = slot_bytes(N);
   static constexpr int SHARED = shared_bytes(N, STAGES);
   static_assert(SHARED <= kSharedLimit, "the slots must fit");
@@ -56,9 +61,9 @@ struct Kernel {
   static_assert(kTile.images * kTile.pixels <= N && N % 8 == 0 && N <= 256, "a wgmma of N columns");
   static_assert(kTile.images <= 4, "each of the four lanes of a row writes one image");
 
-  // Shared memory, from a multiple of 1024 on: STAGES slots of U [128, 64] and x [slot_rows, 64],
-  // then the barriers. The offset is the same in every block of a cluster, which multicast and
-  // remote arrivals rely on.
+  // Shared memory, from a multiple of 1024 on: STAGES slots of U [128, BLOCK_K] and x [slot_rows,
+  // BLOCK_K], then the barriers. The offset is the same in every block of a cluster, which
+  // multicast and remote arrivals rely on.
   struct Ring {
     uint32_t base;
     __device__ __forceinline__ uint32_t u(uint32_t stage) const { return base + stage * SLOT; }
@@ -88,7 +93,7 @@ struct Kernel {
   // cluster 4 of the other block: what this thread sends overwrites x in both.
   static __device__ __forceinline__ void produce(const Arguments& a, Ring ring, int32_t rank,
                                                  int32_t cluster_id, int32_t clusters) {
-    const int32_t steps = (a.channels + kBlockK - 1) / kBlockK;
+    const int32_t steps = (a.channels + BLOCK_K - 1) / BLOCK_K;
     Slot slot = {0, 0};
     for (int32_t unit = cluster_id; unit < a.units; unit += clusters) {
       const Work work = work_of(unit, a.groups, CLUSTER, rank);
@@ -103,11 +108,11 @@ struct Kernel {
           arrive_expect(full, U_BYTES + a.box_bytes);
           // rows beyond C and pixels beyond P (or n P) are zeros; so are channels beyond C, on both
           // sides of the product
-          load_box(ring.u(slot.stage), u, k * kBlockK, work.m * M, 0, full);
+          load_box(ring.u(slot.stage), u, k * BLOCK_K, work.m * M, 0, full);
           if (CLUSTER == 1) {
-            load_box(ring.x(slot.stage), x, k * kBlockK, row, image, full);
+            load_box(ring.x(slot.stage), x, k * BLOCK_K, row, image, full);
           } else {
-            load_box_everywhere(ring.x(slot.stage) + rank * HALF_BYTES, x, k * kBlockK,
+            load_box_everywhere(ring.x(slot.stage) + rank * HALF_BYTES, x, k * BLOCK_K,
                                 row + rank * HALF, image, full, 3);
           }
           slot.advance(STAGES);
@@ -145,7 +150,7 @@ struct Kernel {
   static __device__ __forceinline__ void consume(const Arguments& a, Ring ring, int32_t rank,
                                                  int32_t cluster_id, int32_t clusters, int group,
                                                  int warp, int lane) {
-    const uint32_t steps = static_cast<uint32_t>((a.channels + kBlockK - 1) / kBlockK * a.segments);
+    const uint32_t steps = static_cast<uint32_t>((a.channels + BLOCK_K - 1) / BLOCK_K * a.segments);
     float d[2][N / 2];  // 64 channels each
     uint32_t turn_parity = group == 0 ? 1 : 0;
     uint32_t first_step = group * steps;
@@ -165,7 +170,7 @@ struct Kernel {
         const uint64_t u = descriptor_of(ring.u(slot.stage));
         const uint64_t x = descriptor_of(ring.x(slot.stage));
 #pragma unroll
-        for (int k = 0; k < kBlockK / 16; ++k) {
+        for (int k = 0; k < kRowBytes / kPartBytes; ++k) {
 #pragma unroll
           for (int m = 0; m < 2; ++m)
             Wgmma<N, T>::run(d[m], u + descriptor_step(m, k), x + descriptor_step(0, k), step + k);
@@ -242,6 +247,7 @@ struct Kernel {
           found = pooled(mine);
         else
           found = unpacked(sides_of(mine.largest, mine.smallest), mask_of(kTile.pixels));
+        if constexpr (FLOAT8) found = scaled(found, a.u_scale[row], a.x_scale[image]);
         const int64_t to = static_cast<int64_t>(image) * a.channels + row;
         a.pos[to] = found.pos;
         a.neg[to] = found.neg;

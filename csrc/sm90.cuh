@@ -3,6 +3,7 @@
 #include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include <cstdint>
 
@@ -155,9 +156,9 @@ __device__ __forceinline__ void touch(float (&d)[COUNT]) {
   for (int i = 0; i < COUNT; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// d (+)= A B^T for 64 rows of A, N rows of B and 16 of K, all of the warpgroup's threads together;
-// without `accumulate` d is not read. In `wgmma<N, T>::run`, T is the element type of both
-// operands.
+// d (+)= A B^T for 64 rows of A, N rows of B and 32 bytes of K, all of the warpgroup's threads
+// together; without `accumulate` d is not read. In `wgmma<N, T>::run`, T is the element type of
+// both operands.
 template <int N, typename T>
 struct Wgmma;
 
@@ -182,33 +183,34 @@ struct Wgmma;
   "%90, %91, %92, %93, %94, %95"
 #define INFODISENT_R100 INFODISENT_R96 ", %96, %97, %98, %99"
 
-// The immediates at the end: factors 1 of A and B, and both K-major.
-#define INFODISENT_WGMMA(N, TYPE, NAME, D, R, A, B, P)                                      \
-  template <>                                                                               \
-  struct Wgmma<N, TYPE> {                                                                   \
-    static __device__ __forceinline__ void run(float (&d)[(N) / 2], uint64_t a, uint64_t b, \
-                                               int32_t accumulate) {                        \
-      asm volatile(                                                                         \
-          "{\n"                                                                             \
-          ".reg .pred p;\n"                                                                 \
-          "setp.ne.b32 p, %" #P                                                             \
-          ", 0;\n"                                                                          \
-          "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." NAME "." NAME " {" R "}, %" #A  \
-          ", %" #B                                                                          \
-          ", p, 1, 1, 0, 0;\n"                                                              \
-          "}\n"                                                                             \
-          : D                                                                               \
-          : "l"(a), "l"(b), "r"(accumulate)                                                 \
-          : "memory");                                                                      \
-    }                                                                                       \
+// END: the immediates, factors 1 of A and B, and both K-major, which float8 always is.
+#define INFODISENT_WGMMA(N, K, TYPE, NAME, END, D, R, A, B, P)                                     \
+  template <>                                                                                      \
+  struct Wgmma<N, TYPE> {                                                                          \
+    static __device__ __forceinline__ void run(float (&d)[(N) / 2], uint64_t a, uint64_t b,        \
+                                               int32_t accumulate) {                               \
+      asm volatile(                                                                                \
+          "{\n"                                                                                    \
+          ".reg .pred p;\n"                                                                        \
+          "setp.ne.b32 p, %" #P                                                                    \
+          ", 0;\n"                                                                                 \
+          "wgmma.mma_async.sync.aligned.m64n" #N K ".f32." NAME "." NAME " {" R "}, %" #A ", %" #B \
+          ", p, " END                                                                              \
+          ";\n"                                                                                    \
+          "}\n"                                                                                    \
+          : D                                                                                      \
+          : "l"(a), "l"(b), "r"(accumulate)                                                        \
+          : "memory");                                                                             \
+    }                                                                                              \
   };
-#define INFODISENT_WGMMAS(TYPE, NAME)                                           \
-  INFODISENT_WGMMA(144, TYPE, NAME, INFODISENT_D72, INFODISENT_R72, 72, 73, 74) \
-  INFODISENT_WGMMA(152, TYPE, NAME, INFODISENT_D76, INFODISENT_R76, 76, 77, 78) \
-  INFODISENT_WGMMA(192, TYPE, NAME, INFODISENT_D96, INFODISENT_R96, 96, 97, 98) \
-  INFODISENT_WGMMA(200, TYPE, NAME, INFODISENT_D100, INFODISENT_R100, 100, 101, 102)
-INFODISENT_WGMMAS(__nv_bfloat16, "bf16")
-INFODISENT_WGMMAS(__half, "f16")
+#define INFODISENT_WGMMAS(K, TYPE, NAME, END)                                           \
+  INFODISENT_WGMMA(144, K, TYPE, NAME, END, INFODISENT_D72, INFODISENT_R72, 72, 73, 74) \
+  INFODISENT_WGMMA(152, K, TYPE, NAME, END, INFODISENT_D76, INFODISENT_R76, 76, 77, 78) \
+  INFODISENT_WGMMA(192, K, TYPE, NAME, END, INFODISENT_D96, INFODISENT_R96, 96, 97, 98) \
+  INFODISENT_WGMMA(200, K, TYPE, NAME, END, INFODISENT_D100, INFODISENT_R100, 100, 101, 102)
+INFODISENT_WGMMAS("k16", __nv_bfloat16, "bf16", "1, 1, 0, 0")
+INFODISENT_WGMMAS("k16", __half, "f16", "1, 1, 0, 0")
+INFODISENT_WGMMAS("k32", __nv_fp8_e4m3, "e4m3", "1, 1")
 
 }  // namespace sm90
 }  // namespace infodisent

@@ -8,8 +8,10 @@
 namespace infodisent {
 
 constexpr int kTileChannels = 128;  // rows of a tile: two products of 64
-constexpr int kBlockK = 64;         // channels of x in a slot: 128 bytes, the span of the swizzle
-constexpr int kGroups = 2;          // warpgroups that take turns, each with a whole tile
+constexpr int kRowBytes = 128;      // of a channel or pixel in a slot, the span of the swizzle
+// Channels of x in a slot: 64 of 2 bytes, 128 of 1 (float8).
+constexpr int block_k(int element_bytes) { return kRowBytes / element_bytes; }
+constexpr int kGroups = 2;  // warpgroups that take turns, each with a whole tile
 
 // Columns of a tile. images > 0: so many whole images of `pixels` side by side, and then columns of
 // nothing up to a multiple of 8. images == 0: any number of pixels, across the borders of images.
@@ -28,14 +30,16 @@ constexpr int kFlat = kTileKinds - 1;
 // Rows of x in a slot: columns, so that each of two blocks loads half of them in whole groups of 8
 // rows, which is where the pattern of the swizzle begins anew.
 constexpr int slot_rows(int columns) { return (columns + 15) / 16 * 16; }
-constexpr int half_bytes(int columns) { return slot_rows(columns) / 2 * kBlockK * 2; }
-constexpr int slot_bytes(int columns) { return (kTileChannels + slot_rows(columns)) * kBlockK * 2; }
+constexpr int half_bytes(int columns) { return slot_rows(columns) / 2 * kRowBytes; }
+constexpr int slot_bytes(int columns) { return (kTileChannels + slot_rows(columns)) * kRowBytes; }
 // Slots, their two barriers each, the two barriers of the turns; and room to begin at a multiple of
 // 1024.
 constexpr int shared_bytes(int columns, int stages) {
   return stages * slot_bytes(columns) + (2 * stages + kGroups) * 8 + 1024;
 }
 constexpr int kSharedLimit = 227 * 1024;
+
+constexpr int kPartBytes = 32;  // of K, in one wgmma
 
 // Descriptor of an operand of wgmma whose rows are 128 bytes along K, written by TMA with the
 // 128-byte swizzle, in whole groups of 8 rows that begin at multiples of 1024. Fields: bits 0-13
@@ -47,11 +51,12 @@ INFODISENT_BOTH uint64_t descriptor_of(uint32_t address) {
   const uint32_t high = (1024u >> 4) | 1u << 30;
   return static_cast<uint64_t>(high) << 32 | low;
 }
-// What to add for the 64 rows number m and the 16 of K number k: 64 rows are 8192 bytes, and 16 of
-// K are 32 bytes further in the row. The swizzle exchanges address bits 4-6 by bits 7-9 of the
-// address that comes out, so the start simply moves on.
+// What to add for the 64 rows number m and the part number k of K, which is what one wgmma takes:
+// 16 elements of 2 bytes or 32 of 1. 64 rows are 8192 bytes, and a part is 32 bytes further in the
+// row. The swizzle exchanges address bits 4-6 by bits 7-9 of the address that comes out, so the
+// start simply moves on.
 INFODISENT_BOTH constexpr uint32_t descriptor_step(int m, int k) {
-  return static_cast<uint32_t>(m * 64 * kBlockK * 2 + k * 32) / 16;
+  return static_cast<uint32_t>(m * 64 * kRowBytes + k * kPartBytes) / 16;
 }
 
 // How tiles lie in the map: tile n begins at row (n % blocks) * row_step of image

@@ -22,6 +22,11 @@ def _reason(error: ImportError) -> str:
     written = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
     if written:
         return written
+    if not list(here.parent.glob("_C.*")) and (here.parents[1] / "setup.py").is_file():
+        return (
+            "Python takes the package from its source folder, where nothing was built: install "
+            "it with pip install -e, or start Python in another folder"
+        )
     if not list(here.parent.glob("_C.*")):
         return "the package was installed without it (INFODISENT_BUILD=0, or no pybind11)"
     return f"it does not load: {error}"

@@ -3,8 +3,8 @@
 Five backends exist:
 
 ``cuda``
-    The hand-written kernel for Hopper GPUs (``csrc/rotate_pool_sm90*``) forward, `triton` or
-    `sparse` backward. It has not been measured yet, so ``auto`` never takes it.
+    The hand-written kernels for Hopper GPUs (``csrc/*_sm90*``) for the value and for dU of half
+    maps, `triton` or `sparse` for the rest. Not measured yet, so ``auto`` never takes them.
 ``triton``
     The kernels of ``infodisent.kernels`` on a GPU of compute capability 8.0 or more, for float32,
     bfloat16 and float16. ``auto`` takes it only where a check on this machine has shown it right
@@ -20,7 +20,8 @@ Five backends exist:
 ``auto`` (the default) takes the first backend of the table that has no objection. Choose with the
 environment variable ``INFODISENT_BACKEND``, with `set_backend`, or for a block of code with
 `use_backend`. An explicit choice that cannot serve a call raises `BackendError` with the reason;
-``auto`` falls back.
+``auto`` falls back. Where a chosen backend has no kernel for an operator at all, the next one takes
+its place: ``cuda`` leaves the rotation to ``triton``, and that the pool alone to ``sparse``.
 """
 
 from __future__ import annotations
@@ -171,7 +172,17 @@ def select(op: str, tensor: torch.Tensor, *others: torch.Tensor | None) -> str:
 _resolved: dict[tuple[object, ...], str] = {}
 
 
+# Operators that a backend has no kernel for at all, and who takes its place when it is chosen: a
+# model uses several, and one environment variable is for all of them.
+_WITHOUT = {
+    "cuda": (("rotation", "mx_pool"), "triton"),
+    "triton": (("mx_pool",), "sparse"),
+}
+
+
 def _resolve(name: str, op: str, device: torch.device, dtype: torch.dtype) -> str:
+    while op in _WITHOUT.get(name, ((), ""))[0]:
+        name = _WITHOUT[name][1]
     call = Call(op, device, dtype)
     if name != "auto":
         objection = _TABLE[name](call)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from infodisent import __version__, ops, reference
+from infodisent import __version__, _native, ops, reference
 
 # Feature maps at 224 px: (channels, height, width). Token models are given as NLC.
 SHAPES = {
@@ -277,6 +277,7 @@ def machine(device: str = "cpu") -> dict[str, str | int]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "infodisent": __version__,
+        "native": _native.describe(),
     }
 
 

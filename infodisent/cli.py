@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.markup import escape
@@ -34,6 +34,7 @@ SeedOption = Annotated[
 L1Option = Annotated[
     float, typer.Option(min=0, help="Penalty on the weights: larger gives shorter explanations.")
 ]
+INTERRUPTED = 130  # a shell's number for a program stopped by Ctrl-C
 ParametrizationOption = Annotated[
     str, typer.Option(help="Of the rotation: exp, or lie (cheaper steps, another path).")
 ]
@@ -380,6 +381,8 @@ def doctor(
                 label = f"{name}, {device}, {str(dtype).removeprefix('torch.')}"
                 table.add_row(label, *answers.values())
     console.print(table)
+    if check and not torch.cuda.is_available():
+        console.print("--check: torch sees no GPU, so there was nothing to check")
     a = torch.randn(64, 64) * 0.1
     u = ops.rotation(a).double()
     error = (u - torch.matrix_exp((a - a.mT).double())).abs().max().item()
@@ -409,8 +412,16 @@ def main() -> None:
         console.print(str(error), markup=False, highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:
-        console.print("[yellow]interrupted; the same command goes on from here")
-        sys.exit(130)
+        _interrupted()
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # what typer makes of it
+            _interrupted()
+        raise
+
+
+def _interrupted() -> NoReturn:
+    console.print("\n[yellow]interrupted; the same command goes on from here")
+    sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -213,6 +213,24 @@ def _store_state(
     write_tensors(path, tensors, {**identity, "history": history})
 
 
+def _differences(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
+    """What differs between two identities, nested entries by name."""
+    found = []
+    for key, value in now.items():
+        before = then.get(key)
+        if before == value:
+            continue
+        if isinstance(value, dict) and isinstance(before, dict):
+            found += [
+                f"{k} was {before.get(k)}, is {value.get(k)}"
+                for k in {**before, **value}
+                if before.get(k) != value.get(k)
+            ]
+        else:
+            found.append(f"other {key}")
+    return found
+
+
 def _restore(
     path: Path,
     identity: dict[str, Any],
@@ -220,11 +238,11 @@ def _restore(
     optimizer: torch.optim.Optimizer,
 ) -> list[dict[str, float]]:
     tensors, metadata = read_tensors(path)
-    differing = [k for k, v in identity.items() if metadata.get(k) != v]
+    differing = _differences(identity, metadata if isinstance(metadata, dict) else {})
     if differing:
         raise ValueError(
-            f"{path} is the state of another training run (different: {', '.join(differing)}); "
-            "remove it to start anew"
+            f"{path} is the state of another training run ({'; '.join(differing)}); give the same "
+            "options to go on with it, or overwrite (--overwrite) to start anew"
         )
     try:
         head.load_state_dict(

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "float8.h"
 #include "packed_key.h"
 #include "tile_schedule.h"
 
@@ -205,12 +206,13 @@ void flat(int images, int pixels, bool contiguous) {
 // --- the schedule ---
 
 void covered_once(int kind, int images, int pixels, int channels, bool contiguous, int cluster,
-                  int processors) {
+                  int processors, int element_bytes) {
   const Layout layout = layout_of(kind, images, pixels, contiguous);
   const int groups = channel_groups(channels, cluster), units = groups * layout.tiles;
   const int clusters = smaller(units, larger(1, processors / cluster));
   const int down = channel_groups(channels, 1);
-  const uint32_t steps = (channels + kBlockK - 1) / kBlockK, stages = kTiles[kind].stages;
+  const uint32_t steps = (channels + block_k(element_bytes) - 1) / block_k(element_bytes),
+                 stages = kTiles[kind].stages;
   std::vector<int> seen(static_cast<size_t>(down) * layout.tiles, 0);
   for (int c = 0; c < clusters; ++c) {
     for (int rank = 0; rank < cluster; ++rank) {
@@ -266,8 +268,8 @@ void schedule() {
           for (int kind = 0; kind < kTileKinds; ++kind) {
             const int pixels = kind == kFlat ? (images % 2 ? 577 : 50) : kTiles[kind].pixels;
             if (images > 20 && pixels > 150 && images % 7) continue;
-            covered_once(kind, images, pixels, channels, true, cluster, processors);
-            covered_once(kind, images, pixels, channels, false, cluster, processors);
+            covered_once(kind, images, pixels, channels, true, cluster, processors, 1 + images % 2);
+            covered_once(kind, images, pixels, channels, false, cluster, processors, 2);
             const int chosen = choose_tile(images, pixels, channels, true, processors);
             check(chosen == kFlat || kTiles[chosen].pixels == pixels, "a tile of other pixels");
           }
@@ -284,17 +286,21 @@ void schedule() {
 // The 128-byte swizzle, of the copy engine and of wgmma: bits 4-6 of an address by its bits 7-9.
 uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
 
+// Of elements of BYTES bytes.
+template <int BYTES>
 void operands() {
+  constexpr int BLOCK_K = block_k(BYTES), PART = kPartBytes / BYTES;
   for (const TileShape& tile : kTiles)
     for (int cluster : {1, 2}) {
       const uint32_t base = 3 * 1024 + 2 * slot_bytes(tile.columns);  // slot 2 of a ring at 3072
-      const uint32_t x = base + kTileChannels * kBlockK * 2;
+      const uint32_t x = base + kTileChannels * kRowBytes;
       check(base % 1024 == 0 && x % 1024 == 0, "groups of 8 rows begin at multiples of 1024");
-      std::vector<int> memory((x + slot_rows(tile.columns) * kBlockK * 2) / 2, -1);  // of 2 bytes
+      std::vector<int> memory((x + slot_rows(tile.columns) * kRowBytes) / BYTES, -1);  // elements
       const auto copy = [&](uint32_t to, int first, int rows, int operand) {
         for (int row = 0; row < rows; ++row)
-          for (int k = 0; k < kBlockK; ++k)
-            memory[swizzled(to + row * 128 + k * 2) / 2] = operand << 20 | (first + row) << 8 | k;
+          for (int k = 0; k < BLOCK_K; ++k)
+            memory[swizzled(to + row * 128 + k * BYTES) / BYTES] =
+                operand << 20 | (first + row) << 8 | k;
       };
       copy(base, 0, kTileChannels, 1);
       if (cluster == 1) {
@@ -303,7 +309,8 @@ void operands() {
         const int half = slot_rows(tile.columns) / 2;
         for (int rank : {1, 0}) copy(x + rank * half_bytes(tile.columns), rank * half, half, 2);
       }
-      for (int k = 0; k < kBlockK / 16; ++k)
+      int read = 0;  // parts of K, which together must be all of it
+      for (int k = 0; k < kRowBytes / kPartBytes; ++k, read += PART)
         for (int m = 0; m < 3; ++m) {  // 0, 1: rows of U; 2: x
           const uint64_t descriptor = m < 2 ? descriptor_of(base) + descriptor_step(m, k)
                                             : descriptor_of(x) + descriptor_step(0, k);
@@ -311,14 +318,56 @@ void operands() {
           const uint32_t stride = (descriptor >> 32 & 0x3fff) << 4;
           check(descriptor >> 62 == 1 && (descriptor >> 49 & 7) == 0, "fields of a descriptor");
           for (int row = 0; row < (m < 2 ? 64 : tile.columns); ++row)
-            for (int i = 0; i < 16; ++i) {
-              const uint32_t at = swizzled(start + row / 8 * stride + row % 8 * 128 + i * 2);
+            for (int i = 0; i < PART; ++i) {
+              const uint32_t at = swizzled(start + row / 8 * stride + row % 8 * 128 + i * BYTES);
               const int wanted =
-                  (m < 2 ? 1 << 20 | (64 * m + row) << 8 : 2 << 20 | row << 8) | (16 * k + i);
-              check(memory[at / 2] == wanted, "a product reads another element");
+                  (m < 2 ? 1 << 20 | (64 * m + row) << 8 : 2 << 20 | row << 8) | (PART * k + i);
+              check(memory[at / BYTES] == wanted, "a product reads another element");
             }
         }
+      check(read == BLOCK_K, "a slot is not read to its end");
     }
+}
+
+// --- the scales of float8 ---
+
+// Beside the definition: the least power of two that takes `largest` to 448 or below.
+void float8_scales() {
+  for (uint32_t exponent = 0; exponent < 255; ++exponent)
+    for (uint32_t fraction : {0u, 1u, 0x5fffffu, 0x600000u, 0x600001u, 0x7fffffu, below(1 << 23)}) {
+      const uint32_t bits = exponent << 23 | fraction;
+      const double largest = float_of(bits);
+      const float scale = float8_scale(bits), inverse = float8_inverse(scale);
+      int power = 0;
+      check(std::frexp(scale, &power) == 0.5f, "a scale is a power of two");
+      check(static_cast<double>(scale) * inverse == 1.0, "the inverse of a scale");
+      check(largest * inverse <= 448.0, "a value saturates");
+      check(largest * inverse > 224.0 || scale == std::ldexp(1.0f, -126), "half of the range");
+    }
+}
+
+// Scales after the pool are those of the rows and images before it.
+void float8_pool() {
+  const int pixels = 49;
+  const uint32_t mask = mask_of(pixels);
+  for (int kind = 0; kind < kValueKinds; ++kind)
+    for (int repeat = 0; repeat < 200; ++repeat) {
+      const float u_scale = std::ldexp(1.0f, static_cast<int>(below(40)) - 20);
+      const float x_scale = std::ldexp(1.0f, static_cast<int>(below(40)) - 20);
+      float y[pixels], after[pixels];
+      Keys keys = {0, 0};
+      for (int p = 0; p < pixels; ++p) {
+        y[p] = value_of(kind);
+        // what is cleared goes first, since the product is what is packed
+        after[p] = y[p] != y[p] ? y[p] : float_of(bits_of(y[p]) & ~mask) * u_scale * x_scale;
+        add(keys, packed(bits_of(y[p]), p, mask));
+      }
+      const Pooled found = unpacked(sides_of(keys.largest, keys.smallest), mask);
+      compare(scaled(found, u_scale, x_scale), scanned(after, pixels, 0), "float8");
+    }
+  const Pooled tiny = scaled({1.0f, 2.0f, 3, 4}, std::ldexp(1.0f, -126), std::ldexp(1.0f, -126));
+  check(tiny.pos == 0.0f && tiny.pos_index == -1 && tiny.neg == 0.0f && tiny.neg_index == -1,
+        "what underflows is nowhere");
 }
 
 // --- the barriers ---
@@ -567,7 +616,10 @@ int main(int count, char** arguments) {
       for (int pixels : {1, 7, 48, 50, 64, 65, 192, 256, 257, 576, 577, 1024})
         for (int images : {1, 2, 3, 5, 9}) flat(images, pixels, contiguous);
     schedule();
-    operands();
+    operands<2>();
+    operands<1>();
+    float8_scales();
+    float8_pool();
   }
   std::printf("clean\n");
 }

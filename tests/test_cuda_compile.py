@@ -62,18 +62,27 @@ def test_model_finds_what_is_left_out(model, mutant, found):
     assert found in ran.stdout
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """Machine code of csrc/rotate_pool_sm90.cu, and what ptxas printed."""
+def compile_source(source: str, folder: Path) -> tuple[Path, str]:
+    """Machine code of one file of csrc, and what ptxas printed."""
     nvcc = tool("nvcc")
     if nvcc is None:
         pytest.skip("needs nvcc")
-    cubin = tmp_path_factory.mktemp("cuda") / "rotate_pool_sm90.cubin"
+    cubin = (folder / source).with_suffix(".cubin")
     command = [nvcc, "-gencode=arch=compute_90a,code=sm_90a", "-O3", "-std=c++17", "-lineinfo"]
-    command += ["-Xptxas", "-v", "-cubin", "-o", str(cubin), str(CSRC / "rotate_pool_sm90.cu")]
+    command += ["-Xptxas", "-v", "-cubin", "-o", str(cubin), str(CSRC / source)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return cubin, done.stderr
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    return compile_source("rotate_pool_sm90.cu", tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture(scope="module")
+def compiled_float8(tmp_path_factory):
+    return compile_source("rotate_pool_sm90_float8.cu", tmp_path_factory.mktemp("cuda"))
 
 
 def kernels(log: str) -> dict[str, str]:
@@ -85,15 +94,13 @@ def kernels(log: str) -> dict[str, str]:
     return found
 
 
-def test_resources(compiled):
-    """Nothing spills, and registers suffice for one block of 384 threads."""
-    _, log = compiled
+def check_resources(log: str, kernel: str, count: int) -> None:
+    """Nothing spills, and registers suffice for one block of 384 threads of `kernel`."""
     # C7508: setmaxnreg ignored. C7510: products one after the other.
     assert "warning" not in log.lower(), log
     found = kernels(log)
-    products = {name: text for name, text in found.items() if "rotate_pool_kernel" in name}
-    # bfloat16: 6 tiles x rounded, whole; float16: 6 x rounded, 1 x whole; with and without clusters
-    assert len(products) == 2 * (12 + 7)
+    products = {name: text for name, text in found.items() if kernel in name}
+    assert len(products) == count
     for name, text in found.items():
         assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in text, name + text
         registers = int(re.search(r"Used (\d+) registers", text)[1])
@@ -102,9 +109,17 @@ def test_resources(compiled):
         assert f"Used {REGISTERS} registers" in text, name
 
 
-def test_machine_code(compiled):
-    """The instructions that the design is about are there, and no access to local memory is."""
-    cubin, _ = compiled
+def test_resources(compiled):
+    # bfloat16: 6 tiles x rounded, whole; float16: 6 x rounded, 1 x whole; with and without clusters
+    check_resources(compiled[1], "rotate_pool_kernel", 2 * (12 + 7))
+
+
+def test_resources_float8(compiled_float8):
+    check_resources(compiled_float8[1], "rotate_pool_kernel", 2 * 6)
+
+
+def functions(cubin: Path) -> dict[str, str]:
+    """Machine code of each kernel."""
     cuobjdump = tool("cuobjdump")
     if cuobjdump is None or tool("nvdisasm") is None:
         pytest.skip("needs cuobjdump and nvdisasm")
@@ -116,28 +131,56 @@ def test_machine_code(compiled):
         env={**os.environ, "PATH": path},
     )
     assert done.returncode == 0, done.stderr
-    functions = re.split(r"Function : ", done.stdout)[1:]
+    return {text.split(None, 1)[0]: text for text in re.split(r"Function : ", done.stdout)[1:]}
+
+
+COLUMNS = {"0": 200, "1": 152, "2": 200, "3": 200, "4": 144, "5": 192}
+TILE = r"rotate_pool_kernelILi(\d)ELb([01])ELi([12])E"
+
+
+def check_copies_and_loop(name: str, text: str, product: str) -> None:
+    """What kernels of all dtypes have in common; `product`: the mnemonic of their wgmma."""
+    multicast = len(re.findall(r"UTMALDG\.3D\.MULTICAST", text))
+    copies = len(re.findall(r"UTMALDG\.3D\b", text))
+    pairs = re.search(TILE, name)[3] == "2"
+    assert (multicast, copies) == ((1, 2) if pairs else (0, 2)), name
+    assert len(re.findall(r"USETMAXREG", text)) == 2, name
+    # the loop over K has no fence: an arrival elsewhere in the cluster could bring one
+    loop = text[text.index(product) : text.rindex(product)]
+    assert not re.search(r"MEMBAR|CCTL", loop), name
+
+
+def test_machine_code(compiled):
+    """The instructions that the design is about are there, and no access to local memory is."""
     seen = 0
-    for text in functions:
-        name = text.split(None, 1)[0]
+    for name, text in functions(compiled[0]).items():
         assert not re.search(r"\b(LDL|STL)\b", text), name
-        tile = re.search(r"rotate_pool_kernelILi(\d)ELb([01])ELi([12])E", name)
+        tile = re.search(TILE, name)
         if tile is None:
             continue
         seen += 1
-        columns = {"0": 200, "1": 152, "2": 200, "3": 200, "4": 144, "5": 192}[tile[1]]
         dtype = "F16" if "__half" in name else "BF16"  # as in "F32.BF16"; plain F32 is float16
-        products = re.findall(rf"HGMMA\.64x{columns}x16\.F32(\.BF16)?", text)
+        products = re.findall(rf"HGMMA\.64x{COLUMNS[tile[1]]}x16\.F32(\.BF16)?", text)
         assert len(products) == 8, name  # 4 steps of 16 along K, 2 of 64 channels
         assert all(bool(kind) == (dtype == "BF16") for kind in products), name
-        multicast = len(re.findall(r"UTMALDG\.3D\.MULTICAST", text))
-        copies = len(re.findall(r"UTMALDG\.3D\b", text))
-        assert (multicast, copies) == ((1, 2) if tile[3] == "2" else (0, 2)), name
-        assert len(re.findall(r"USETMAXREG", text)) == 2, name
-        # the loop over K has no fence: an arrival elsewhere in the cluster could bring one
-        loop = text[text.index("HGMMA") : text.rindex("HGMMA")]
-        assert not re.search(r"MEMBAR|CCTL", loop), name
+        check_copies_and_loop(name, text, "HGMMA")
     assert seen == 38
+
+
+def test_machine_code_float8(compiled_float8):
+    seen = 0
+    for name, text in functions(compiled_float8[0]).items():
+        assert not re.search(r"\b(LDL|STL)\b", text), name
+        tile = re.search(TILE, name)
+        if tile is None:
+            assert "largest_kernel" in name or "F2FP.SATFINITE.E4M3" in text, name
+            continue
+        seen += 1
+        products = re.findall(rf"QGMMA\.64x{COLUMNS[tile[1]]}x32\.F32\.E4M3\.E4M3", text)
+        assert len(products) == 8, name  # 4 steps of 32 along K, 2 of 64 channels
+        assert "HGMMA" not in text, name
+        check_copies_and_loop(name, text, "QGMMA")
+    assert seen == 12
 
 
 def test_a_missing_module_says_why(monkeypatch):
@@ -233,3 +276,24 @@ def test_errors_are_raised():
     ]:
         with pytest.raises(ValueError, match=message):
             module.rotate_pool(16, 16, 1, *sizes, *pointers, 0, tile, cluster, exact, 0)
+
+
+@needs_module
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_errors_are_raised_float8():
+    module = _native_cuda._module
+    with pytest.raises(RuntimeError, match="the device"):
+        module.to_float8(16, 1, 1, 1, 16, 16, 16, 16, 16, 16, 0, 0)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        module.to_float8(16, 1, 1, 1, 8, 8, 8, 16, 16, 16, 0, 0)
+    with pytest.raises(RuntimeError, match="the device"):
+        module.rotate_pool_float8(16, 16, 1, 49, 64, 16, 16, *(16,) * 4, 0, 0, 0, 1, 0)
+    for channels, pixels, scale, tile, message in [
+        (24, 49, 16, 0, "multiples of 16"),
+        (64, 1025, 16, 5, "whole values"),
+        (64, 49, 0, 0, "missing"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            module.rotate_pool_float8(
+                16, scale, 1, pixels, channels, 16, 16, *(16,) * 4, 16, 0, tile, 1, 0
+            )

@@ -10,6 +10,7 @@ import torch
 from torch.autograd import forward_ad
 
 from infodisent import InfoDisentHead, _native, ops, reference
+from infodisent.nn import Rotation
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -162,3 +163,23 @@ def test_memory_of_tiny_maps(backend):
     done = subprocess.run([sys.executable, "-c", TINY], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 24 << 20
+
+
+@pytest.mark.parametrize("name", ["rotate_pool", "mx_pool", "infodisent_head", "rotation", "lie"])
+def test_the_penalty_of_a_gradient_is_refused(name):
+    """Its upstream gradient is a constant: what it depends on are the saved inputs alone."""
+    x, u, w = torch.randn(2, C, 3, 3), rotation(), torch.rand(3, C)
+    leaves = [t.requires_grad_() for t in (x, u, w)]
+    lie = Rotation(C, parametrization="lie")
+    value, leaf = {
+        "rotate_pool": lambda: (ops.rotate_pool(x, u).pooled, x),
+        "mx_pool": lambda: (ops.mx_pool(x).pooled, x),
+        "infodisent_head": lambda: (ops.infodisent_head(x, u, w), x),
+        "rotation": lambda: (ops.rotation(u), u),
+        "lie": lambda: (lie(), lie.A),
+    }[name]()
+    (g,) = torch.autograd.grad(value[0].sum(), leaf, create_graph=True)
+    assert g.requires_grad
+    with pytest.raises(RuntimeError, match="twice"):
+        (value.sum() + g.square().sum()).backward()
+    assert all(t.grad is None for t in leaves)

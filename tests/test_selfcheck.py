@@ -222,6 +222,8 @@ def test_the_cuda_backend(monkeypatch):
     cuda, found = torch.device("cuda"), backends.explain("rotate_pool", "cuda")["cuda"]
     assert "CUDA module" in found  # no such GPU here, or no such module
     assert "not float64" in backends.explain("rotate_pool", cuda, torch.float64)["cuda"]
+    with backends.use_backend("triton"):
+        assert backends.select("mx_pool", torch.zeros(1)) == "sparse"  # it has no such kernel
     assert "no CUDA kernel for mx_pool" in backends.explain("mx_pool", cuda)["cuda"]
     monkeypatch.setattr(_native_cuda, "device_objection", lambda *_: None)
     assert backends.explain("rotate_pool")["cuda"] == "ok"

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from infodisent import ops
 from infodisent.nn._checks import check_choice, check_positive
+from infodisent.ops._registry import once
 from infodisent.sparse._plans import PRECISIONS
 
 PARAMETRIZATIONS = ("exp", "lie")
@@ -173,7 +173,7 @@ class _AtZero(torch.autograd.Function):
         return base.clone()
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (base,) = ctx.saved_tensors
         n = grad @ base.mT  # dU = (dA - dA^T) base

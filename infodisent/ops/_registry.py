@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 
 NAMESPACE = "infodisent"
 
@@ -38,8 +37,32 @@ def register_gradient(
 ) -> None:
     """Attach a gradient that can be taken once; a second derivative raises RuntimeError."""
     torch.library.register_autograd(
-        f"{NAMESPACE}::{stem}", once_differentiable(backward), setup_context=setup_context
+        f"{NAMESPACE}::{stem}", once(backward), setup_context=setup_context
     )
+
+
+def once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """A backward whose results raise when they are differentiated.
+
+    torch's `once_differentiable` lets pass what depends on saved inputs only: the penalty of a
+    gradient that is the same for all upstream gradients would silently count for nothing.
+    """
+
+    @functools.wraps(backward)
+    def wrapped(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        again = torch.is_grad_enabled()  # create_graph=True
+        with torch.no_grad():
+            outputs = backward(ctx, *grads)
+        if not again:
+            return outputs
+        message = f"{NAMESPACE}: trying to differentiate twice; infodisent.reference can"
+        raising = torch._C._functions.DelayedError(message.encode(), len(outputs))
+        # detached, so that nothing of the operator is asked for before the message is shown
+        given = [g.detach().requires_grad_() if isinstance(g, Tensor) else g for g in outputs]
+        found: tuple[Any, ...] = raising(*given)
+        return found
+
+    return wrapped
 
 
 # whether autocast is on for some device; in a torch without the question: ask about each

@@ -107,6 +107,11 @@ def _by_cuda(x: Tensor, u: Tensor) -> _Four:
     return _native_cuda.rotate_pool(x, u)
 
 
+def _cuda_can_grad_u(x: Tensor, u: Tensor) -> bool:
+    # it rounds the gradients to x's dtype, which is fine for a result of that dtype only
+    return x.dtype == u.dtype and _native_cuda.grad_u_objection(x) is None
+
+
 def _impl(x: Tensor, u: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:
     backend = backends.select("rotate_pool", x, u)
     return forward(backend, x, u, input_fmt, num_prefix_tokens)
@@ -170,19 +175,16 @@ def _backward_impl(
     need_x: bool,
     need_u: bool,
 ) -> tuple[Tensor, Tensor]:
-    backend = backends.for_gradient(backends.select("rotate_pool", x, u), x)
+    chosen = backends.select("rotate_pool", x, u)
+    backend = backends.for_gradient(chosen, x)
     module: Any = native if backend == "native" else sparse
     run = _triton if backend == "triton" else module.rotate_pool
-    dx, du = run.rotate_pool_backward(
-        grad_pos,
-        grad_neg,
-        to_bpc(x, input_fmt, num_prefix_tokens),
-        u,
-        pos_index,
-        neg_index,
-        need_x,
-        need_u,
-    )
+    view = to_bpc(x, input_fmt, num_prefix_tokens)
+    grads, places = (grad_pos, grad_neg), (pos_index, neg_index)
+    du_by_cuda = chosen == "cuda" and need_u and _cuda_can_grad_u(view, u)
+    dx, du = run.rotate_pool_backward(*grads, view, u, *places, need_x, need_u and not du_by_cuda)
+    if du_by_cuda:
+        du = _native_cuda.grad_u(*grads, view, *places, u.dtype)
     # An operator returns tensors: what was not asked for is an empty one.
     return (
         x.new_empty(0)

@@ -301,5 +301,7 @@ def _format(name: str, value: Any) -> str:
     if isinstance(value, float):
         if name in _PERCENT:
             return f"{value:.1%}"
+        if name == "f1":
+            return f"{value:.3f}"
         return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1 else f"{value:.3f}"
     return str(value)

@@ -1,0 +1,186 @@
+// What the kernel of rotate_pool_backward_sm90.cuh multiplies, where it lies and who does it. Plain
+// arithmetic, so that tests/cuda_backward_model.cpp runs it on the CPU.
+//
+// dU = sum_b dY_b X_b is one product whose K runs over the pixels of all images. dY_b [C, P] has at
+// most two entries a row, gradients at the winners; it exists only as registers of the threads that
+// multiply by it.
+#pragma once
+#include <cstdint>
+
+#include "packed_key.h"
+#include "tile_schedule.h"
+
+namespace infodisent {
+namespace backward {
+
+constexpr int kTileColumns = 256;  // of dU; the rows of a tile are kTileChannels
+constexpr int kBoxColumns = 64;    // 128 bytes, the span of the swizzle
+constexpr int kBoxes = kTileColumns / kBoxColumns;
+
+// A slot holds one piece of an image: kPieces[i] times 16 pixels, as zeros where the image ends.
+constexpr int kPieces[] = {2, 3, 4, 7};
+constexpr int kPieceKinds = sizeof(kPieces) / sizeof(kPieces[0]);
+
+INFODISENT_BOTH constexpr int box_bytes(int piece) { return piece * 16 * kBoxColumns * 2; }
+constexpr int slot_bytes(int piece) { return kBoxes * box_bytes(piece); }
+// Slots, each with two barriers; and room to begin at a multiple of 1024.
+constexpr int shared_bytes(int piece, int stages) {
+  return stages * (slot_bytes(piece) + 16) + 1024;
+}
+constexpr int stages_of(int piece) {
+  int stages = 2;
+  while (stages < 8 && shared_bytes(piece, stages + 1) <= kSharedLimit) ++stages;
+  return stages;
+}
+
+// Pieces of an image.
+INFODISENT_BOTH int32_t blocks_of(int32_t pixels, int piece) {
+  return (pixels + 16 * piece - 1) / (16 * piece);
+}
+// The kind of piece with the least products; a piece costs about a quarter of one besides (an
+// estimate, not measured).
+inline int choose_piece(int32_t pixels) {
+  const auto cost = [&](int kind) {
+    return blocks_of(pixels, kPieces[kind]) * (4 * kPieces[kind] + 1);
+  };
+  int best = 0;
+  for (int kind = 1; kind < kPieceKinds; ++kind)
+    if (cost(kind) < cost(best)) best = kind;
+  return best;
+}
+
+// --- work ---
+
+struct Grid {
+  int32_t groups;  // tiles of channels, in groups of as many as a cluster has blocks
+  int32_t across;  // tiles of columns
+  int32_t splits;  // parts of the batch, each with a sum of its own
+  int32_t images;  // of a part; the last one may have less
+  int32_t units;   // groups * across * splits
+};
+inline Grid grid_of(int32_t images, int32_t channels, int splits, int cluster) {
+  Grid grid = {};
+  grid.groups = channel_groups(channels, cluster);
+  grid.across = (channels + kTileColumns - 1) / kTileColumns;
+  grid.images = (images + splits - 1) / splits;
+  grid.splits = (images + grid.images - 1) / grid.images;  // none is empty
+  grid.units = grid.groups * grid.across * grid.splits;
+  return grid;
+}
+struct Unit {
+  int32_t m, n;         // tile of channels, tile of columns
+  int32_t split;        // part of the batch
+  int32_t first, last;  // its images, without the last
+};
+// Unit of work `unit` of block `rank` of a cluster. The tiles of one part first: they read the same
+// images.
+INFODISENT_BOTH Unit unit_of(const Grid& grid, int32_t unit, int32_t images, int cluster,
+                             int rank) {
+  const int32_t tiles = grid.groups * grid.across;
+  const int32_t split = unit / tiles, tile = unit - split * tiles;
+  const int32_t n = tile / grid.groups, group = tile - n * grid.groups;
+  const int32_t first = split * grid.images;
+  return {group * cluster + rank, n, split, first, smaller(first + grid.images, images)};
+}
+
+// Blocks that share x: 2 where tiles of channels come in pairs.
+inline int choose_cluster(int32_t channels, int processors) {
+  return channel_groups(channels, 1) % 2 == 0 && processors >= 2 ? 2 : 1;
+}
+// Parts of the batch, for work on every multiprocessor. Clocks of a model: 2048 multiply-adds a
+// clock and multiprocessor, and 1700 bytes a clock from memory for the parts, which are written and
+// read. Not measured.
+inline int choose_splits(int32_t images, int32_t pixels, int32_t channels, int cluster,
+                         int processors) {
+  const int piece = kPieces[choose_piece(pixels)];
+  const double image = static_cast<double>(kTileChannels) * kTileColumns * 16 * piece *
+                       blocks_of(pixels, piece) / 2048;
+  const int32_t clusters = larger(1, processors / cluster);
+  const auto clocks = [&](int splits) {
+    const Grid grid = grid_of(images, channels, splits, cluster);
+    const double moved = grid.splits > 1 ? 8.0 * grid.splits * channels * channels : 0.0;
+    return (grid.units + clusters - 1) / clusters * (grid.images * image) + moved / 1700;
+  };
+  int best = 1;
+  for (int splits = 2; splits <= smaller(images, 32); ++splits)
+    if (clocks(splits) < clocks(best)) best = splits;
+  return grid_of(images, channels, best, cluster).splits;
+}
+
+// --- the left operand: dY, in registers ---
+
+// The scale of a channel: brings `most`, the largest magnitude of its gradients, into [2^13, 2^14).
+// It and what undoes it are normal numbers: 13 - 127 is the least exponent.
+INFODISENT_BOTH float scale_of(float most) {
+  const int32_t exponent = static_cast<int32_t>(bits_of(most) >> 23) - 127;
+  return float_of(static_cast<uint32_t>(smaller(13 - exponent, 126) + 127) << 23);
+}
+
+// Both winners of one channel of one image, as one lane needs them. The lane holds pixels
+// 2 (lane % 4) + {0, 1} and, in another register, those + 8, of every 16. The first of two pixels
+// is the low half of a register.
+struct Winners {
+  uint32_t pos_bits, neg_bits;  // gradients, 16 bits
+  uint32_t pos_at, neg_at;      // 16 times (pixel - 2 (lane % 4)), as the shifts below want it
+};
+// Where both are the same pixel it counts once, with both gradients.
+INFODISENT_BOTH void merge(float& g_pos, float g_neg, int32_t pos, int32_t& neg) {
+  if (pos != neg) return;
+  g_pos += g_neg;
+  neg = -1;
+}
+INFODISENT_BOTH Winners winners_of(uint32_t pos_bits, uint32_t neg_bits, int32_t pos, int32_t neg,
+                                   int lane) {
+  const int32_t column = 2 * (lane % 4);
+  return {pos_bits, neg_bits, static_cast<uint32_t>(pos - column) * 16u,
+          static_cast<uint32_t>(neg - column) * 16u};
+}
+// 0 from 32 on, as the instruction does it and C++ does not.
+INFODISENT_BOTH uint32_t shifted(uint32_t bits, uint32_t by) {
+#if defined(__CUDA_ARCH__)
+  uint32_t result;
+  asm("shl.b32 %0, %1, %2;" : "=r"(result) : "r"(bits), "r"(by));
+  return result;
+#else
+  return by < 32 ? bits << by : 0;
+#endif
+}
+// The register for pixels `pixel` + 2 (lane % 4) + {0, 1}, `pixel` a multiple of 8. A winner that
+// is k pixels away is shifted by 16 k bits: in for k = 0 and 1, out for all others, since negative
+// distances are large ones. Pixel -1, none, is at a distance of -1 or less: out. Both winners never
+// meet in one half: where they are the same pixel, `merge` has made one of them. Distances
+// count modulo 2^28, which images have fewer pixels than.
+constexpr int32_t kMostPixels = 1 << 27;
+INFODISENT_BOTH uint32_t fragment(const Winners& w, int32_t pixel) {
+  const uint32_t at = static_cast<uint32_t>(pixel) * 16u;
+  return shifted(w.pos_bits, w.pos_at - at) | shifted(w.neg_bits, w.neg_at - at);
+}
+// Register i of the four that a lane passes for 16 pixels: (row + 8 (i % 2), pixels + 8 (i / 2)).
+INFODISENT_BOTH constexpr int row_of(int i) { return i % 2 * 8; }
+INFODISENT_BOTH constexpr int pixel_of(int i) { return i / 2 * 8; }
+
+// --- the right operand: x, in shared memory ---
+
+// A box is [16 * piece pixels, 64 columns], 128 bytes a pixel, written by TMA with the 128-byte
+// swizzle; a slot is kBoxes of them side by side. To the product, which sums over pixels, this is a
+// matrix [K, N] with N contiguous: N-major, "transposed".
+//
+// Descriptor of such an operand (PTX, "Shared Memory Matrix Layout", N-major, 128-byte swizzle; in
+// the notation of CuTe, in elements of 2 bytes, ((8, 8, n), (8, k)) : ((1, 8, LEADING),
+// (64, STRIDE))): 64 elements along N are contiguous, 8 along K follow each other in rows of 128
+// bytes, and these blocks of 1024 bytes, in which the pattern of the swizzle is complete, are
+// repeated along N every "leading byte offset" and along K every "stride byte offset". So here
+// leading = one box and stride = 1024. The other fields are as in tile_schedule.h.
+INFODISENT_BOTH uint64_t descriptor_of(uint32_t address, int piece) {
+  const uint32_t leading = static_cast<uint32_t>(box_bytes(piece)) >> 4;
+  const uint32_t low = (address & 0x3ffff) >> 4 | leading << 16;
+  const uint32_t high = (1024u >> 4) | 1u << 30;
+  return static_cast<uint64_t>(high) << 32 | low;
+}
+// What to add for the 16 pixels number k: two blocks of 1024 bytes on.
+INFODISENT_BOTH constexpr uint32_t descriptor_step(int k) {
+  return static_cast<uint32_t>(k) * 2048 / 16;
+}
+
+}  // namespace backward
+}  // namespace infodisent

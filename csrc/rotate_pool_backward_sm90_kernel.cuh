@@ -1,0 +1,391 @@
+// The kernel behind rotate_pool_backward_sm90.h; rotate_pool_backward_sm90.cu launches it.
+//
+// A tile is 128 channels by 256 columns of dU; the product runs over the pixels of the images of
+// one part of the batch. Three warpgroups: one brings x into a ring of slots in shared memory by
+// TMA, one piece of an image a slot; each of the two others multiplies 64 channels with all of it.
+// Their left operand, the gradients at the winners and zeros elsewhere, is made in registers while
+// the products of the piece before run. See grad_u_schedule.h for the operands.
+//
+// Blocks stay and take one tile after the other. With CLUSTER = 2 two blocks work on the same
+// columns and neighbouring tiles of channels; each loads one half of the columns for both.
+//
+// 0 times Inf is NaN: what is not finite in x reaches sums that it is no part of. But it cannot
+// hide there, and a sum that is finite is right: those that are not are formed again.
+#pragma once
+#include <type_traits>
+
+#include "grad_u_schedule.h"
+#include "rotate_pool_backward_sm90.h"
+#include "sm90.cuh"
+
+namespace infodisent {
+namespace sm90 {
+
+constexpr int kGradThreads = 384;
+// As in rotate_pool_sm90_kernel.cuh: 384 threads of 168 registers, 128 * 24 + 256 * 240.
+constexpr int kGradProducerRegisters = 24, kGradConsumerRegisters = 240;
+
+// d (+)= A B for 64 rows of A, 16 of K and 256 columns of B: A in registers, B in shared memory
+// with contiguous columns, which is what the last immediate says.
+template <typename T>
+struct WgmmaOfRegisters;
+
+#define INFODISENT_D128 \
+  INFODISENT_D96, INFODISENT_D8(96), INFODISENT_D8(104), INFODISENT_D8(112), INFODISENT_D8(120)
+#define INFODISENT_R128                                                          \
+  INFODISENT_R96                                                                 \
+  ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, " \
+  "%109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, "     \
+  "%121, %122, %123, %124, %125, %126, %127"
+#define INFODISENT_WGMMA_OF_REGISTERS(TYPE, NAME)                                              \
+  template <>                                                                                  \
+  struct WgmmaOfRegisters<TYPE> {                                                              \
+    static __device__ __forceinline__ void run(float (&d)[128], const uint32_t* a, uint64_t b, \
+                                               int32_t accumulate) {                           \
+      asm volatile(                                                                            \
+          "{\n"                                                                                \
+          ".reg .pred p;\n"                                                                    \
+          "setp.ne.b32 p, %133, 0;\n"                                                          \
+          "wgmma.mma_async.sync.aligned.m64n256k16.f32." NAME "." NAME " {" INFODISENT_R128    \
+          "}, {%128, %129, %130, %131}, %132, p, 1, 1, 1;\n"                                   \
+          "}\n"                                                                                \
+          : INFODISENT_D128                                                                    \
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate)                \
+          : "memory");                                                                         \
+    }                                                                                          \
+  };
+INFODISENT_WGMMA_OF_REGISTERS(__nv_bfloat16, "bf16")
+INFODISENT_WGMMA_OF_REGISTERS(__half, "f16")
+
+template <typename T>
+__device__ __forceinline__ uint32_t half_bits(float v) {
+  if constexpr (std::is_same<T, __half>::value)
+    return __half_as_ushort(__float2half_rn(v));
+  else
+    return __bfloat16_as_ushort(__float2bfloat16_rn(v));
+}
+template <typename T>
+__device__ __forceinline__ float whole(uint32_t bits) {
+  if constexpr (std::is_same<T, __half>::value)
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+  else
+    return __uint_as_float(bits << 16);
+}
+__device__ __forceinline__ bool finite(float v) { return fabsf(v) <= 3.402823466e38f; }
+
+struct GradArguments {
+  CUtensorMap map;  // of x
+  backward::Grid grid;
+  int32_t images, pixels, channels;
+  int32_t blocks;                        // pieces of an image
+  const float *grad_pos, *grad_neg;      // [B, C]
+  const int32_t *pos_index, *neg_index;  // [B, C]
+  const float* scales;                   // [C] or null: 1
+  const void* x;                         // [B, P, C]
+  int64_t image_stride, pixel_stride;    // elements
+  void* out;                             // [splits, C, C]
+  bool out_half;                         // in the dtype of x, for one split; else float32
+};
+
+template <int PIECE, int CLUSTER, typename T>
+struct GradKernel {
+  static constexpr int STAGES = backward::stages_of(PIECE), GROUPS = 2;
+  static constexpr int M = kTileChannels, N = backward::kTileColumns;
+  static constexpr uint32_t BOX = backward::box_bytes(PIECE), SLOT = backward::slot_bytes(PIECE);
+  static constexpr int SHARED = backward::shared_bytes(PIECE, STAGES);
+  static_assert(SHARED <= kSharedLimit, "the slots must fit");
+  static_assert(BOX % 1024 == 0, "the pattern of the swizzle begins at multiples of 1024");
+  static_assert(M == 64 * GROUPS && N == 256, "64 rows and 128 registers of sums a warpgroup");
+
+  // Shared memory, from a multiple of 1024 on: STAGES slots, then the barriers. The offset is the
+  // same in every block of a cluster, which multicast and remote arrivals rely on.
+  struct Ring {
+    uint32_t base;
+    __device__ __forceinline__ uint32_t x(uint32_t stage) const { return base + stage * SLOT; }
+    __device__ __forceinline__ uint32_t full(uint32_t stage) const {
+      return base + STAGES * SLOT + stage * 8;
+    }
+    __device__ __forceinline__ uint32_t empty(uint32_t stage) const {
+      return full(stage) + STAGES * 8;
+    }
+  };
+
+  static __device__ __forceinline__ int32_t block_rank() {
+    return CLUSTER == 1 ? 0 : static_cast<int32_t>(cluster_rank());
+  }
+
+  // One thread. For every unit of the cluster and every piece of its images: wait until the slot
+  // has been read, announce its bytes, start the copies.
+  //
+  // "full" of a slot: 1 arrival, this thread's, and all bytes of the slot, half of which the other
+  // block of a cluster sends; that these may come before the announcement but never a use too early
+  // is as in rotate_pool_sm90_kernel.cuh. "empty": 8 arrivals, one of each warp that reads, and 8
+  // of the other block.
+  static __device__ __forceinline__ void produce(const GradArguments& a, Ring ring) {
+    const int32_t rank = block_rank();
+    Slot slot = {0, 0};
+    for (int32_t number = blockIdx.x / CLUSTER; number < a.grid.units;
+         number += gridDim.x / CLUSTER) {
+      const backward::Unit unit = backward::unit_of(a.grid, number, a.images, CLUSTER, rank);
+      for (int32_t image = unit.first; image < unit.last; ++image) {
+        for (int32_t block = 0; block < a.blocks; ++block) {
+          wait(ring.empty(slot.stage), slot.parity ^ 1);
+          const uint32_t full = ring.full(slot.stage);
+          arrive_expect(full, SLOT);
+          // pixels beyond P are zeros, not those of the next image, and so are columns beyond C
+#pragma unroll
+          for (int i = 0; i < backward::kBoxes / CLUSTER; ++i) {
+            const int32_t box = rank * (backward::kBoxes / CLUSTER) + i;
+            const uint32_t to = ring.x(slot.stage) + box * BOX;
+            const int32_t column = unit.n * N + box * backward::kBoxColumns;
+            if (CLUSTER == 1)
+              load_box(to, &a.map, column, block * 16 * PIECE, image, full);
+            else
+              load_box_everywhere(to, &a.map, column, block * 16 * PIECE, image, full, 3);
+          }
+          slot.advance(STAGES);
+        }
+      }
+    }
+    // A block of a cluster must not end before the other is done with it.
+    if (CLUSTER != 1) {
+      for (int i = 0; i < STAGES; ++i) {
+        wait(ring.empty(slot.stage), slot.parity ^ 1);
+        slot.advance(STAGES);
+      }
+    }
+  }
+
+  static __device__ __forceinline__ void release(Ring ring, uint32_t stage, int lane) {
+    if (CLUSTER == 1) {
+      if (lane == 0) arrive(ring.empty(stage));
+    } else {
+      if (lane < CLUSTER) arrive_at(ring.empty(stage), lane);
+    }
+  }
+
+  // What a lane loads of an image: of channels `channel` and `channel` + 8.
+  struct Loaded {
+    float g_pos[2], g_neg[2];
+    int32_t pos[2], neg[2];
+  };
+  static __device__ __forceinline__ void load(Loaded& loaded, const GradArguments& a, int32_t image,
+                                              int32_t channel) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const bool there = channel + 8 * h < a.channels;
+      const int64_t at = static_cast<int64_t>(image) * a.channels + channel + 8 * h;
+      loaded.pos[h] = there ? __ldg(a.pos_index + at) : -1;
+      loaded.neg[h] = there ? __ldg(a.neg_index + at) : -1;
+      loaded.g_pos[h] = there ? __ldg(a.grad_pos + at) : 0.0f;
+      loaded.g_neg[h] = there ? __ldg(a.grad_neg + at) : 0.0f;
+    }
+  }
+
+  // One warpgroup, 64 channels of each tile.
+  struct Consumer {
+    const GradArguments& a;
+    const Ring ring;
+    const int lane;
+    // of the unit
+    int32_t channel, last;
+    float scale[2];
+    // the next piece to be made
+    int32_t image, block;
+    Loaded next;  // of the image after the current one: on its way while that is multiplied
+    backward::Winners winners[2];
+    // the next slot to be read
+    Slot slot;
+    uint32_t before;
+
+    __device__ __forceinline__ void make(uint32_t (&piece)[4 * PIECE]) {
+      if (block == 0) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          float g_pos = next.g_pos[h], g_neg = next.g_neg[h];
+          int32_t neg = next.neg[h];
+          backward::merge(g_pos, g_neg, next.pos[h], neg);
+          winners[h] = backward::winners_of(half_bits<T>(g_pos * scale[h]),
+                                            half_bits<T>(g_neg * scale[h]), next.pos[h], neg, lane);
+        }
+        if (image + 1 < last) load(next, a, image + 1, channel);
+      }
+#pragma unroll
+      for (int i = 0; i < 4 * PIECE; ++i)
+        piece[i] = backward::fragment(winners[i % 2],
+                                      block * 16 * PIECE + i / 4 * 16 + backward::pixel_of(i % 4));
+      if (++block == a.blocks) {
+        block = 0;
+        ++image;
+      }
+    }
+
+    // Starts the products of a piece, and makes the next one once those before are done.
+    __device__ __forceinline__ void step(float (&d)[N / 2], const uint32_t (&piece)[4 * PIECE],
+                                         uint32_t (&after)[4 * PIECE], int32_t number) {
+      wait(ring.full(slot.stage), slot.parity);
+      wgmma_fence();
+      const uint64_t x = backward::descriptor_of(ring.x(slot.stage), PIECE);
+#pragma unroll
+      for (int k = 0; k < PIECE; ++k)
+        WgmmaOfRegisters<T>::run(d, piece + 4 * k, x + backward::descriptor_step(k), number + k);
+      wgmma_commit();
+      // At most this step's products are still running: the slot before has been read, and so have
+      // the registers that are written next.
+      wgmma_wait<1>();
+      if (number != 0) release(ring, before, lane);
+      before = slot.stage;
+      slot.advance(STAGES);
+      make(after);
+    }
+  };
+
+  static __device__ __forceinline__ void consume(const GradArguments& a, Ring ring, int warp,
+                                                 int lane) {
+    float d[N / 2];
+    uint32_t even[4 * PIECE], odd[4 * PIECE];
+    Consumer c = {a, ring, lane, 0, 0, {1.0f, 1.0f}, 0, 0, {}, {}, {0, 0}, 0};
+    for (int32_t number = blockIdx.x / CLUSTER; number < a.grid.units;
+         number += gridDim.x / CLUSTER) {
+      const backward::Unit unit =
+          backward::unit_of(a.grid, number, a.images, CLUSTER, block_rank());
+      c.channel = unit.m * M + warp * 16 + lane / 4;
+      c.last = unit.last;
+      c.image = unit.first;
+      c.block = 0;
+      if (std::is_same<T, __half>::value) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+          c.scale[h] = c.channel + 8 * h < a.channels ? __ldg(a.scales + c.channel + 8 * h) : 1.0f;
+      }
+      load(c.next, a, c.image, c.channel);
+      c.make(even);
+      touch(d);
+      const int32_t steps = (unit.last - unit.first) * a.blocks;
+      for (int32_t step = 0; step < steps; step += 2) {
+        c.step(d, even, odd, step);
+        if (step + 1 == steps) break;
+        c.step(d, odd, even, step + 1);
+      }
+      wgmma_wait<0>();
+      release(ring, c.before, lane);
+      touch(d);
+      // anew: what only the end needs is not kept in registers until then
+      const backward::Unit done =
+          backward::unit_of(a.grid, anew(number), a.images, CLUSTER, block_rank());
+      if (a.out_half)
+        write<true>(a, d, done, c.channel, c.scale, lane);
+      else
+        write<false>(a, d, done, c.channel, c.scale, lane);
+    }
+  }
+
+  // Two neighbours in a row of the result.
+  template <bool HALF>
+  static __device__ __forceinline__ void store(void* out, int64_t at, float v0, float v1) {
+    if constexpr (HALF)
+      reinterpret_cast<uint32_t*>(out)[at / 2] = half_bits<T>(v0) | half_bits<T>(v1) << 16;
+    else
+      reinterpret_cast<float2*>(out)[at / 2] = make_float2(v0, v1);
+  }
+  template <bool HALF>
+  static __device__ __forceinline__ float2 stored(const void* out, int64_t at) {
+    if constexpr (HALF) {
+      const uint32_t both = reinterpret_cast<const uint32_t*>(out)[at / 2];
+      return make_float2(whole<T>(both & 0xffff), whole<T>(both >> 16));
+    } else {
+      return reinterpret_cast<const float2*>(out)[at / 2];
+    }
+  }
+
+  template <bool HALF>
+  static __device__ __forceinline__ void write(const GradArguments& a, const float (&d)[N / 2],
+                                               const backward::Unit& unit, int32_t channel,
+                                               const float (&scale)[2], int lane) {
+    const int64_t size = static_cast<int64_t>(a.channels) * a.channels;
+    const int32_t first = unit.n * N + 2 * (lane % 4);
+    float check = 0.0f;  // becomes NaN by what is not finite
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) check = fmaf(d[i], 0.0f, check);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int32_t row = channel + 8 * h;
+      if (row >= a.channels) break;
+      const int64_t to = unit.split * size + static_cast<int64_t>(row) * a.channels;
+      const float inverse = 1.0f / scale[h];  // exact: a power of two
+#pragma unroll
+      for (int j = 0; j < N / 8; ++j) {
+        const int32_t column = first + 8 * j;
+        const float v0 = d[4 * j + 2 * h] * inverse, v1 = d[4 * j + 2 * h + 1] * inverse;
+        if (column < a.channels) store<HALF>(a.out, to + column, v0, v1);
+      }
+    }
+    if (check != 0.0f) again<HALF>(a, unit, channel, first);
+  }
+
+  // Those of a thread's sums that are not finite, from the winners alone. Slow, and rare: an Inf or
+  // NaN in x, or an overflow.
+  template <bool HALF>
+  static __device__ __forceinline__ void again(const GradArguments& a, const backward::Unit& unit,
+                                               int32_t channel, int32_t first) {
+    const int64_t size = static_cast<int64_t>(a.channels) * a.channels;
+    const uint16_t* const x = static_cast<const uint16_t*>(a.x);
+#pragma unroll 1
+    for (int i = 0; i < N / 4; ++i) {
+      const int32_t row = channel + 8 * (i % 2), column = first + i / 2 * 8;
+      if (row >= a.channels || column >= a.channels) continue;
+      const int64_t to = unit.split * size + static_cast<int64_t>(row) * a.channels + column;
+      float2 v = stored<HALF>(a.out, to);  // this thread's own
+      const bool wrong0 = !finite(v.x), wrong1 = !finite(v.y);
+      if (!wrong0 && !wrong1) continue;
+      float2 sum = make_float2(0.0f, 0.0f);
+#pragma unroll 1
+      for (int32_t image = unit.first; image < unit.last; ++image) {
+        const int64_t at = static_cast<int64_t>(image) * a.channels + row;
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+          const int32_t pixel = side == 0 ? a.pos_index[at] : a.neg_index[at];
+          if (pixel < 0) continue;
+          const float g = side == 0 ? a.grad_pos[at] : a.grad_neg[at];
+          const uint16_t* const from = x + image * a.image_stride + pixel * a.pixel_stride + column;
+          sum.x += g * whole<T>(from[0]);
+          sum.y += g * whole<T>(from[1]);
+        }
+      }
+      store<HALF>(a.out, to, wrong0 ? sum.x : v.x, wrong1 ? sum.y : v.y);
+    }
+  }
+};
+
+template <int PIECE, int CLUSTER, typename T>
+__global__ void __launch_bounds__(kGradThreads, 1)
+    grad_u_kernel(const __grid_constant__ GradArguments a) {
+  using K = GradKernel<PIECE, CLUSTER, T>;
+  extern __shared__ uint8_t memory[];
+  const typename K::Ring ring = {(shared_address(memory) + 1023) & ~1023u};
+  // the same in all lanes, and known to be to the compiler
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < K::STAGES; ++stage) {
+      barrier_init(ring.full(stage), 1);
+      barrier_init(ring.empty(stage), 4 * K::GROUPS * CLUSTER);
+    }
+    barrier_init_fence();
+    prefetch(&a.map);
+  }
+  // No copy or arrival may come from the other block before its barriers exist here.
+  if (CLUSTER == 1)
+    __syncthreads();
+  else
+    cluster_sync();
+  if (warp >= 4 * K::GROUPS) {
+    fewer_registers<kGradProducerRegisters>();
+    if (warp == 4 * K::GROUPS && elected()) K::produce(a, ring);
+  } else {
+    more_registers<kGradConsumerRegisters>();
+    K::consume(a, ring, warp, lane);
+  }
+}
+
+}  // namespace sm90
+}  // namespace infodisent

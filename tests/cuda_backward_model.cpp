@@ -1,0 +1,506 @@
+// A model of csrc/rotate_pool_backward_sm90_kernel.cuh on the CPU: what it shares with the kernel
+// (grad_u_schedule.h) is run against plain loops, whole products are computed as the copies, lanes
+// and descriptors of the kernel define them, and its barriers are simulated with copies, arrivals
+// and warps interleaved at random. Prints "clean", or what is wrong and exits 1.
+//
+//   cuda_backward_model [mutant]    with one thing left out, which must be found
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "grad_u_schedule.h"
+
+namespace infodisent {
+namespace backward {
+namespace {
+
+std::mt19937 generator(1);
+uint32_t below(uint32_t n) { return generator() % n; }
+
+[[noreturn]] void fail(const std::string& what) {
+  std::printf("wrong: %s\n", what.c_str());
+  std::exit(1);
+}
+void check(bool ok, const char* what) {
+  if (!ok) fail(what);
+}
+
+std::string mutant;
+
+// --- the left operand ---
+
+// Row and column of element i of the 8 (two a register) that a lane passes to wgmma for A [16 rows
+// of its warp, 16]: PTX, "Register Fragments for wgmma.mma_async.m64nNk16".
+int fragment_row(int lane, int i) { return lane / 4 + ((i / 2) % 2 == 0 ? 0 : 8); }
+int fragment_column(int lane, int i) { return lane % 4 * 2 + i % 2 + (i < 4 ? 0 : 8); }
+
+// Gradients are small integers here: 16 bits that are the number itself.
+struct Choice {
+  int g_pos, g_neg, pos, neg;
+};
+Choice random_choice(int pixels) {
+  const auto pixel = [&] { return static_cast<int>(below(pixels + 1)) - 1; };
+  Choice c = {static_cast<int>(1 + below(9)), static_cast<int>(1 + below(9)), pixel(), pixel()};
+  if (below(8) == 0) c.neg = c.pos;
+  if (below(8) == 0) c.pos = pixels - 1;
+  return c;
+}
+int wanted_of(const Choice& c, int pixel) {
+  return (c.pos == pixel ? c.g_pos : 0) + (c.neg == pixel ? c.g_neg : 0);
+}
+// As the kernel makes it from what it has loaded.
+Winners kernel_winners(const Choice& c, int lane) {
+  float g_pos = static_cast<float>(c.g_pos);
+  int32_t neg = c.neg;
+  merge(g_pos, static_cast<float>(c.g_neg), c.pos, neg);
+  return winners_of(static_cast<uint32_t>(g_pos), static_cast<uint32_t>(c.g_neg), c.pos, neg, lane);
+}
+
+void left_operand() {
+  for (int pixels : {1, 2, 7, 16, 49, 144, 196, 197, 577, kMostPixels - 1})
+    for (int repeat = 0; repeat < 50; ++repeat) {
+      Choice choice[16];
+      for (Choice& c : choice) c = random_choice(pixels);
+      // whole images, or the ends of one that is too large for that
+      const int begin = pixels > 1000 ? pixels / 16 * 16 - 64 : 0;
+      for (int pixel0 = begin; pixel0 < pixels + 64; pixel0 += 16)
+        for (int lane = 0; lane < 32; ++lane) {
+          const Winners winners[2] = {kernel_winners(choice[lane / 4], lane),
+                                      kernel_winners(choice[lane / 4 + 8], lane)};
+          for (int i = 0; i < 4; ++i) {
+            const uint32_t both = fragment(winners[i % 2], pixel0 + pixel_of(i));
+            check(row_of(i) == 8 * (i % 2), "a row of the fragment");
+            for (int e = 0; e < 2; ++e)
+              check(static_cast<int>(both >> (16 * e) & 0xffff) ==
+                        wanted_of(choice[fragment_row(lane, 2 * i + e)],
+                                  pixel0 + fragment_column(lane, 2 * i + e)),
+                    "a lane holds another gradient");
+          }
+        }
+    }
+}
+
+void scales() {
+  for (int exponent = -149; exponent < 128; ++exponent)
+    for (float mantissa : {1.0f, 1.5f, 1.9999999f}) {
+      const float most = std::ldexp(mantissa, exponent), scale = scale_of(most);
+      check(std::isnormal(scale) && std::isnormal(1.0f / scale), "a scale is no normal number");
+      check(std::ldexp(1.0f, std::ilogb(scale)) == scale, "a scale is no power of two");
+      const float scaled = most * scale;
+      check(scaled < 16384.0f && (exponent < -112 || scaled >= 8192.0f), "scaled to elsewhere");
+    }
+  check(scale_of(0.0f) > 0.0f && std::isnormal(1.0f / scale_of(0.0f)), "the scale of nothing");
+}
+
+// --- the right operand ---
+
+// The 128-byte swizzle, of the copy engine and of wgmma: bits 4-6 of an address by its bits 7-9.
+uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
+
+// Address of element (k, n) of an N-major operand with the 128-byte swizzle, from the fields of its
+// descriptor: the canonical layout ((8, 8, n), (8, k)) : ((1, 8, LBO), (64, SBO)) in elements.
+uint32_t address_of(uint64_t descriptor, int k, int n) {
+  const uint32_t start = (descriptor & 0x3fff) << 4;
+  const uint32_t leading = (descriptor >> 16 & 0x3fff) << 4;
+  const uint32_t stride = (descriptor >> 32 & 0x3fff) << 4;
+  check(descriptor >> 62 == 1 && (descriptor >> 49 & 7) == 0, "fields of a descriptor");
+  return swizzled(start + n % 64 * 2 + n / 64 * leading + k % 8 * 128 + k / 8 * stride);
+}
+
+// A box as the copy engine writes it: rows of 128 bytes, swizzled.
+template <typename F>
+void copy_box(std::vector<int>& memory, uint32_t to, int rows, F value) {
+  for (int row = 0; row < rows; ++row)
+    for (int column = 0; column < kBoxColumns; ++column)
+      memory[swizzled(to + row * 128 + column * 2) / 2] = value(row, column);
+}
+
+void right_operand() {
+  for (int piece : kPieces) {
+    const int stages = stages_of(piece);
+    check(stages >= 3 && shared_bytes(piece, stages) <= kSharedLimit, "shared memory");
+    check(stages == 8 || shared_bytes(piece, stages + 1) > kSharedLimit, "room for one more slot");
+    check(slot_bytes(piece) % 1024 == 0 && box_bytes(piece) % 1024 == 0, "where boxes begin");
+    check(16 * piece <= 256, "rows of a box");
+    for (int stage : {0, stages - 1}) {
+      const uint32_t base = 3 * 1024 + stage * slot_bytes(piece);
+      std::vector<int> memory((base + slot_bytes(piece)) / 2, -1);
+      for (int box : {2, 3, 0, 1})
+        copy_box(memory, base + box * box_bytes(piece), 16 * piece,
+                 [&](int row, int column) { return row << 10 | (box * kBoxColumns + column); });
+      for (int step = 0; step < piece; ++step)
+        for (int k = 0; k < 16; ++k)
+          for (int n = 0; n < kTileColumns; ++n)
+            check(
+                memory[address_of(descriptor_of(base, piece) + descriptor_step(step), k, n) / 2] ==
+                    ((16 * step + k) << 10 | n),
+                "a product reads another element");
+    }
+  }
+}
+
+// --- the schedule ---
+
+void covered_once(int images, int pixels, int channels, int cluster, int splits) {
+  const Grid grid = grid_of(images, channels, splits, cluster);
+  const int down = channel_groups(channels, 1);
+  const int piece = kPieces[choose_piece(pixels)], blocks = blocks_of(pixels, piece);
+  check(grid.splits <= splits && grid.splits >= 1, "more parts than asked for");
+  check((blocks - 1) * 16 * piece < pixels && blocks * 16 * piece >= pixels, "pieces of an image");
+  check(down * kTileChannels >= channels && grid.across * kTileColumns >= channels, "all of dU");
+  // [tile of channels, tile of columns, image]: each unit does all pieces of its images
+  std::vector<int> seen(static_cast<size_t>(down) * grid.across * images, 0);
+  std::vector<int> written(static_cast<size_t>(down) * grid.across * grid.splits, 0);
+  for (int number = 0; number < grid.units; ++number)
+    for (int rank = 0; rank < cluster; ++rank) {
+      const Unit unit = unit_of(grid, number, images, cluster, rank);
+      const Unit first = unit_of(grid, number, images, cluster, 0);
+      check(unit.n == first.n && unit.first == first.first && unit.last == first.last &&
+                unit.m == first.m + rank,
+            "a pair must share its columns and images");
+      check(unit.first < unit.last && unit.last <= images, "a part without images");
+      check(unit.n < grid.across && unit.split < grid.splits, "a tile beyond dU");
+      if (unit.m >= down) continue;
+      const size_t tile = static_cast<size_t>(unit.m) * grid.across + unit.n;
+      ++written[tile * grid.splits + unit.split];
+      for (int image = unit.first; image < unit.last; ++image) ++seen[tile * images + image];
+    }
+  for (int count : seen) check(count == 1, "an image is added more or less than once");
+  for (int count : written) check(count == 1, "a part of a tile is written more or less than once");
+}
+
+void schedule() {
+  for (int channels : {64, 72, 128, 192, 512, 768, 1024, 1536, 2048})
+    for (int images = 1; images <= 70; ++images)
+      for (int pixels : {1, 7, 49, 144, 196, 197, 577}) {
+        for (int processors : {1, 2, 7, 132}) {
+          const int cluster = choose_cluster(channels, processors);
+          const int splits = choose_splits(images, pixels, channels, cluster, processors);
+          check(splits >= 1 && splits <= images && splits <= 32, "a number of parts");
+          check(grid_of(images, channels, splits, cluster).splits == splits, "an empty part");
+          covered_once(images, pixels, channels, cluster, splits);
+        }
+        if (pixels == 49)
+          for (int cluster : {1, 2})
+            covered_once(images, pixels, channels, cluster, 1 + below(images));
+      }
+  // few empty rows
+  for (int pixels : {49, 144, 196, 197, 577}) {
+    const int piece = kPieces[choose_piece(pixels)];
+    check(blocks_of(pixels, piece) * piece <= (pixels + 15) / 16 + 3, "many empty rows");
+  }
+}
+
+// --- all of it ---
+
+// dU as the kernel computes it: units, pieces, boxes, lanes, descriptors, parts. Numbers are small
+// integers, so that every order gives the same sum.
+void product(int images, int pixels, int channels, int cluster, int splits) {
+  const auto at = [&](int image, int pixel, int k) {
+    return (static_cast<size_t>(image) * pixels + pixel) * channels + k;
+  };
+  std::vector<int> x(static_cast<size_t>(images) * pixels * channels);
+  for (int& v : x) v = static_cast<int>(below(19)) - 9;
+  std::vector<Choice> choice(static_cast<size_t>(images) * channels);
+  for (Choice& c : choice) c = random_choice(pixels);
+  const size_t size = static_cast<size_t>(channels) * channels;
+  std::vector<long> wanted(size, 0);
+  for (int image = 0; image < images; ++image)
+    for (int c = 0; c < channels; ++c) {
+      const Choice& chosen = choice[static_cast<size_t>(image) * channels + c];
+      for (int k = 0; k < channels; ++k) {
+        long& sum = wanted[static_cast<size_t>(c) * channels + k];
+        if (chosen.pos >= 0) sum += chosen.g_pos * x[at(image, chosen.pos, k)];
+        if (chosen.neg >= 0) sum += chosen.g_neg * x[at(image, chosen.neg, k)];
+      }
+    }
+  const Grid grid = grid_of(images, channels, splits, cluster);
+  const int piece = kPieces[choose_piece(pixels)], blocks = blocks_of(pixels, piece);
+  std::vector<long> parts(size * grid.splits, -1);
+  const uint32_t base = 1024;
+  std::vector<int> memory((base + slot_bytes(piece)) / 2);
+  static long d[2 * 64][kTileColumns];
+  for (int number = 0; number < grid.units; ++number)
+    for (int rank = 0; rank < cluster; ++rank) {
+      const Unit unit = unit_of(grid, number, images, cluster, rank);
+      for (auto& row : d)
+        for (long& v : row) v = 0;
+      for (int image = unit.first; image < unit.last; ++image)
+        for (int block = 0; block < blocks; ++block) {
+          for (int box = 0; box < kBoxes; ++box)
+            copy_box(memory, base + box * box_bytes(piece), 16 * piece, [&](int row, int column) {
+              const int pixel = block * 16 * piece + row;
+              const int k = unit.n * kTileColumns + box * kBoxColumns + column;
+              return pixel < pixels && k < channels ? x[at(image, pixel, k)] : 0;
+            });
+          for (int step = 0; step < piece; ++step) {
+            const uint64_t descriptor = descriptor_of(base, piece) + descriptor_step(step);
+            for (int warp = 0; warp < 8; ++warp)
+              for (int lane = 0; lane < 32; ++lane) {
+                const int channel = unit.m * kTileChannels + warp * 16 + lane / 4;
+                Winners winners[2];
+                for (int h = 0; h < 2; ++h)
+                  winners[h] = kernel_winners(
+                      channel + 8 * h < channels
+                          ? choice[static_cast<size_t>(image) * channels + channel + 8 * h]
+                          : Choice{0, 0, -1, -1},
+                      lane);
+                for (int i = 0; i < 8; ++i) {
+                  const uint32_t both = fragment(winners[i / 2 % 2],
+                                                 block * 16 * piece + step * 16 + pixel_of(i / 2));
+                  const int g = static_cast<int>(both >> (16 * (i % 2)) & 0xffff);
+                  if (g == 0) continue;
+                  long* const row = d[warp * 16 + fragment_row(lane, i)];
+                  for (int n = 0; n < kTileColumns; ++n)
+                    row[n] += g * memory[address_of(descriptor, fragment_column(lane, i), n) / 2];
+                }
+              }
+          }
+        }
+      // the epilogue: the sums that a lane holds, D as A with 8 columns more for each j
+      for (int warp = 0; warp < 8; ++warp)
+        for (int lane = 0; lane < 32; ++lane)
+          for (int h = 0; h < 2; ++h)
+            for (int j = 0; j < kTileColumns / 8; ++j)
+              for (int e = 0; e < 2; ++e) {
+                const int row = unit.m * kTileChannels + warp * 16 + lane / 4 + 8 * h;
+                const int tile_column = 8 * j + 2 * (lane % 4);
+                const int column = unit.n * kTileColumns + tile_column;
+                if (row >= channels || column >= channels) continue;
+                long& to =
+                    parts[unit.split * size + static_cast<size_t>(row) * channels + column + e];
+                check(to == -1, "a sum is written twice");
+                to = d[warp * 16 + lane / 4 + 8 * h][tile_column + e];
+              }
+    }
+  for (size_t i = 0; i < size; ++i) {
+    long sum = 0;
+    for (int split = 0; split < grid.splits; ++split) sum += parts[split * size + i];
+    check(sum == wanted[i], "dU");
+  }
+}
+
+// --- the barriers ---
+
+struct Barrier {
+  int arrivals = 0, pending = 0, phase = 0;
+  long bytes = 0;
+  void init(int count) { arrivals = pending = count; }
+  bool passed(uint32_t parity) const { return phase % 2 != static_cast<int>(parity); }
+  void complete() {
+    if (pending == 0 && bytes == 0) {
+      ++phase;
+      pending = arrivals;
+    }
+  }
+  void arrive(long expected = 0) {
+    bytes += expected;
+    check(pending > 0, "an arrival too many in a phase");
+    --pending;
+    complete();
+  }
+  void receive(long count) {
+    bytes -= count;
+    complete();
+  }
+};
+
+struct SlotMemory {
+  int half[2] = {-1, -1};  // number of the step that each half of the columns is of
+  int readers = 0;
+};
+struct Block {
+  std::vector<Barrier> full, empty;
+  std::vector<SlotMemory> slots;
+  int running = 0;  // threads of control that have not ended
+};
+// Something on its way: a copy into a slot of one block, or an arrival at a barrier of one.
+struct Flight {
+  int block, stage, step, half;  // half -1: an arrival at "empty"
+};
+
+struct Simulation {
+  int cluster, steps, stages;  // steps of all units
+  std::vector<Block> blocks;
+  std::deque<Flight> flights;
+
+  struct Producer {
+    int block, step = 0, tail = 0;
+    Slot slot = {0, 0};
+    bool done = false;
+  };
+  struct Warp {
+    int block, step = 0, before = -1;
+    bool started = false, done = false;
+    Slot slot = {0, 0};
+  };
+  std::vector<Producer> producers;
+  std::vector<Warp> warps;
+  int unit;  // steps of a unit
+
+  Simulation(int cluster, int unit, int units, int stages)
+      : cluster(cluster), steps(unit * units), stages(stages), blocks(cluster), unit(unit) {
+    for (int b = 0; b < cluster; ++b) {
+      Block& block = blocks[b];
+      block.full.resize(stages);
+      block.empty.resize(stages);
+      block.slots.resize(stages);
+      for (Barrier& barrier : block.full) barrier.init(1);
+      for (Barrier& barrier : block.empty)
+        barrier.init(mutant == "own" ? 8 : mutant == "group" ? 4 * cluster : 8 * cluster);
+      Producer producer;
+      producer.block = b;
+      producers.push_back(producer);
+      for (int w = 0; w < 8; ++w) {
+        Warp warp;
+        warp.block = b;
+        warps.push_back(warp);
+      }
+      block.running = 9;
+    }
+  }
+
+  bool move(Producer& p) {
+    if (p.done) return false;
+    Block& block = blocks[p.block];
+    if (p.step == steps) {  // the tail
+      if (cluster == 1 || p.tail == stages || mutant == "tail") {
+        p.done = true;
+        --block.running;
+        return true;
+      }
+      if (!block.empty[p.slot.stage].passed(p.slot.parity ^ 1)) return false;
+      p.slot.advance(stages);
+      ++p.tail;
+      return true;
+    }
+    if (!block.empty[p.slot.stage].passed(p.slot.parity ^ 1)) return false;
+    const int stage = static_cast<int>(p.slot.stage);
+    block.full[stage].arrive(20);
+    if (cluster == 1)
+      for (int half = 0; half < 2; ++half) flights.push_back({0, stage, p.step, half});
+    else
+      for (int b = 0; b < cluster; ++b) flights.push_back({b, stage, p.step, p.block});
+    p.slot.advance(stages);
+    ++p.step;
+    return true;
+  }
+
+  void verify(const Warp& w, int stage, int number) const {
+    const SlotMemory& slot = blocks[w.block].slots[stage];
+    check(slot.half[0] == number && slot.half[1] == number,
+          "a slot holds something else than what is read");
+  }
+  void release(const Warp& w, int stage, int number) {
+    verify(w, stage, number);
+    --blocks[w.block].slots[stage].readers;
+    if (cluster == 1) return blocks[0].empty[stage].arrive();
+    for (int b = 0; b < cluster; ++b)
+      if (mutant != "own" || b == w.block) flights.push_back({b, stage, number, -1});
+  }
+
+  bool move(Warp& w) {
+    if (w.done) return false;
+    Block& block = blocks[w.block];
+    if (w.started) {  // the products of the step before are complete
+      if (w.step % unit != 0) release(w, w.before, w.step - 1);
+      w.before = static_cast<int>(w.slot.stage);
+      w.slot.advance(stages);
+      w.started = false;
+      if (++w.step % unit == 0) release(w, w.before, w.step - 1);  // the end of a unit
+      return true;
+    }
+    if (w.step == steps) {
+      w.done = true;
+      --block.running;
+      return true;
+    }
+    const int stage = static_cast<int>(w.slot.stage);
+    if (!block.full[stage].passed(w.slot.parity)) return false;
+    verify(w, stage, w.step);
+    ++block.slots[stage].readers;
+    w.started = true;
+    return true;
+  }
+
+  void land(const Flight& f) {
+    Block& block = blocks[f.block];
+    check(block.running > 0, "something comes to a block that has ended");
+    if (f.half == -1) {
+      block.empty[f.stage].arrive();
+      return;
+    }
+    SlotMemory& slot = block.slots[f.stage];
+    check(slot.readers == 0, "a copy overwrites what is being read");
+    slot.half[f.half] = f.step;
+    block.full[f.stage].receive(10);
+  }
+
+  void run() {
+    const uint32_t hurry = below(3);  // slow copies, slow warps, or neither
+    int idle = 0;
+    for (;;) {
+      const size_t actors = producers.size() + warps.size();
+      bool moved = false;
+      if (!flights.empty() && below(hurry == 0 ? 8 : 2) == 0) {
+        // any order: copies and remote arrivals overtake each other
+        const size_t i = below(static_cast<uint32_t>(flights.size()));
+        const Flight flight = flights[i];
+        flights.erase(flights.begin() + static_cast<long>(i));
+        land(flight);
+        moved = true;
+      } else {
+        const size_t i = below(static_cast<uint32_t>(actors));
+        if (i < producers.size())
+          moved = move(producers[i]);
+        else if (hurry != 1 || below(4) == 0)
+          moved = move(warps[i - producers.size()]);
+      }
+      idle = moved ? 0 : idle + 1;
+      bool over = flights.empty();
+      for (const Block& block : blocks) over = over && block.running == 0;
+      if (over) return;
+      check(idle < 20000, "deadlock");
+    }
+  }
+};
+
+void protocol() {
+  for (int repeat = 0; repeat < 3000; ++repeat) {
+    const int cluster = 1 + static_cast<int>(below(2)), stages = 3 + static_cast<int>(below(6));
+    Simulation(cluster, 1 + static_cast<int>(below(9)), 1 + static_cast<int>(below(5)), stages)
+        .run();
+  }
+}
+
+}  // namespace
+}  // namespace backward
+}  // namespace infodisent
+
+using namespace infodisent::backward;
+
+int main(int count, char** arguments) {
+  if (count > 1) mutant = arguments[1];
+  protocol();
+  if (count == 1) {
+    left_operand();
+    scales();
+    right_operand();
+    schedule();
+    for (int cluster : {1, 2}) {
+      product(3, 1, 64, cluster, 2);
+      product(5, 7, 72, cluster, 1);
+      product(4, 49, 136, cluster, 3);
+      product(2, 144, 264, cluster, 1);
+      product(2, 196, 320, cluster, 2);
+      product(3, 197, 128, cluster, 3);
+      product(1, 577, 64, cluster, 1);
+    }
+  }
+  std::printf("clean\n");
+}
