@@ -27,7 +27,7 @@ def scales(x: Tensor) -> Tensor:
     exponent = exponent - 9 + (mantissa > 0.875).int()
     # 0 and what is subnormal go to the least scale, as in csrc/float8.h
     exponent = torch.where(magnitude.amax(1) < 2.0**-126, -126, exponent).clamp_min(-126)
-    return torch.ldexp(torch.ones_like(mantissa), exponent)
+    return (exponent + 127 << 23).view(torch.float32)  # exact on every device, as ldexp is not
 
 
 def cast(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -290,6 +290,7 @@ uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; 
 template <int BYTES>
 void operands() {
   constexpr int BLOCK_K = block_k(BYTES), PART = kPartBytes / BYTES;
+  static_assert(PART == (BYTES == 2 ? 16 : 32), "m64nNk16 of 2 bytes, m64nNk32 of 1");
   for (const TileShape& tile : kTiles)
     for (int cluster : {1, 2}) {
       const uint32_t base = 3 * 1024 + 2 * slot_bytes(tile.columns);  // slot 2 of a ring at 3072
