@@ -1,6 +1,6 @@
 """Which implementation serves a call, and the reason when one does not.
 
-Five backends exist:
+Six backends exist:
 
 ``cuda``
     The hand-written kernels for Hopper GPUs (``csrc/*_sm90*``) for the value and for dU of half
@@ -9,6 +9,11 @@ Five backends exist:
     The kernels of ``infodisent.kernels`` on a GPU of compute capability 8.0 or more, for float32,
     bfloat16 and float16. ``auto`` takes it only where a check on this machine has shown it right
     (`infodisent._selfcheck`).
+``cuda_fp8``
+    As ``cuda``, with x and U rounded to float8 (e4m3), for inference: values are 3 to 4 % off on
+    maps after a ReLU and 1 place in 20 is another (`infodisent._native_cuda.rotate_pool`;
+    ``benchmarks/results/fp8-accuracy.json``, emulated). Only ever where it is asked for; gradients,
+    if taken, are those of the whole numbers at the places found.
 ``native``
     As ``sparse``, with everything between the products in compiled code (``csrc/``).
 ``sparse``
@@ -83,6 +88,7 @@ def _reference_objection(call: Call) -> str | None:
 
 _TABLE: dict[str, Callable[[Call], str | None]] = {
     "cuda": _cuda_objection,
+    "cuda_fp8": _cuda_objection,
     "triton": _triton_objection,
     "native": _native_objection,
     "sparse": _sparse_objection,
@@ -94,6 +100,8 @@ NAMES = ("auto", *_TABLE)
 def _auto_objection(name: str, call: Call) -> str | None:
     """Why ``auto`` does not take a backend: it cannot serve, or was not shown to be right here."""
     found = _TABLE[name](call)
+    if found is None and name == "cuda_fp8":
+        return "float8 is for those who ask for it"
     if found is None and name == "cuda":
         return "never measured: no report in benchmarks/results shows that it is faster"
     if found is None and name == "triton":
@@ -176,6 +184,7 @@ _resolved: dict[tuple[object, ...], str] = {}
 # model uses several, and one environment variable is for all of them.
 _WITHOUT = {
     "cuda": (("rotation", "mx_pool"), "triton"),
+    "cuda_fp8": (("rotation", "mx_pool"), "triton"),
     "triton": (("mx_pool",), "sparse"),
 }
 
@@ -194,7 +203,7 @@ def _resolve(name: str, op: str, device: torch.device, dtype: torch.dtype) -> st
 
 def for_gradient(backend: str, tensor: torch.Tensor) -> str:
     """Who computes the gradient where `backend` computed the value."""
-    if backend != "cuda":
+    if backend not in ("cuda", "cuda_fp8"):
         return backend
     return (
         "triton"

@@ -366,21 +366,29 @@ def doctor(
                       escape(f"missing: pip install 'infodisent[{extra}]'"))  # fmt: skip
     facts.add_row("backend in force", f"{backends.get_backend()}  (set with {backends.ENV})")
     console.print(facts)
-    table = Table(
-        title="which backend serves a call (auto takes the first that is ok; triton only after "
-        "a check on this machine, see --check)"
-    )
+    names = backends.NAMES[1:]
+    table = Table(title="which backend can serve a call; auto takes the first, see below")
     table.add_column("operator, device, dtype")
-    for name in backends.NAMES[1:]:
-        table.add_column(name)
+    for name in names:
+        table.add_column(name, justify="center")
+    reasons: dict[str, None] = {}
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    for name in ops.OPERATORS:
+    for op in ops.OPERATORS:
         for device in devices:
             for dtype in (torch.float32, torch.bfloat16):
-                answers = backends.explain(name, device, dtype, check=check)
-                label = f"{name}, {device}, {str(dtype).removeprefix('torch.')}"
-                table.add_row(label, *answers.values())
+                answers = backends.explain(op, device, dtype, check=check)
+                label = f"{op}, {device}, {str(dtype).removeprefix('torch.')}"
+                table.add_row(label, *("ok" if answers[name] == "ok" else "-" for name in names))
+                for name in names:
+                    if answers[name] != "ok":
+                        reasons[f"{name}: {answers[name]}"] = None
     console.print(table)
+    for reason in reasons:
+        console.print(f"[dim]- {escape(reason)}")
+    console.print(
+        "[dim]On a GPU auto takes triton after a check on this machine (--check), and never cuda "
+        "or cuda_fp8, which were not measured."
+    )
     if check and not torch.cuda.is_available():
         console.print("--check: torch sees no GPU, so there was nothing to check")
     a = torch.randn(64, 64) * 0.1

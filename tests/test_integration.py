@@ -168,7 +168,9 @@ def test_backend_choice_raises_with_the_reason_and_auto_falls_back(monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match="name is 'x'"):
         backends.set_backend("x")
-    assert list(backends.explain("rotation")) == ["cuda", "triton", "native", "sparse", "reference"]
+    assert list(backends.explain("rotation")) == [
+        "cuda", "cuda_fp8", "triton", "native", "sparse", "reference"
+    ]  # fmt: skip
     assert backends.explain("rotation")["sparse"] == "ok"
     assert "cpu only, not on cuda" in backends.explain("rotation", "cuda")["native"]
 

@@ -13,7 +13,7 @@ import re
 import pytest
 import torch
 
-from infodisent import _native_cuda, _selfcheck, _triton, backends
+from infodisent import _native_cuda, _selfcheck, _triton, backends, ops, reference
 from tests import kernel_compile
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -227,6 +227,28 @@ def test_the_cuda_backend(monkeypatch):
     assert "no CUDA kernel for mx_pool" in backends.explain("mx_pool", cuda)["cuda"]
     monkeypatch.setattr(_native_cuda, "device_objection", lambda *_: None)
     assert backends.explain("rotate_pool")["cuda"] == "ok"
+    assert "who ask for it" in backends.explain("rotate_pool", check=True)["cuda_fp8"]
+    assert backends.for_gradient("cuda_fp8", torch.zeros(1)) == "sparse"
+    calls = []
+
+    def kernel(x, u, fp8):
+        calls.append(fp8)
+        return reference.rotate_pool(x, u, input_fmt="NLC")[1:]
+
+    monkeypatch.setattr(_native_cuda, "objection", lambda *_: None)
+    monkeypatch.setattr(_native_cuda, "rotate_pool", kernel)
+    x, u = torch.randn(2, 4, 3, 3), torch.randn(4, 4, requires_grad=True)
+    for name in ("cuda", "cuda_fp8"):
+        with backends.use_backend(name):
+            pool = ops.rotate_pool(x, u)
+            (du,) = torch.autograd.grad(pool.pooled.sum(), u)
+        wanted = reference.rotate_pool(x, u)
+        torch.testing.assert_close(pool, wanted)
+        torch.testing.assert_close(du, torch.autograd.grad(wanted.pooled.sum(), u)[0])
+    assert calls == [False, True]
+    monkeypatch.setattr(_native_cuda, "objection", lambda *_: "an odd stride")
+    with backends.use_backend("cuda_fp8"), pytest.raises(backends.BackendError, match="odd stride"):
+        ops.rotate_pool(x, u)
     assert "never measured" in backends.explain("rotate_pool", check=True)["cuda"]
     assert backends.for_gradient("cuda", torch.zeros(1)) == "sparse"
     assert backends.for_gradient("native", torch.zeros(1)) == "native"

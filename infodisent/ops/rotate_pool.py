@@ -90,21 +90,22 @@ def forward(backend: str, x: Tensor, u: Tensor, input_fmt: str, num_prefix_token
     view = to_bpc(x, input_fmt, num_prefix_tokens)
     if backend == "triton":
         return _triton.rotate_pool(view, u)
-    if backend == "cuda":
-        return _by_cuda(view, u)
+    if backend in ("cuda", "cuda_fp8"):
+        return _by_cuda(view, u, backend == "cuda_fp8")
     module = native if backend == "native" else sparse
     pooled: _Four = module.rotate_pool.rotate_pool(view, u)
     return pooled
 
 
-def _by_cuda(x: Tensor, u: Tensor) -> _Four:
+def _by_cuda(x: Tensor, u: Tensor, fp8: bool) -> _Four:
     """The Hopper kernel reads rows of contiguous channels; other maps are laid out first."""
     if x.stride(2) != 1:
         x = x.contiguous()
-    reason = _native_cuda.objection(x, u)
+    reason = _native_cuda.objection(x, u, fp8)
     if reason is not None:
-        raise backends.BackendError(f"backend 'cuda' cannot serve this call: {reason}")
-    return _native_cuda.rotate_pool(x, u)
+        name = backends.get_backend()
+        raise backends.BackendError(f"backend {name!r} cannot serve this call: {reason}")
+    return _native_cuda.rotate_pool(x, u, fp8=fp8)
 
 
 def _cuda_can_grad_u(x: Tensor, u: Tensor) -> bool:
