@@ -72,7 +72,7 @@ def pending(device: torch.device) -> bool:
 
 def machine(device: torch.device) -> str:
     """What a verdict holds for."""
-    import triton  # type: ignore[import-not-found, unused-ignore]
+    import triton
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     versions = f"torch {torch.__version__}, triton {triton.__version__}, infodisent {__version__}"
