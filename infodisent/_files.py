@@ -37,6 +37,12 @@ def _umask() -> int:
     return mask
 
 
+def cache_file(name: str) -> Path:
+    """Where the package keeps what it found out about a machine: under ``$XDG_CACHE_HOME``."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "infodisent" / name
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file at once or not at all."""
     with replacing(path) as temporary:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infodisent import __version__, _triton
+from infodisent import __version__, _files, _triton
 from infodisent._files import read_json, write_json
 
 ENV = "INFODISENT_SELFCHECK"
@@ -88,8 +88,7 @@ def _digest() -> str:
 
 def cache_file() -> Path:
     """Where verdicts are remembered."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "infodisent" / "selfcheck.json"
+    return _files.cache_file("selfcheck.json")
 
 
 def _remembered() -> dict[str, dict[str, str]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from infodisent._files import read_json, write_json
+from infodisent._files import cache_file, read_json, write_json
 
 from ._pool_configs import Tiles
 
@@ -28,8 +28,7 @@ _log = logging.getLogger("infodisent")
 
 def default_file() -> Path:
     """Where results go if ``INFODISENT_TILES`` names no file."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "infodisent" / "tiles.json"
+    return cache_file("tiles.json")
 
 
 def target_file() -> Path:

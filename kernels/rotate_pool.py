@@ -30,6 +30,7 @@ from torch import Tensor
 
 from . import _rotate_pool_tiles as kernels
 from . import _tuned
+from ._device import capability, processors
 from ._pool_configs import PARTS, PRODUCTS, Tiles, candidates, count, terms, tiles
 from ._rows import rows, split
 
@@ -44,22 +45,6 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @functools.lru_cache
-def capability(device: torch.device) -> int:
-    """Compute capability times 10; 90 where there is no GPU."""
-    if device.type != "cuda":
-        return 90
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-@functools.lru_cache
-def processors(device: torch.device) -> int:
-    """How many multiprocessors the device has; those of an H100 where there is no GPU."""
-    if device.type != "cuda":
-        return 132
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def emulated() -> bool:
     """Whether Triton's interpreter runs the kernels."""
     return not isinstance(kernels.rotate_pool_kernel, triton.JITFunction)

@@ -16,25 +16,11 @@ import triton
 from torch import Tensor
 
 from . import _rotate_pool_backward_tiles as kernels
+from ._device import capability, processors
 from ._rotate_pool_backward_tiles import FLOAT_PRODUCTS, HALF_PRODUCTS, Tiles
 from ._rows import rows
 
 PRODUCTS = (*HALF_PRODUCTS, *FLOAT_PRODUCTS)
-
-
-def capability(device: torch.device) -> int:
-    """Compute capability times 10; 90 where there is no GPU."""
-    if device.type != "cuda":
-        return 90
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-def multiprocessors(device: torch.device) -> int:
-    """Number of multiprocessors; an H100's where there is no GPU."""
-    if device.type != "cuda":
-        return 132
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _emulated() -> bool:
@@ -105,7 +91,7 @@ def grad_u(
     blocks = triton.cdiv(pixels, piece)
     if splits is None:
         splits = kernels.splits(
-            batch, channels, blocks * piece, products, tile, multiprocessors(x.device)
+            batch, channels, blocks * piece, products, tile, processors(x.device)
         )
     images = triton.cdiv(batch, splits)
     splits = triton.cdiv(batch, images)

@@ -25,6 +25,7 @@ from torch import Tensor
 from infodisent.sparse._plans import Plan, Row, plans
 
 from . import _rotation_tiles as kernels
+from ._device import capability
 from ._rotation_tiles import PRODUCTS
 
 MOST = 8
@@ -122,14 +123,6 @@ def _device_table(precision: str, device: torch.device) -> tuple[Tensor, Tensor]
     rows, degree = table(precision)
     # made once; copying it waits for the device, so the first call cannot be in a CUDA graph
     return torch.tensor(rows, device=device), torch.tensor(degree, device=device)
-
-
-def capability(device: torch.device) -> int:
-    """Compute capability times 10; 90 where there is no GPU."""
-    if device.type != "cuda":
-        return 90
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 def _emulated() -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 
 from infodisent import _native_cuda
 from tests.test_cuda_compile import (
-    CSRC,
+    build_model,
     check_resources,
     compile_source,
     functions,
@@ -25,15 +24,7 @@ PIECES = (2, 3, 4, 7)  # times 16 pixels in a slot
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    program = tmp_path_factory.mktemp("model") / "model"
-    command = ["g++", "-std=c++17", "-O2", "-Wall", "-Wextra", "-fsanitize=undefined"]
-    command += ["-fno-sanitize-recover=all", f"-I{CSRC}", "-o", str(program), str(MODEL)]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    assert "warning" not in built.stderr, built.stderr
-    return program
+    return build_model(MODEL, tmp_path_factory.mktemp("model"))
 
 
 def test_model(model):

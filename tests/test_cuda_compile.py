@@ -29,17 +29,22 @@ def tool(name: str) -> str | None:
     return shutil.which(name, path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def build_model(source: Path, folder: Path) -> Path:
+    """The program of a CPU model, with the sanitizer for undefined behaviour."""
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
-    program = tmp_path_factory.mktemp("model") / "model"
+    program = folder / "model"
     command = ["g++", "-std=c++17", "-O2", "-Wall", "-Wextra", "-fsanitize=undefined"]
-    command += ["-fno-sanitize-recover=all", f"-I{CSRC}", "-o", str(program), str(MODEL)]
+    command += ["-fno-sanitize-recover=all", f"-I{CSRC}", "-o", str(program), str(source)]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     assert "warning" not in built.stderr, built.stderr
     return program
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return build_model(MODEL, tmp_path_factory.mktemp("model"))
 
 
 def test_model(model):

@@ -1,0 +1,23 @@
+"""What the tables of tile sizes ask about a device."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+
+def capability(device: torch.device) -> int:
+    """Compute capability times 10; 90 where there is no GPU."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@functools.lru_cache
+def processors(device: torch.device) -> int:
+    """How many multiprocessors the device has; those of an H100 where there is no GPU."""
+    if device.type != "cuda":
+        return 132
+    return torch.cuda.get_device_properties(device).multi_processor_count
