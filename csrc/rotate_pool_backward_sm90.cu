@@ -1,7 +1,6 @@
 // Launches of rotate_pool_backward_sm90_kernel.cuh, and the small kernels around it: see
 // rotate_pool_backward_sm90.h.
 #include <algorithm>
-#include <atomic>
 
 #include "rotate_pool_backward_sm90.h"
 #include "rotate_pool_backward_sm90_kernel.cuh"
@@ -93,27 +92,8 @@ template <int PIECE, int CLUSTER, typename T>
 Status launch_grad(const GradArguments& arguments, int device, int processors,
                    cudaStream_t stream) {
   using K = GradKernel<PIECE, CLUSTER, T>;
-  const auto kernel = grad_u_kernel<PIECE, CLUSTER, T>;
-  static std::atomic<uint64_t> prepared{0};  // bit: device
-  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
-  if ((prepared.load(std::memory_order_relaxed) & bit) == 0) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, K::SHARED);
-    if (error != cudaSuccess) return {error, "shared memory"};
-    prepared.fetch_or(bit, std::memory_order_relaxed);
-  }
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {CLUSTER, 1, 1};
-  cudaLaunchConfig_t config = {};
-  const int clusters = std::min(arguments.grid.units, std::max(1, processors / CLUSTER));
-  config.gridDim = dim3(clusters * CLUSTER);
-  config.blockDim = dim3(kGradThreads);
-  config.dynamicSmemBytes = K::SHARED;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = CLUSTER == 1 ? 0 : 1;
-  return {cudaLaunchKernelEx(&config, kernel, arguments), "the product"};
+  return launch_persistent<grad_u_kernel<PIECE, CLUSTER, T>, CLUSTER>(
+      arguments, arguments.grid.units, kGradThreads, K::SHARED, device, processors, stream);
 }
 
 using GradLauncher = Status (*)(const GradArguments&, int, int, cudaStream_t);

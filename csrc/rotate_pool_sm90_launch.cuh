@@ -2,10 +2,8 @@
 // instantiated where: bfloat16 and float16 in rotate_pool_sm90.cu, float8 in
 // rotate_pool_sm90_float8.cu.
 #pragma once
-#include <algorithm>
-#include <atomic>
-
 #include "rotate_pool_sm90_kernel.cuh"
+#include "sm90_host.h"
 
 namespace infodisent {
 namespace sm90 {
@@ -13,27 +11,8 @@ namespace sm90 {
 template <int KIND, bool EXACT, int CLUSTER, typename T>
 Status launch(const Arguments& arguments, int device, int processors, cudaStream_t stream) {
   using K = Kernel<KIND, EXACT, CLUSTER, T>;
-  const auto kernel = rotate_pool_kernel<KIND, EXACT, CLUSTER, T>;
-  static std::atomic<uint64_t> prepared{0};  // bit: device
-  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
-  if ((prepared.load(std::memory_order_relaxed) & bit) == 0) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, K::SHARED);
-    if (error != cudaSuccess) return {error, "shared memory"};
-    prepared.fetch_or(bit, std::memory_order_relaxed);
-  }
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {CLUSTER, 1, 1};
-  cudaLaunchConfig_t config = {};
-  const int clusters = std::min(arguments.units, std::max(1, processors / CLUSTER));
-  config.gridDim = dim3(clusters * CLUSTER);
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = K::SHARED;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = CLUSTER == 1 ? 0 : 1;
-  return {cudaLaunchKernelEx(&config, kernel, arguments), "the product"};
+  return launch_persistent<rotate_pool_kernel<KIND, EXACT, CLUSTER, T>, CLUSTER>(
+      arguments, arguments.units, kThreads, K::SHARED, device, processors, stream);
 }
 
 using Launcher = Status (*)(const Arguments&, int, int, cudaStream_t);
