@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 
-from infodisent import bench, demo
-from infodisent._files import read_json, write_json
-from infodisent.evaluate import evaluate_head, linear_probe, original_head
-from infodisent.features import FeatureStore, extract
-from infodisent.images import scan_folder, split_items
-from infodisent.train import FitConfig, fit_head, new_head
+from infodisent import demo
+from infodisent.bench import cases as bench
+from infodisent.data.features import FeatureStore, extract
+from infodisent.data.images import scan_folder, split_items
+from infodisent.evaluation.accuracy import evaluate_head, linear_probe, original_head
+from infodisent.files import read_json, write_json
+from infodisent.training.fit import FitConfig, fit_head, new_head
 
 VARIATIONS: dict[str, list[dict[str, Any]]] = {
     "none": [{}],

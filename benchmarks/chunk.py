@@ -2,9 +2,9 @@
 
     python benchmarks/chunk.py
 
-Prints the time of `infodisent.native.rotate_pool.by_library` as a multiple of the bare matrix
-product, for chunks of several lengths, for maps whose channels are neighbours in memory and for
-NCHW maps; medians of interleaved rounds.
+Prints the time of `infodisent.backends.native.rotate_pool.by_library` as a multiple of the bare
+matrix product, for chunks of several lengths, for maps whose channels are neighbours in memory and
+for NCHW maps; medians of interleaved rounds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from infodisent.native import rotate_pool as native
+from infodisent.backends.native import rotate_pool as native
 
 ROWS = (256, 512, 1024, 2048, 4096)
 MAPS = (

@@ -1,4 +1,4 @@
-"""Benchmarks under pytest-benchmark: the cases and peers of `infodisent.bench`.
+"""Benchmarks under pytest-benchmark: the cases and peers of `infodisent.bench.cases`.
 
     pytest benchmarks --benchmark-group-by=group
     pytest benchmarks -k "rotate_pool and resnet50" --benchmark-json=out.json
@@ -13,8 +13,8 @@ import functools
 import pytest
 import torch
 
-from infodisent import bench
-from infodisent._torchvision import ensure_torchvision
+from infodisent.backbones.torchvision_import import ensure_torchvision
+from infodisent.bench import cases as bench
 
 ensure_torchvision()
 

@@ -19,9 +19,11 @@ from typing import Any
 
 import torch
 
-from infodisent import _native, bench, ops
-from infodisent._files import read_json, write_json
-from infodisent._torchvision import ensure_torchvision
+from infodisent import ops
+from infodisent.backbones.torchvision_import import ensure_torchvision
+from infodisent.backends.native import module as _native
+from infodisent.bench import cases as bench
+from infodisent.files import read_json, write_json
 from infodisent.progress import bar
 
 RESULTS = Path(__file__).parent / "results"

@@ -1,4 +1,4 @@
-"""Fit the polynomials of `infodisent.sparse._coefficients` from nothing.
+"""Fit the polynomials of `infodisent.polynomials.coefficients` from nothing.
 
     python benchmarks/fit_polynomials.py            # errors of the committed ones
     python benchmarks/fit_polynomials.py --fit      # about ten minutes: fit them again, print them
@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from infodisent.sparse import _plans
+from infodisent.polynomials import plans as _plans
 
 torch.set_default_dtype(torch.float64)
 

@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 
 import infodisent
-from infodisent import _float8, bench, ops, reference
-from infodisent._files import write_json
-from infodisent.features import FeatureStore
+from infodisent import ops, reference
+from infodisent.backends.cuda import float8 as _float8
+from infodisent.bench import cases as bench
+from infodisent.data.features import FeatureStore
+from infodisent.files import write_json
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 Pool = Callable[[Tensor, Tensor], Outputs]

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from infodisent import _native_cuda, backends, bench, ops, reference
+from infodisent import backends, ops, reference
+from infodisent.backends.cuda import module as _native_cuda
+from infodisent.bench import cases as bench
 
 Report = dict[str, Any]
 SIZES = {  # a backbone of each size: (C, H, W), layout, prefix tokens

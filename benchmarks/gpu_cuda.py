@@ -27,8 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infodisent import _float8, _native_cuda
-from infodisent._files import read_json, write_json
+from infodisent.backends.cuda import float8 as _float8
+from infodisent.backends.cuda import module as _native_cuda
+from infodisent.files import read_json, write_json
 from tests.kernel_compile import kernels_module
 
 Row = dict[str, Any]

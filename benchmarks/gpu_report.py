@@ -30,8 +30,8 @@ from typing import Any
 import torch
 
 from benchmarks import gpu_cases, gpu_rotation
-from infodisent._files import read_json, write_json, write_text
-from infodisent._torchvision import ensure_torchvision
+from infodisent.backbones.torchvision_import import ensure_torchvision
+from infodisent.files import read_json, write_json, write_text
 
 ROOT = Path(__file__).parents[1]
 Report = dict[str, Any]

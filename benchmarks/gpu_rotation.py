@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from infodisent import backends, ops
-from infodisent._files import write_json
+from infodisent.files import write_json
 from tests.kernel_compile import kernels_module
 
 SIZES = (512, 768, 1024, 1280, 1536, 2048)

@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from infodisent import backends, bench, ops, reference
-from infodisent._files import read_json, write_json
+from infodisent import backends, ops, reference
+from infodisent.bench import cases as bench
+from infodisent.files import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
 CHANNELS = (512, 768, 1024, 1280, 1536, 2048)

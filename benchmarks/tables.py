@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cpu_report import summary
 from benchmarks.rotation_report import table as rotation_table
-from infodisent._files import read_json
+from infodisent.files import read_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -13,25 +13,25 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from infodisent.checkpoint import load, save
-    from infodisent.classifier import InfoDisentClassifier, attach
-    from infodisent.explanation import Explanation, explain
-    from infodisent.nn import InfoDisentHead
-    from infodisent.ops import SparsePool
+from infodisent.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from infodisent.classifier import InfoDisentClassifier, attach
+    from infodisent.contract import SparsePool
+    from infodisent.explanations.local import Explanation, explain
+    from infodisent.methods.infodisent import InfoDisentHead
+    from infodisent.training.checkpoint import load, save
 
 # Imported on first use: `import infodisent.ops` must not load timm, matplotlib and the rest.
 _WHERE = {
     "attach": "classifier",
     "InfoDisentClassifier": "classifier",
-    "InfoDisentHead": "nn",
-    "SparsePool": "ops",
-    "explain": "explanation",
-    "Explanation": "explanation",
-    "load": "checkpoint",
-    "save": "checkpoint",
+    "InfoDisentHead": "methods.infodisent",
+    "SparsePool": "contract",
+    "explain": "explanations.local",
+    "Explanation": "explanations.local",
+    "load": "training.checkpoint",
+    "save": "training.checkpoint",
 }
 __all__ = [
     "Explanation",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from infodisent.images import ImageSet, split_items
+from infodisent.data.images import ImageSet, split_items
 
 if TYPE_CHECKING:
     from infodisent.classifier import InfoDisentClassifier

@@ -8,31 +8,11 @@ Information Disentanglement", arXiv 2409.10329.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from infodisent._layout import to_bpc
-
-
-class SparsePool(NamedTuple):
-    """What the sparse pool keeps of a map: per image and channel two values and two places.
-
-    Attributes:
-        pooled: ``pos - neg``, ``[B, C]``, float32 (float64 for float64 maps).
-        pos: largest positive value of the channel, 0 where there is none, ``[B, C]``.
-        neg: magnitude of the largest negative value, 0 where there is none, ``[B, C]``.
-        pos_index: flat pixel index of `pos`, row-major over H x W and counted after the prefix
-            tokens, int32 ``[B, C]``; -1 where `pos` is 0. Ties go to the lowest index.
-        neg_index: the same for `neg`.
-    """
-
-    pooled: Tensor
-    pos: Tensor
-    neg: Tensor
-    pos_index: Tensor
-    neg_index: Tensor
+from infodisent.contract import SparsePool
+from infodisent.layout import to_bpc
 
 
 def rotation(A: Tensor) -> Tensor:

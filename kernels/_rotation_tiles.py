@@ -275,10 +275,10 @@ def decide_kernel(
 ):
     """Bound ||S||_2, take the cheapest plan and write its numbers: one program.
 
-    As `norm_bound` and `choose` of `infodisent.sparse._plans`: ``||S^k||_2`` is at most the 1-norm
-    and, singular values coming in pairs, at most ``sqrt(sum of squares / 2)``. A plan serves with
-    the fewest squarings for which ``bound <= theta 2^squarings``, which is what ceil(log2) says,
-    without its rounding.
+    As `norm_bound` and `choose` of `infodisent.polynomials.plans`: ``||S^k||_2`` is at most the
+    1-norm and, singular values coming in pairs, at most ``sqrt(sum of squares / 2)``. A plan serves
+    with the fewest squarings for which ``bound <= theta 2^squarings``, which is what ceil(log2)
+    says, without its rounding.
     """
     i = tl.arange(0, BLOCK)
     inside = i < blocks

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from infodisent._files import cache_file, read_json, write_json
+from infodisent.files import cache_file, read_json, write_json
 
 from ._pool_configs import Tiles
 

@@ -1,10 +1,10 @@
 """exp of a skew-symmetric matrix and its adjoint on the GPU, without waiting for the device.
 
-The mathematics of `infodisent.sparse.rotation` for the plans of powers ``S, S^2, S^4 [, Q]``, in
-one sequence of launches that is the same for every matrix: a kernel on the device bounds the norm,
-takes the plan and the squarings, and writes the coefficients; launches which that plan has no use
-for return at once. So a call can be captured in a CUDA graph (after one call that compiles), and a
-replay takes the polynomial that fits the norm of that moment.
+The mathematics of `infodisent.backends.sparse.rotation` for the plans of powers
+``S, S^2, S^4 [, Q]``, in one sequence of launches that is the same for every matrix: a kernel on
+the device bounds the norm, takes the plan and the squarings, and writes the coefficients; launches
+which that plan has no use for return at once. So a call can be captured in a CUDA graph (after one
+call that compiles), and a replay takes the polynomial that fits the norm of that moment.
 
 Up to `MOST` squarings are launched: ``||S||_2`` up to 1638 (full) or 3276 (half). Beyond, or with
 NaN or Inf in A, or where S^4 overflows, U and dA are all NaN: never a wrong U.
@@ -22,7 +22,7 @@ import torch
 import triton
 from torch import Tensor
 
-from infodisent.sparse._plans import Plan, Row, plans
+from infodisent.polynomials.plans import Plan, Row, plans
 
 from . import _rotation_tiles as kernels
 from ._device import capability

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from infodisent._torchvision import ensure_torchvision
+from infodisent.backbones.torchvision_import import ensure_torchvision
 
 ensure_torchvision()
 timm = pytest.importorskip("timm")

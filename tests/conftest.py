@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from infodisent import _native, backends
-from infodisent._torchvision import ensure_torchvision
+from infodisent import backends
+from infodisent.backbones.torchvision_import import ensure_torchvision
+from infodisent.backends.native import module as _native
 
 ensure_torchvision()
 # Small tensors gain nothing from a second thread, and on a busy machine two threads that wait for
@@ -113,8 +114,8 @@ def tiny():
 @pytest.fixture
 def store(tmp_path, image_folder, tiny):
     """The features of `image_folder`, in shards of 10."""
-    from infodisent.features import extract
-    from infodisent.images import scan_folder
+    from infodisent.data.features import extract
+    from infodisent.data.images import scan_folder
 
     return extract(
         tiny, scan_folder(image_folder), tmp_path / "features", shard_size=10, progress=False

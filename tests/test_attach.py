@@ -15,16 +15,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from infodisent._torchvision import ensure_torchvision
+from infodisent.backbones.torchvision_import import ensure_torchvision
 
 ensure_torchvision()
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
 
-from infodisent.backbone import Backbone  # noqa: E402
-from infodisent.classifier import attach, torchvision_plan  # noqa: E402
+from infodisent.backbones.backbone import Backbone  # noqa: E402
+from infodisent.backbones.timm import timm_plan  # noqa: E402
+from infodisent.backbones.torchvision import torchvision_plan  # noqa: E402
+from infodisent.classifier import attach  # noqa: E402
 from infodisent.nn import InfoDisentHead  # noqa: E402
-from infodisent.plan import timm_plan  # noqa: E402
 from tests.attach_models import build, images, randomise, same  # noqa: E402
 
 

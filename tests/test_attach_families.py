@@ -14,14 +14,15 @@ import pytest
 import torch
 from torch import nn
 
-from infodisent._layout import to_bpc
-from infodisent._torchvision import ensure_torchvision
+from infodisent.backbones.torchvision_import import ensure_torchvision
+from infodisent.layout import to_bpc
 
 ensure_torchvision()
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
 
-from infodisent.classifier import attach, torchvision_plan  # noqa: E402
+from infodisent.backbones.torchvision import torchvision_plan  # noqa: E402
+from infodisent.classifier import attach  # noqa: E402
 from tests.attach_models import build, images, randomise, same  # noqa: E402
 
 

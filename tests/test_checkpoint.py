@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import infodisent
-from infodisent._files import read_tensors, replacing, write_tensors
+from infodisent.files import read_tensors, replacing, write_tensors
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_tied_weights_can_be_stored(tmp_path):
 
 
 def test_head_replaced_after_attach_and_dtype_survive(tmp_path, tiny):
-    from infodisent.train import new_head
+    from infodisent.training.fit import new_head
 
     tiny.head = new_head(tiny.num_features, 2, 0, tiny.head, nonneg="abs").double()
     tiny.double().eval()

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from infodisent import cli
+from infodisent.cli import app as cli
 from infodisent.progress import console
 
 
@@ -99,7 +99,7 @@ def test_errors_are_one_line(tmp_path, image_folder, go, arguments, message):
 
 
 def test_version(go):
-    from infodisent import __version__
+    from infodisent.version import __version__
 
     assert go("--version") == (0, __version__ + "\n")
 
@@ -143,7 +143,7 @@ def test_help(go, command):
 def test_interrupted_overwrite_leaves_no_old_model(tmp_path, image_folder, go, monkeypatch):
     out = tmp_path / "run"
     assert go("fit", image_folder, *FIT, "--out", out)[0] == 0
-    from infodisent import pipeline
+    from infodisent.training import run as pipeline
 
     monkeypatch.setattr(
         pipeline, "fit_head", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
@@ -155,7 +155,7 @@ def test_interrupted_overwrite_leaves_no_old_model(tmp_path, image_folder, go, m
 
 
 def test_a_run_in_use_is_refused(tmp_path, image_folder, go):
-    from infodisent._files import locked
+    from infodisent.files import locked
 
     with locked(tmp_path / "run"):
         code, text = go("fit", image_folder, *FIT, "--out", tmp_path / "run")

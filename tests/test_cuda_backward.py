@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from infodisent import _native_cuda
+from infodisent.backends.cuda import module as _native_cuda
 from tests.test_cuda_compile import (
     build_model,
     check_resources,

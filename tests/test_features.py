@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from infodisent import attach, features
-from infodisent._layout import to_bpc
-from infodisent.features import FeatureStore, extract
-from infodisent.images import ImageItem, ImageSet, load_image, scan_folder
-from infodisent.preprocess import transform_config, transform_from
+from infodisent import attach
+from infodisent.backbones.preprocess import transform_config, transform_from
+from infodisent.data import features
+from infodisent.data.features import FeatureStore, extract
+from infodisent.data.images import ImageItem, ImageSet, load_image, scan_folder
+from infodisent.layout import to_bpc
 
 
 def test_maps_are_those_of_the_model(store, tiny):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from infodisent import _float8, _native_cuda, reference
+from infodisent import reference
+from infodisent.backends.cuda import float8 as _float8
+from infodisent.backends.cuda import module as _native_cuda
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -14,7 +14,8 @@ import time
 import pytest
 import torch
 
-from infodisent import _triton, backends
+from infodisent.backends import selection
+from infodisent.backends import triton as _triton
 from tests import kernel_compile
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -57,7 +58,7 @@ def report(monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, path, kernel_compile.kernels_module(stem))
     monkeypatch.setattr(_triton, "module", kernel_compile.kernels_module)
     monkeypatch.setattr(_triton, "objection", lambda *_: None)
-    monkeypatch.setattr(backends, "_resolved", {})
+    monkeypatch.setattr(selection, "_resolved", {})
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     return gpu_cases

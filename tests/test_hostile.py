@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from infodisent import InfoDisentHead, _native, ops, reference
+from infodisent import InfoDisentHead, ops, reference
+from infodisent.backends.native import module as _native
 from infodisent.nn import Rotation
 
 pytestmark = pytest.mark.usefixtures("backend")

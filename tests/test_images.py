@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from infodisent.images import all_for_testing, load_image, scan_folder, split_items
+from infodisent.data.images import all_for_testing, load_image, scan_folder, split_items
 
 
 def test_scan_is_stratified_and_repeatable(image_folder):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from infodisent import ops, reference
-from infodisent._layout import to_bpc
+from infodisent.layout import to_bpc
 from tests.conftest import relative
 from tests.test_rotate_pool import rotation_like
 

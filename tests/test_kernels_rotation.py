@@ -15,7 +15,7 @@ import re
 import pytest
 import torch
 
-from infodisent.sparse._plans import choose, norm_bound, plans
+from infodisent.polynomials.plans import choose, norm_bound, plans
 from tests import kernel_compile
 
 if importlib.util.find_spec("triton") is None:

@@ -7,9 +7,10 @@ import copy
 import pytest
 import torch
 
-from infodisent import checkpoint, ops
+from infodisent import ops
 from infodisent.classifier import attach
 from infodisent.nn import InfoDisentHead, Rotation
+from infodisent.training import checkpoint
 from tests.conftest import relative
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from infodisent import _native, native, ops, reference
-from infodisent._layout import to_bpc
+from infodisent import ops, reference
+from infodisent.backends import native
+from infodisent.backends.native import module as _native
+from infodisent.layout import to_bpc
 
 CSRC = Path(__file__).parents[1] / "csrc"
 needs_module = pytest.mark.skipif(

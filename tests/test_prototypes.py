@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infodisent import reference
-from infodisent._files import write_json, write_tensors
-from infodisent.features import FeatureStore
+from infodisent.data.features import FeatureStore
+from infodisent.explanations.prototypes import Prototypes, find_prototypes
+from infodisent.files import write_json, write_tensors
 from infodisent.nn import InfoDisentHead
-from infodisent.prototypes import Prototypes, find_prototypes
 
 
 def make_store(folder, maps, splits=None, grid=None):

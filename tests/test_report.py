@@ -16,8 +16,8 @@ from matplotlib import pyplot
 from PIL import Image
 
 from infodisent import report
-from infodisent.explanation import explain_many
-from infodisent.prototypes import find_prototypes
+from infodisent.explanations.local import explain_many
+from infodisent.explanations.prototypes import find_prototypes
 from infodisent.report import Pictures, marks, prototype_box, segments, signed, terms
 from infodisent.report.figure import explanation_figure, prototypes_figure, save_figure
 from infodisent.report.page import write_page

@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infodisent import _native, native, ops, reference, sparse
-from infodisent._layout import to_bpc
+from infodisent import ops, reference
+from infodisent.backends import native, sparse
+from infodisent.backends.native import module as _native
+from infodisent.layout import to_bpc
 from tests.conftest import relative
 
 pytestmark = pytest.mark.usefixtures("backend")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from infodisent import backends, ops, reference
-from infodisent.sparse import _plans
-from infodisent.sparse import rotation as sparse_rotation
+from infodisent.backends.sparse import rotation as sparse_rotation
+from infodisent.polynomials import plans as _plans
 from tests.conftest import relative
 
 SIZES = [(1, 1.0), (2, 1.0), (5, 0.5), (33, 1e-13), (64, 0.05), (123, 0.3), (256, 0.02), (255, 2.0)]

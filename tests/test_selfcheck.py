@@ -13,7 +13,11 @@ import re
 import pytest
 import torch
 
-from infodisent import _native_cuda, _selfcheck, _triton, backends, ops, reference
+from infodisent import backends, ops, reference
+from infodisent.backends import selection
+from infodisent.backends import selfcheck as _selfcheck
+from infodisent.backends import triton as _triton
+from infodisent.backends.cuda import module as _native_cuda
 from tests import kernel_compile
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -193,11 +197,11 @@ def test_left_out_or_not_possible_now(verdicts, monkeypatch):
 
 @host
 def test_auto_takes_what_was_shown_right(verdicts, monkeypatch):
-    monkeypatch.setattr(backends, "_resolved", {})
+    monkeypatch.setattr(selection, "_resolved", {})
     monkeypatch.setattr(_triton, "objection", lambda *_: None)
     x = torch.zeros(1)
     assert backends.select("rotate_pool", x) == "triton"
-    monkeypatch.setattr(backends, "_resolved", {})
+    monkeypatch.setattr(selection, "_resolved", {})
     monkeypatch.setattr(_selfcheck, "objection", lambda *_: "was never checked")
     assert backends.select("rotate_pool", x) != "triton"
     assert backends.explain("rotate_pool", check=True)["triton"] == "was never checked"
@@ -257,7 +261,7 @@ def test_the_cuda_backend(monkeypatch):
 @host
 def test_another_float64_input_counts(monkeypatch):
     asked = []
-    monkeypatch.setattr(backends, "_resolved", {})
+    monkeypatch.setattr(selection, "_resolved", {})
     monkeypatch.setattr(_triton, "objection", lambda op, device, dtype: asked.append(dtype))
     monkeypatch.setattr(_selfcheck, "objection", lambda *_: "no")
     backends.select("rotate_pool", torch.zeros(1), torch.zeros(1, dtype=torch.float64), None)

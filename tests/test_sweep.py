@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from infodisent import native, ops, reference, sparse
+from infodisent import ops, reference
+from infodisent.backends import native, sparse
 from tests.conftest import LAYOUTS, relative
 
 

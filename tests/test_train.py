@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from infodisent.evaluate import (
+from infodisent.evaluation.accuracy import (
     evaluate_head,
     explanation_sizes,
     linear_probe,
@@ -15,7 +15,7 @@ from infodisent.evaluate import (
     score,
 )
 from infodisent.nn import NONNEG
-from infodisent.train import FitConfig, fit_head, new_head
+from infodisent.training.fit import FitConfig, fit_head, new_head
 
 CONFIG = FitConfig(epochs=30, batch_size=8, lr=0.05, rotation_lr=0.01, l1=0.01)
 
@@ -55,7 +55,7 @@ def test_a_seed_repeats_and_another_differs(store):
 def test_resumed_is_bitwise_the_uninterrupted_run(tmp_path, store, options, monkeypatch):
     whole = new_head(store.channels, 2, seed=0, **options)
     expected = fit_head(whole, store, CONFIG, progress=False)
-    from infodisent import train as module
+    from infodisent.training import fit as module
 
     plain, state = module._store_state, tmp_path / "state.safetensors"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from infodisent.nn._checks import check_choice, check_positive
+from infodisent.checks import check_choice, check_positive
 
 NONNEG = ("relu", "softplus", "abs", "projection")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from infodisent import ops
-from infodisent._layout import check_input_fmt
+from infodisent.layout import check_input_fmt
 from infodisent.ops import SparsePool
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from infodisent import ops
-from infodisent.nn._checks import check_choice, check_positive
-from infodisent.ops._registry import once
-from infodisent.sparse._plans import PRECISIONS
+from infodisent.checks import check_choice, check_positive
+from infodisent.ops.register import once
+from infodisent.polynomials.plans import PRECISIONS
 
 PARAMETRIZATIONS = ("exp", "lie")
 

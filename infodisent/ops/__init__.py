@@ -1,10 +1,10 @@
 """The fused operators, differentiable and registered with torch (``torch.ops.infodisent``)."""
 
+from infodisent.contract import SparsePool
 from infodisent.ops.infodisent_head import infodisent_head
 from infodisent.ops.mx_pool import mx_pool
 from infodisent.ops.rotate_pool import rotate_pool
 from infodisent.ops.rotation import rotation
-from infodisent.reference import SparsePool
 
 OPERATORS = ("rotation", "mx_pool", "rotate_pool", "infodisent_head")
 

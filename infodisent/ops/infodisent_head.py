@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infodisent import _triton, backends, reference
-from infodisent._layout import check_float, check_same_device, to_bpc, value_dtype
-from infodisent.ops import _registry
+from infodisent import backends, reference
+from infodisent.backends import triton as _triton
+from infodisent.contract import SparsePool
+from infodisent.layout import check_float, check_same_device, to_bpc, value_dtype
+from infodisent.ops import register as _registry
 from infodisent.ops.mx_pool import empty_pool
 from infodisent.ops.rotate_pool import check_rotation_fits, forward, gradients
-from infodisent.reference import SparsePool
 
 NONNEG = ("relu", "none")
 

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infodisent import backends, native, reference, sparse
-from infodisent._layout import check_map, from_bpc, map_size, to_bpc, value_dtype
-from infodisent.ops import _registry
-from infodisent.reference import SparsePool
+from infodisent import backends, reference
+from infodisent.backends import native, sparse
+from infodisent.contract import SparsePool
+from infodisent.layout import check_map, from_bpc, map_size, to_bpc, value_dtype
+from infodisent.ops import register as _registry
 
 
 def mx_pool(y: Tensor, *, input_fmt: str = "NCHW", num_prefix_tokens: int = 0) -> SparsePool:

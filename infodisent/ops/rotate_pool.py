@@ -6,8 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from infodisent import _native_cuda, _triton, backends, native, reference, sparse
-from infodisent._layout import (
+from infodisent import backends, reference
+from infodisent.backends import native, sparse
+from infodisent.backends import triton as _triton
+from infodisent.backends.cuda import module as _native_cuda
+from infodisent.contract import SparsePool
+from infodisent.layout import (
     check_float,
     check_map,
     check_same_device,
@@ -15,9 +19,8 @@ from infodisent._layout import (
     map_size,
     to_bpc,
 )
-from infodisent.ops import _registry
+from infodisent.ops import register as _registry
 from infodisent.ops.mx_pool import empty_pool
-from infodisent.reference import SparsePool
 
 
 def rotate_pool(

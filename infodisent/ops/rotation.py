@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infodisent import _triton, backends, reference, sparse
-from infodisent._layout import check_float
-from infodisent.ops import _registry
-from infodisent.sparse._plans import PRECISIONS
-from infodisent.sparse.rotation import BLOCKS
+from infodisent import backends, reference
+from infodisent.backends import sparse
+from infodisent.backends import triton as _triton
+from infodisent.backends.sparse.rotation import BLOCKS
+from infodisent.layout import check_float
+from infodisent.ops import register as _registry
+from infodisent.polynomials.plans import PRECISIONS
 
 
 def rotation(A: Tensor, *, precision: str = "full") -> Tensor:
@@ -30,9 +32,9 @@ def rotation(A: Tensor, *, precision: str = "full") -> Tensor:
         range (from about 1e9 in float32, where no digit would be left).
 
     The gradient is ``dA = Sbar - Sbar^T`` with Sbar the adjoint of the exponential at
-    ``S = A - A^T``, by reverse mode through the polynomial (`infodisent.sparse.rotation`): at most
-    8 products of C x C and 2 more per squaring, at any scale of the upstream gradient. It can be
-    taken once: double backward raises RuntimeError.
+    ``S = A - A^T``, by reverse mode through the polynomial (`infodisent.backends.sparse.rotation`):
+    at most 8 products of C x C and 2 more per squaring, at any scale of the upstream gradient. It
+    can be taken once: double backward raises RuntimeError.
 
     Degree and squarings follow a bound of ``||S||_2``. The Triton kernels decide on the device,
     wait for nothing and can be captured in a CUDA graph; there U is NaN beyond ``||S||_2`` of 1638

@@ -15,10 +15,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from infodisent.explanation import Box, Explanation, cell_box
-from infodisent.images import load_image
-from infodisent.preprocess import to_picture, transform_from
-from infodisent.prototypes import Prototype, Prototypes
+from infodisent.backbones.preprocess import to_picture, transform_from
+from infodisent.data.images import load_image
+from infodisent.explanations.local import Box, Explanation, cell_box
+from infodisent.explanations.prototypes import Prototype, Prototypes
 
 # Okabe and Ito's blue and vermilion: apart for every kind of colour vision, and in grey (5.2 and
 # 3.9 to 1 on white). Neither is ever the only sign: opposing boxes are dashed, values are signed.

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from PIL import Image
 
-from infodisent._files import replacing
-from infodisent.explanation import ChannelEvidence, Explanation
-from infodisent.prototypes import Prototype, Prototypes
+from infodisent.explanations.local import ChannelEvidence, Explanation
+from infodisent.explanations.prototypes import Prototype, Prototypes
+from infodisent.files import replacing
 from infodisent.report import (
     OPPOSES,
     SUPPORTS,
@@ -147,7 +147,7 @@ def prototypes_figure(
     """Draw what channels mean: one row a channel, positive side left, negative side right.
 
     Args:
-        prototypes: from `infodisent.prototypes.find_prototypes`.
+        prototypes: from `infodisent.explanations.prototypes.find_prototypes`.
         channels: channels to draw, at least one.
         k: images per side; default: all that were kept.
         pictures: decoded pictures, to share between figures.

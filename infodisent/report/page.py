@@ -19,10 +19,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from PIL import Image
 
-from infodisent import __version__
-from infodisent._files import write_text
-from infodisent.explanation import ChannelEvidence, Explanation
-from infodisent.prototypes import Prototypes
+from infodisent.explanations.local import ChannelEvidence, Explanation
+from infodisent.explanations.prototypes import Prototypes
+from infodisent.files import write_text
 from infodisent.report import (
     Pictures,
     check_fits,
@@ -36,6 +35,7 @@ from infodisent.report import (
     terms,
     top_classes,
 )
+from infodisent.version import __version__
 
 PICTURE_SIDE, HEAT_SIDE, PROTOTYPE_SIDE = 448, 200, 152
 CHANNELS_SHOWN = 12

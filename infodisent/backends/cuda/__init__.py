@@ -1,0 +1,1 @@
+"""The `cuda` backend: hand-written kernels for Hopper GPUs (``csrc/sm90``)."""

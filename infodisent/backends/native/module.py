@@ -1,0 +1,215 @@
+"""The compiled module `infodisent._C`; why it is missing, where it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infodisent.backends.build import why_missing
+from infodisent.layout import value_dtype
+
+DTYPES = (torch.float32, torch.float64)
+"""Of matrices."""
+CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+"""Of maps; the numbers are those of ``csrc/bindings.cpp``."""
+
+
+_module: Any = None
+_missing: str | None = None
+try:
+    from infodisent import _C
+
+    _module = _C
+except ImportError as _error:
+    _missing = "no native module: " + why_missing(
+        "_C",
+        "_build_note.txt",
+        "the package was installed without it (INFODISENT_BUILD=0, or no pybind11)",
+        _error,
+    )
+
+
+def objection() -> str | None:
+    """Why the compiled module cannot be used, or None."""
+    return _missing
+
+
+def describe() -> str:
+    """What was built, or why there is nothing; one line for `infodisent doctor`."""
+    if _missing is not None:
+        return f"{_missing}. Everything works without it, slower"
+    threads = "OpenMP" if _module.openmp else "no OpenMP: one thread"
+    tiles = " and ".join([_module.tiles, *(["avx512bf16"] if _module.pairs else [])])
+    fused = f"rotate_pool fused, {tiles}" if tiles else "rotate_pool by library products"
+    return f"built ({_module.dispatch}; {threads}; {fused})"
+
+
+def multiplies(x: torch.dtype, u: torch.dtype, channels: int) -> torch.dtype | None:
+    """What `rotate_pool` wants U in for a map of dtype `x`; None where it has no product."""
+    if not _module.tiles or torch.float64 in (x, u):
+        return None
+    pairs = x == u == torch.bfloat16 and _module.pairs and channels % 2 == 0
+    return torch.bfloat16 if pairs else torch.float32
+
+
+def _address(x: Tensor, n: int) -> int:
+    # The compiled code trusts what it is given, so this is the last place to look.
+    if x.shape != (n, n) or not x.is_contiguous() or x.device.type != "cpu":
+        raise ValueError(
+            f"native: a matrix is {tuple(x.shape)}, strides {x.stride()}, on {x.device}; "
+            f"must be contiguous ({n}, {n}) on the cpu"
+        )
+    return x.data_ptr()
+
+
+def combine(
+    inputs: list[Tensor],
+    outputs: list[Tensor],
+    coefficient: list[list[float]],
+    parity: list[int],
+) -> None:
+    """``out_r = P_r(sum_k coefficient[r][k] in_k)``, see ``csrc/rotation.h``."""
+    n, dtype = len(outputs[0]), outputs[0].dtype
+    assert all(t.dtype == dtype for t in (*inputs, *outputs))
+    assert dtype in DTYPES
+    _module.combine(
+        [_address(t, n) for t in inputs],
+        [_address(t, n) for t in outputs],
+        [c for row in coefficient for c in row],
+        parity,
+        n,
+        dtype == torch.float64,
+        torch.get_num_threads(),
+    )
+
+
+def mirror(x: Tensor, sign: float) -> None:
+    """Write ``sign`` times the lower triangle of x [n, n] over its upper one."""
+    n = len(x)
+    _module.mirror(_address(x, n), n, sign, x.dtype == torch.float64, torch.get_num_threads())
+
+
+def norms(x: Tensor) -> tuple[float, float]:
+    """Largest row sum of ``|x|``, and the sum of squares, of x [n, n]."""
+    n = len(x)
+    wide = x.dtype == torch.float64
+    found: tuple[float, float] = _module.norms(_address(x, n), n, wide, torch.get_num_threads())
+    return found
+
+
+def _map(x: Tensor) -> tuple[int, ...]:
+    """A map [B, P, C] of any strides, as the compiled code takes it."""
+    if x.ndim != 3 or x.device.type != "cpu":
+        raise ValueError(f"native: a map is {tuple(x.shape)} on {x.device}, must be (B, P, C), cpu")
+    return (x.data_ptr(), CODES[x.dtype], *x.shape, *x.stride())
+
+
+def _values(tensors: tuple[Tensor, ...], shape: tuple[int, ...], dtype: torch.dtype) -> list[int]:
+    for t in tensors:
+        if t.shape != shape or t.dtype != dtype or not t.is_contiguous() or not t.is_cpu:
+            raise ValueError(
+                f"native: got {tuple(t.shape)} {t.dtype}, strides {t.stride()} on {t.device}; "
+                f"must be contiguous {shape} {dtype} on the cpu"
+            )
+    return [t.data_ptr() for t in tensors]
+
+
+def mx_pool(y: Tensor, pos: Tensor, neg: Tensor, pos_index: Tensor, neg_index: Tensor) -> None:
+    """Pool y [B, P, C], any dtype and strides, into float32 (float64) and int32 [B, C]."""
+    shape = (y.shape[0], y.shape[2])
+    _module.mx_pool(
+        *_map(y),
+        *_values((pos, neg), shape, value_dtype(y.dtype)),
+        *_values((pos_index, neg_index), shape, torch.int32),
+        torch.get_num_threads(),
+    )
+
+
+def rotate_pool(
+    x: Tensor, u: Tensor, instructions: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rotate x [B, P, C], any dtype but float64, any strides, by u [C, C] and pool.
+
+    `u` in the dtype `multiplies` says. `instructions`: 0 the best there are, 1 AVX2, 2 AVX-512.
+    Returns pos, neg [B, C] float32 and pos_index, neg_index [B, C] int32; see
+    ``csrc/rotate_pool.h``.
+    """
+    shape = (x.shape[0], x.shape[2])
+    if u.data_ptr() % 4:  # half numbers at an odd place are read two at a time
+        u = u.clone()
+    if u.shape != (shape[1], shape[1]) or not u.is_contiguous() or not u.is_cpu:
+        raise ValueError(
+            f"native: U is {tuple(u.shape)}, strides {u.stride()} on {u.device}; must be "
+            f"contiguous ({shape[1]}, {shape[1]}) on the cpu"
+        )
+    # "cpu" and not the default device: the compiled code writes to these addresses
+    pos, pos_index = (
+        torch.empty(shape, dtype=t, device="cpu") for t in (torch.float32, torch.int32)
+    )
+    neg, neg_index = torch.empty_like(pos), torch.empty_like(pos_index)
+    _module.rotate_pool(
+        *_map(x),
+        u.data_ptr(),
+        CODES[u.dtype],
+        pos.data_ptr(),
+        neg.data_ptr(),
+        pos_index.data_ptr(),
+        neg_index.data_ptr(),
+        torch.get_num_threads(),
+        instructions,
+    )
+    return pos, neg, pos_index, neg_index
+
+
+def rows(x: Tensor, out: Tensor) -> None:
+    """x [B, P, C], any dtype and strides, to out [B·P, C], float32 (float64 for float64)."""
+    shape = (x.shape[0] * x.shape[1], x.shape[2])
+    _module.rows(*_map(x), *_values((out,), shape, value_dtype(x.dtype)), torch.get_num_threads())
+
+
+def grad_u(
+    x: Tensor,
+    grad_pos: Tensor,
+    grad_neg: Tensor,
+    pos_index: Tensor,
+    neg_index: Tensor,
+    du: Tensor,
+    accumulate: bool,
+) -> None:
+    """dU [C, C] from x [B, P, C] with contiguous channels; see ``csrc/rotate_pool.h``."""
+    if x.stride(2) != 1 and x.shape[2] > 1:
+        raise ValueError(f"native: channels of a map have stride {x.stride(2)}, must have 1")
+    shape, wide = (x.shape[0], x.shape[2]), value_dtype(x.dtype)
+    _module.grad_u(
+        *_map(x)[:-1],
+        *_values((grad_pos, grad_neg), shape, wide),
+        *_values((pos_index, neg_index), shape, torch.int32),
+        *_values((du,), (shape[1], shape[1]), wide),
+        accumulate,
+        torch.get_num_threads(),
+    )
+
+
+def grad_x(
+    u: Tensor,
+    grad_pos: Tensor,
+    grad_neg: Tensor,
+    pos_index: Tensor,
+    neg_index: Tensor,
+    dx: Tensor,
+) -> None:
+    """dX [B, P, C] from u [C, C]; see ``csrc/rotate_pool.h``."""
+    batch, pixels, channels = dx.shape
+    _module.grad_x(
+        *_values((u,), (channels, channels), u.dtype),
+        u.dtype == torch.float64,
+        batch,
+        pixels,
+        channels,
+        *_values((grad_pos, grad_neg), (batch, channels), u.dtype),
+        *_values((pos_index, neg_index), (batch, channels), torch.int32),
+        *_values((dx,), (batch, pixels, channels), u.dtype),
+        torch.get_num_threads(),
+    )

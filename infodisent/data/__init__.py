@@ -1,0 +1,1 @@
+"""Images in, and their feature maps stored."""

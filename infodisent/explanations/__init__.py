@@ -1,0 +1,1 @@
+"""Why an image got its class, and what a channel means."""

@@ -1,0 +1,1 @@
+"""Heads: one file a method, on the protocol of `infodisent.methods.base`."""

@@ -1,5 +1,0 @@
-"""The `native` backend: library products, and compiled code (``csrc/``) for all between them."""
-
-from infodisent.native import mx_pool, rotate_pool
-
-__all__ = ["mx_pool", "rotate_pool"]

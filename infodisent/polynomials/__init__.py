@@ -1,0 +1,1 @@
+"""Polynomials in place of the exponential: plans and coefficients."""

@@ -1,0 +1,17 @@
+"""Whether torch is looking: modes, transforms and tracers that see every call."""
+
+from __future__ import annotations
+
+import torch
+
+
+def nothing_watches() -> bool:
+    """Whether no mode, transform or tracer of torch sees what is called."""
+    try:
+        return (
+            torch._C._len_torch_dispatch_stack() == 0
+            and torch._C._functorch.peek_interpreter_stack() is None
+            and torch._C._get_tracing_state() is None
+        )
+    except AttributeError:  # another torch: take the long way
+        return False
