@@ -30,7 +30,7 @@ from torch import Tensor
 from infodisent.backends.cuda import float8 as _float8
 from infodisent.backends.cuda import module as _native_cuda
 from infodisent.files import read_json, write_json
-from tests.kernel_compile import kernels_module
+from tests.kernels.kernel_compile import kernels_module
 
 Row = dict[str, Any]
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]

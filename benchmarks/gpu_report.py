@@ -63,10 +63,10 @@ def facts(commit: str | None) -> Report:
 
 def run_tests() -> Report:
     """The tests that need a GPU, in a process of their own."""
-    files = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").glob("test_kernels_*.py"))
+    files = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests" / "kernels").glob("test_*.py"))
     start = time.perf_counter()
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
-    command += ["--deselect", "tests/test_kernels_rotation.py::test_compiles"]
+    command += ["--deselect", "tests/kernels/test_rotation.py::test_compiles"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     tail = "\n".join(done.stdout.splitlines()[-40:])
     return {

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from infodisent import backends, ops
 from infodisent.files import write_json
-from tests.kernel_compile import kernels_module
+from tests.kernels.kernel_compile import kernels_module
 
 SIZES = (512, 768, 1024, 1280, 1536, 2048)
 NORMS = (0.0, 0.3, 1.5, 2.5, 5.0, 12.0, 100.0)

@@ -75,7 +75,7 @@ class Tiles:
 
 
 # Not measured on a GPU yet. Chosen so that nothing spills on sm_80, sm_90 and sm_100 as compiled by
-# Triton 3.9 (tests/test_kernels_rotate_pool.py). The largest tile first: it reads least for what it
+# Triton 3.9 (tests/kernels/test_rotate_pool.py). The largest tile first: it reads least for what it
 # computes. (products, least compute capability, shapes); the first row that fits is taken.
 SHAPES: tuple[tuple[tuple[str, ...], int, tuple[Shape, ...]], ...] = (
     (

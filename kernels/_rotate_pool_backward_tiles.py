@@ -57,7 +57,7 @@ class Tiles:
 
 
 # Nothing here was measured on a GPU. Chosen so that no more than a few scalars spill on sm_80,
-# sm_90 and sm_100 as compiled by Triton 3.6 and 3.9 (tests/test_kernels_rotate_pool_backward.py),
+# sm_90 and sm_100 as compiled by Triton 3.6 and 3.9 (tests/kernels/test_rotate_pool_backward.py),
 # and, on sm_100, so that the accumulators fit tensor memory: those of three products do not in
 # 128 x 256, and Triton 3.6 then makes an empty kernel. The first row that fits is taken.
 # (least C, least compute capability, products, tiles)

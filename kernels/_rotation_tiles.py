@@ -32,7 +32,7 @@ class Tiles:
 
 
 # Not measured on a GPU yet. Chosen so that no more than a few scalars spill on sm_80, sm_90 and
-# sm_100 as compiled by Triton 3.9, and nothing in tf32x3 (tests/test_kernels_rotation.py), and,
+# sm_100 as compiled by Triton 3.9, and nothing in tf32x3 (tests/kernels/test_rotation.py), and,
 # below 1024, for a tile on every multiprocessor.
 # Sizes that are no multiple of 16 need a mask and an address for each element, and take the small
 # tile. The first row that fits is taken.

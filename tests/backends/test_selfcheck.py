@@ -18,7 +18,7 @@ from infodisent.backends import selection
 from infodisent.backends import selfcheck as _selfcheck
 from infodisent.backends import triton as _triton
 from infodisent.backends.cuda import module as _native_cuda
-from tests import kernel_compile
+from tests.kernels import kernel_compile
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 GPU = torch.cuda.is_available()

@@ -15,7 +15,7 @@ from infodisent.backends import native
 from infodisent.backends.native import module as _native
 from infodisent.layout import to_bpc
 
-CSRC = Path(__file__).parents[1] / "csrc"
+CSRC = Path(__file__).parents[2] / "csrc"
 needs_module = pytest.mark.skipif(
     _native.objection() is not None, reason=_native.objection() or "built"
 )

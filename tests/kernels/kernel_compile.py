@@ -1,6 +1,6 @@
 """Compiles for GPUs, without one, what the host code of a Triton kernel launches.
 
-    python -m tests.kernel_compile rotation --arch 80 90 100 --size 512 2048 --products tf32x3
+    python -m tests.kernels.kernel_compile rotation --arch 80 90 --size 512 2048 --products tf32x3
 
 The host code runs on meta tensors with the launcher replaced by a recorder, so that what is
 compiled is what is launched; then each distinct launch is compiled ahead of time. One JSON object a
@@ -65,7 +65,7 @@ def interpret(test_file: str) -> str:
     # where it hangs, the stack is in what is raised
     command += ["-o", "faulthandler_timeout=120"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     done = _done(command, root, environment)
     if done.returncode:
         raise AssertionError(done.stdout + done.stderr)
@@ -279,11 +279,11 @@ def _kind(value: Any, special: bool) -> Any:
 
 def run(stem: str, archs: list[int], sizes: list[int], products: list[str]) -> list[dict[str, Any]]:
     """Compile in another process, where Triton does not interpret."""
-    command = [sys.executable, "-m", "tests.kernel_compile", stem]
+    command = [sys.executable, "-m", "tests.kernels.kernel_compile", stem]
     for option, values in (("arch", archs), ("size", sizes), ("products", products)):
         command += [f"--{option}", *map(str, values)]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     done = _done(command, root, environment)
     if done.returncode:
         raise RuntimeError(done.stderr)

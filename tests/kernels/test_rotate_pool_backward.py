@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from infodisent import reference
-from tests import kernel_compile
 from tests.conftest import relative
+from tests.kernels import kernel_compile
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)

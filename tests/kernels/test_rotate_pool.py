@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from infodisent import reference
-from tests import kernel_compile
+from tests.kernels import kernel_compile
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)

@@ -14,7 +14,7 @@ import torch
 
 from infodisent.backends.cuda import module as _native_cuda
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 MODEL = Path(__file__).with_name("cuda_model.cpp")
 REGISTERS = 168  # of the 65536 for each of 384 threads; setmaxnreg moves them to the consumers
@@ -48,7 +48,7 @@ def model(tmp_path_factory):
 
 
 def test_model(model):
-    """Epilogue, schedule and barriers; see tests/cuda_model.cpp."""
+    """Epilogue, schedule and barriers; see tests/cuda/cuda_model.cpp."""
     ran = subprocess.run([str(model)], capture_output=True, text=True, timeout=600)
     assert (ran.returncode, ran.stdout) == (0, "clean\n"), ran.stdout + ran.stderr
 

@@ -26,7 +26,7 @@ from infodisent.backbones.timm import timm_plan  # noqa: E402
 from infodisent.backbones.torchvision import torchvision_plan  # noqa: E402
 from infodisent.classifier import attach  # noqa: E402
 from infodisent.nn import InfoDisentHead  # noqa: E402
-from tests.attach_models import build, images, randomise, same  # noqa: E402
+from tests.backbones.models import build, images, randomise, same  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="module")

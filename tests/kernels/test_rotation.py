@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from infodisent.polynomials.plans import choose, norm_bound, plans
-from tests import kernel_compile
+from tests.kernels import kernel_compile
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)

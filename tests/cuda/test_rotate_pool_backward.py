@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from infodisent.backends.cuda import module as _native_cuda
-from tests.test_cuda_compile import (
+from tests.cuda.test_rotate_pool import (
     build_model,
     check_resources,
     compile_source,
@@ -28,7 +28,7 @@ def model(tmp_path_factory):
 
 
 def test_model(model):
-    """Operands, schedule, whole products and barriers; see tests/cuda_backward_model.cpp."""
+    """Operands, schedule, whole products and barriers; see tests/cuda/cuda_backward_model.cpp."""
     ran = subprocess.run([str(model)], capture_output=True, text=True, timeout=600)
     assert (ran.returncode, ran.stdout) == (0, "clean\n"), ran.stdout + ran.stderr
 

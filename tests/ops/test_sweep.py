@@ -1,6 +1,6 @@
 """Long sweep over random shapes, layouts and dtypes; every seed is 200 comparisons.
 
-pytest -m slow tests/test_sweep.py
+pytest -m slow tests/ops/test_sweep.py
 """
 
 from __future__ import annotations

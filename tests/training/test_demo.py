@@ -15,7 +15,7 @@ from infodisent.data.images import ImageSet, scan_folder
 from infodisent.training import run as pipeline
 from infodisent.training.fit import FitConfig
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def test_solar_cells():

@@ -16,7 +16,7 @@ import torch
 
 from infodisent.backends import selection
 from infodisent.backends import triton as _triton
-from tests import kernel_compile
+from tests.kernels import kernel_compile
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 runs = pytest.mark.skipif(not INTERPRETED, reason="test_in_the_interpreter runs it")
