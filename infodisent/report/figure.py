@@ -17,12 +17,11 @@ from PIL import Image
 from infodisent.explanations.local import ChannelEvidence, Explanation
 from infodisent.explanations.prototypes import Prototype, Prototypes
 from infodisent.files import replacing
-from infodisent.report import (
+from infodisent.report.pictures import Pictures, heat_overlay
+from infodisent.report.view import (
     OPPOSES,
     SUPPORTS,
-    Pictures,
     check_fits,
-    heat_overlay,
     marks,
     prototype_box,
     segments,
@@ -209,10 +208,10 @@ def _title(canvas: _Canvas, e: Explanation, y: float) -> None:
 def _left(canvas: _Canvas, e: Explanation, y: float, height: float) -> None:
     ax = canvas.picture(_MARGIN, y, _LEFT, height, e.picture)
     unit = e.picture.width / _LEFT  # pixels of the picture per inch
-    found = marks(e, 0.115 * unit)
-    for mark in found:
+    boxes = marks(e, 0.115 * unit)
+    for mark in boxes:
         _frame(ax, mark.box, _COLORS[mark.kind], dashed=mark.kind == "opposes", width=2.4)
-    for mark in found:
+    for mark in boxes:
         disc = Circle(mark.center, 0.115 * unit, facecolor=_COLORS[mark.kind], edgecolor="white")
         ax.add_patch(disc)
         ax.text(*mark.center, str(mark.number), color="white", ha="center", va="center",

@@ -22,15 +22,13 @@ from PIL import Image
 from infodisent.explanations.local import ChannelEvidence, Explanation
 from infodisent.explanations.prototypes import Prototypes
 from infodisent.files import write_text
-from infodisent.report import (
-    Pictures,
+from infodisent.report.pictures import Pictures, heat_overlay, shrink
+from infodisent.report.view import (
     check_fits,
-    heat_overlay,
     marks,
     prototype_box,
     segments,
     short_name,
-    shrink,
     signed,
     terms,
     top_classes,
@@ -72,7 +70,7 @@ def write_page(
         facts: short facts for the head of the page, name to value.
         channels: channels of the section "what the channels mean"; default: those that the
             explanations use most, at most 12; empty: no such section.
-        pictures: decoded prototype pictures, to share between pages; see `infodisent.report`.
+        pictures: decoded prototype pictures, to share between pages.
 
     Raises:
         ValueError: no explanations, an unknown channel, or prototypes of another head.
@@ -144,11 +142,11 @@ class _Shelf:
 
     def of(self, channel: int, sign: int) -> list[dict[str, Any]]:
         """The prototypes of one side of a channel, for the template."""
-        found = []
+        entries = []
         for p in self._prototypes.of(channel, sign):
             image, missing = self._pictures.get(p.file)
             name = short_name(p.file)
-            found.append(
+            entries.append(
                 {
                     "id": self._ids.setdefault(p.file, f"p{len(self._ids)}"),
                     "size": image.size,
@@ -164,7 +162,7 @@ class _Shelf:
                     f"{p.pixel[0] + 1}, column {p.pixel[1] + 1}",
                 }
             )
-        return found
+        return entries
 
     def symbols(self) -> list[dict[str, Any]]:
         """Every picture used so far: id, size and data URI."""
@@ -190,8 +188,8 @@ def _image(explanation: Explanation, number: int, shelf: _Shelf) -> dict[str, An
     largest = max((abs(c.contribution) for c in e.shown), default=1.0)
     evidence = [_evidence(e, c, i, largest, shelf) for i, c in enumerate(e.shown, 1)]
     split = len(e.supporting)
-    everything = terms(e)
-    equation = " ".join(f"{signed(t.value, 4)} ({_spoken(t.label)})" for t in everything)
+    addends = terms(e)
+    equation = " ".join(f"{signed(t.value, 4)} ({_spoken(t.label)})" for t in addends)
     return {
         "number": number,
         "name": short_name(e.path),
@@ -218,7 +216,7 @@ def _image(explanation: Explanation, number: int, shelf: _Shelf) -> dict[str, An
             )
             if section["rows"]
         ],
-        "terms": everything,
+        "terms": addends,
         "equation": f"{equation} = {signed(e.logit, 4)}",
         "bar": _bar(e),
     }

@@ -14,9 +14,9 @@ from infodisent.data.images import load_image
 from infodisent.explanations.local import Explanation, explain_many
 from infodisent.explanations.prototypes import Prototypes, find_prototypes
 from infodisent.progress import bar
-from infodisent.report import Pictures
 from infodisent.report.figure import explanation_figure, prototypes_figure, save_figure
 from infodisent.report.page import write_page
+from infodisent.report.pictures import Pictures
 from infodisent.training.checkpoint import Checkpoint
 from infodisent.training.run import PROTOTYPES, Run, open_run
 

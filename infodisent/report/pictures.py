@@ -1,0 +1,93 @@
+"""Pictures of a report: heat maps over them, and thumbnails of files that may be lost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from infodisent.backbones.preprocess import to_picture, transform_from
+from infodisent.data.images import load_image
+
+# The darkest and the lightest colour of a side's heat: those of `view.SUPPORTS` and `view.OPPOSES`.
+_RAMPS = {1: ((0, 114, 178), (186, 234, 255)), -1: ((213, 94, 0), (255, 232, 158))}
+
+
+def heat_overlay(picture: Image.Image, heat: Tensor, sign: int) -> Image.Image:
+    """A heat map ``[gh, gw]`` in [0, 1] over a greyed picture: blue supports, orange opposes."""
+    small = Image.fromarray(heat.float().cpu().numpy())
+    smooth = np.asarray(small.resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
+    grey = np.asarray(picture.convert("L"), dtype=np.float32)[..., None]
+    dark, light = (np.array(colour, dtype=np.float32) for colour in _RAMPS[sign])
+    # Where the heat is 0 the picture stays visible but dim, so that the ramp's light end shows.
+    alpha = 0.9 * smooth**0.75
+    mixed = (grey * 0.55 + 40) * (1 - alpha) + (dark + (light - dark) * smooth**1.5) * alpha
+    return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
+
+
+class Thumbnail(NamedTuple):
+    """A picture, and why it is only a placeholder ("" where it is not)."""
+
+    image: Image.Image
+    missing: str
+
+
+class Pictures:
+    """Pictures as the network sees them, decoded once each; a grey placeholder for lost files.
+
+    Args:
+        transform: configuration of the evaluation transform.
+        side: longest side of the pictures kept.
+    """
+
+    def __init__(self, transform: Mapping[str, Any], side: int = 160) -> None:
+        self._config, self._side = dict(transform), side
+        self._transform = transform_from(self._config)
+        self._cache: dict[str, Thumbnail] = {}
+
+    def get(self, path: str | os.PathLike[str]) -> Thumbnail:
+        """The picture of a file; never raises for a file that is lost or cannot be decoded."""
+        key = os.fspath(path)
+        if key not in self._cache:
+            self._cache[key] = self._make(key)
+        return self._cache[key]
+
+    def _make(self, path: str) -> Thumbnail:
+        try:
+            picture = to_picture(self._transform(load_image(path)), self._config)
+        except FileNotFoundError:
+            return Thumbnail(self._placeholder(path), "file is missing")
+        except ValueError:
+            return Thumbnail(self._placeholder(path), "file cannot be read")
+        return Thumbnail(shrink(picture, self._side), "")
+
+    def _placeholder(self, path: str) -> Image.Image:
+        height, width = self._config["input_size"][1:]
+        image = shrink(Image.new("RGB", (width, height), (206, 208, 212)), self._side)
+        draw = ImageDraw.Draw(image)
+        # Pillow's own font may have Latin letters only; a name must not be able to break a report.
+        name = PurePath(path).name.encode("ascii", "replace").decode()
+        lines = [name[i : i + 14] for i in range(0, len(name), 14)][:4]
+        draw.multiline_text(
+            (image.width / 2, image.height / 2),
+            "\n".join(["missing:", *lines]),
+            fill=(70, 74, 82),
+            font=ImageFont.load_default(size=max(9, image.width // 10)),
+            anchor="mm",
+            align="center",
+        )
+        return image
+
+
+def shrink(picture: Image.Image, side: int) -> Image.Image:
+    """The picture with its longest side at most `side`."""
+    factor = side / max(picture.size)
+    if factor >= 1:
+        return picture
+    width, height = (max(1, round(n * factor)) for n in picture.size)
+    return picture.resize((width, height), Image.Resampling.LANCZOS)

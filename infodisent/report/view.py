@@ -1,0 +1,132 @@
+"""What figures and page show of an explanation: colours, numbered boxes, the sum of the logit."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import NamedTuple
+
+import torch
+
+from infodisent.explanations.local import Box, Explanation, cell_box
+from infodisent.explanations.prototypes import Prototype, Prototypes
+
+# Okabe and Ito's blue and vermilion: apart for every kind of colour vision, and in grey (5.2 and
+# 3.9 to 1 on white). Neither is ever the only sign: opposing boxes are dashed, values are signed.
+SUPPORTS, OPPOSES = "#0072B2", "#D55E00"
+
+
+class Term(NamedTuple):
+    """One addend of a logit: what it is, its value, and "supports", "opposes", "rest", "bias"."""
+
+    label: str
+    value: float
+    kind: str
+
+
+class Segment(NamedTuple):
+    """A term as a piece of a bar from `start` to `end`, in `lane` 0 (adds) or 1 (takes away)."""
+
+    term: Term
+    start: float
+    end: float
+    lane: int
+
+
+class Mark(NamedTuple):
+    """A numbered box in the picture: its frame and the centre of its number, in pixels."""
+
+    number: int
+    kind: str
+    box: tuple[float, float, float, float]
+    center: tuple[float, float]
+
+
+def marks(explanation: Explanation, radius: float) -> list[Mark]:
+    """The boxes of all channels shown, none hidden by another.
+
+    Several channels often point at the same cell: numbers, discs of `radius` pixels, then stand
+    side by side, and a box of the other kind is drawn inside the first.
+    """
+    width, height = explanation.picture.size
+    placed: list[Mark] = []
+    kinds: dict[Box, list[str]] = {}
+    for number, evidence in enumerate(explanation.shown, 1):
+        box = evidence.box
+        if box is None:
+            continue
+        kind = "supports" if evidence.sign == 1 else "opposes"
+        before = kinds.setdefault(box, [])
+        inset = 0.35 * radius if before and kind not in before else 0.0
+        before.append(kind)
+        x = min(max(float(box[0]), radius), width - radius)
+        y = min(max(float(box[1]), radius), height - radius)
+        # To the right, and down a line at the edge; the picture has room for many more numbers.
+        for _ in range(100):
+            if all(max(abs(x - a), abs(y - b)) >= 1.95 * radius for *_, (a, b) in placed):
+                break
+            x += 2 * radius
+            if x > width - radius:
+                x, y = radius, min(y + 2 * radius, height - radius)
+        frame = (box[0] + inset, box[1] + inset, box[2] - inset, box[3] - inset)
+        placed.append(Mark(number, kind, frame, (x, y)))
+    return placed
+
+
+def terms(explanation: Explanation) -> list[Term]:
+    """The addends of the logit in the order the figures number them, then rest and bias."""
+    shown = [
+        Term(str(i), e.contribution, "supports" if e.sign == 1 else "opposes")
+        for i, e in enumerate(explanation.shown, 1)
+    ]
+    count = explanation.rest_count
+    label = f"rest of {count:,} channel{'' if count == 1 else 's'}"
+    return [*shown, Term(label, explanation.rest, "rest"), Term("bias", explanation.bias, "bias")]
+
+
+def segments(explanation: Explanation) -> list[Segment]:
+    """The sum in two lanes: what adds goes right from 0, what takes away comes back from there."""
+    pieces, end = [], 0.0
+    addends = terms(explanation)
+    for lane, sign in ((0, 1), (1, -1)):
+        for term in addends:
+            if term.value * sign > 0:
+                pieces.append(Segment(term, end, end + term.value, lane))
+                end += term.value
+    return pieces
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A number with its sign, a true minus, and no negative zero."""
+    text = f"{abs(value):.{digits}f}"
+    if float(text) == 0:
+        return text
+    return ("+" if value > 0 else "\N{MINUS SIGN}") + text
+
+
+def short_name(path: str) -> str:
+    """The last folder and the file name, enough to find an image and no more."""
+    return "/".join(PurePath(path).parts[-2:]) if path else "picture"
+
+
+def check_fits(explanation: Explanation, prototypes: Prototypes) -> None:
+    """Raise ValueError unless the prototypes have as many channels as the explained head."""
+    if explanation.channels != prototypes.channels:
+        raise ValueError(
+            f"the prototypes are of a head with {prototypes.channels} channels, the explanation of "
+            f"one with {explanation.channels}: make them with the same head"
+        )
+
+
+def prototype_box(prototype: Prototype, grid: tuple[int, int], size: tuple[int, int]) -> Box:
+    """The patch of a prototype in its picture of `size` (width, height)."""
+    row, column = prototype.pixel
+    return cell_box(row * grid[1] + column, grid, size)
+
+
+def top_classes(explanation: Explanation, count: int = 3) -> list[tuple[str, float]]:
+    """The most probable classes with their probabilities."""
+    best = torch.topk(explanation.probabilities, min(count, len(explanation.classes)))
+    return [
+        (explanation.classes[i], p)
+        for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
