@@ -2,64 +2,70 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-import torch
+import typer
 from rich.table import Table
 
-from infodisent.bench import cases as bench
-from infodisent.files import write_json
+from infodisent.cli.options import DTYPES, check_allowed
 from infodisent.progress import bar, console
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+def bench(
+    op: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Any of rotation, mx_pool, rotate_pool, infodisent_head, training_step; "
+            "default: all but mx_pool and training_step."
+        ),
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Backbones whose map sizes are timed; default: three of them."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds; medians are printed.")] = 7,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    json: Annotated[Path | None, typer.Option(help="Also write the figures here.")] = None,
+) -> None:
+    """Time the operators against eager PyTorch, torch.compile and other ways to the same result.
 
-def run_bench(
-    op_names: Sequence[str],
-    shapes: Sequence[str],
-    batch: int,
-    rounds: int,
-    device: str,
-    dtype: str,
-    json: str | os.PathLike[str] | None,
-) -> dict[str, Any]:
-    """Time, print one table per operator, and write the figures as JSON if asked.
-
-    Raises:
-        ValueError: an unknown operator, shape or dtype, or a device that is not there.
+    All implementations are checked against float64 first and then timed in turn, so that a noisy
+    machine is as noisy for all of them.
     """
-    for name, given, allowed in (
-        ("op", op_names, bench.OPS),
-        ("shape", shapes, tuple(bench.SHAPES)),
-        ("dtype", [dtype], tuple(DTYPES)),
-        ("device", [device], ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)),
-    ):
-        unknown = [g for g in given if g not in allowed]
-        if unknown:
-            raise ValueError(f"bench: {name} is {unknown[0]!r}, allowed here: {', '.join(allowed)}")
-    cases = bench.cases(op_names, shapes, batch, device=device, dtype=DTYPES[dtype])
+    import torch
+
+    from infodisent.bench import cases
+    from infodisent.files import write_json
+
+    ops = op or ["rotation", "rotate_pool", "infodisent_head"]
+    shapes = shape or ["resnet34", "vit_base_patch16_224", "resnet50"]
+    check_allowed("bench", "op", ops, cases.OPS)
+    check_allowed("bench", "shape", shapes, tuple(cases.SHAPES))
+    check_allowed("bench", "dtype", [dtype], DTYPES)
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    check_allowed("bench", "device", [device], devices)
+    todo = cases.cases(ops, shapes, batch, device=device, dtype=getattr(torch, dtype))
     results = []
     with bar() as display:
-        task = display.add_task("time side by side", total=len(cases), note="")
-        for case in cases:
+        task = display.add_task("time side by side", total=len(todo), note="")
+        for case in todo:
             display.update(task, note=f"{case.op} {case.shape} {case.mode}")
             torch.compiler.reset()
-            results.append(bench.compare(case, rounds))
+            results.append(cases.compare(case, rounds))
             display.advance(task)
-    machine = bench.machine(device)
-    report = {"machine": machine, "rounds": rounds, "results": results}
-    for op in op_names:
-        console.print(_table(op, [r for r in results if r["op"] == op]))
+    machine = cases.machine(device)
+    for name in ops:
+        console.print(_table(name, [r for r in results if r["op"] == name]))
     console.print("[dim]" + ", ".join(f"{k} {v}" for k, v in machine.items()))
-    if "rotation" in op_names:
+    if "rotation" in ops:
         console.print("[dim]* another map to the orthogonal matrices, for comparison of cost only")
-    if "rotate_pool" in op_names:
+    if "rotate_pool" in ops:
         console.print("[dim]† part of the work: the matrix product, on rows laid out beforehand")
     if json is not None:
-        write_json(json, report)
-    return report
+        write_json(json, {"machine": machine, "rounds": rounds, "results": results})
 
 
 def _table(op: str, results: list[dict[str, Any]]) -> Table:

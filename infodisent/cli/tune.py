@@ -2,52 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-import torch
+import typer
 from rich.table import Table
 
-from infodisent.backends import triton as _triton
-from infodisent.bench import cases as bench
-from infodisent.cli.bench import DTYPES
+from infodisent.cli.options import DTYPES, check_allowed
 from infodisent.progress import bar, console
 
 
 def tune(
-    shapes: Sequence[str] | None, batches: Sequence[int], dtype: str, out: Path | None
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Backbones whose map sizes are searched; default: all.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Batch sizes; default: 256.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file to write; default: that of INFODISENT_TILES, or the cache."),
+    ] = None,
 ) -> None:
-    """Search, write the file after every size, and print what was found.
+    """Search the tiles of the GPU kernel for some map sizes, and keep the fastest in a file.
 
-    Raises:
-        ValueError: an unknown shape or dtype, or no GPU that the kernels can run on.
+    Later runs on the same kind of GPU take them from the cache, or from a file that
+    INFODISENT_TILES names, which can be shipped.
     """
-    for name, given, allowed in (
-        ("shape", shapes or (), tuple(bench.SHAPES)),
-        ("dtype", [dtype], tuple(DTYPES)),
-    ):
-        unknown = [g for g in given if g not in allowed]
-        if unknown:
-            raise ValueError(f"tune: {name} is {unknown[0]!r}, allowed here: {', '.join(allowed)}")
-    device = torch.device("cuda")
-    reason = _triton.objection("rotate_pool", device, DTYPES[dtype])
+    import torch
+
+    from infodisent.backends.triton import loading
+    from infodisent.bench.cases import SHAPES
+
+    check_allowed("tune", "shape", shape or [], tuple(SHAPES))
+    check_allowed("tune", "dtype", [dtype], DTYPES)
+    device, torch_dtype = torch.device("cuda"), getattr(torch, dtype)
+    reason = loading.objection("rotate_pool", device, torch_dtype)
     if reason is not None:
         raise ValueError(f"tune: {reason}")
-    kernel = _triton.module("rotate_pool")
-    sizes = dict.fromkeys(bench.SHAPES[s] for s in shapes or bench.SHAPES)
-    work = [(size, batch) for size in sizes for batch in batches]
+    from infodisent.kernels import rotate_pool  # after the objection, which says what is missing
+
+    sizes = dict.fromkeys(SHAPES[name] for name in shape or SHAPES)
+    work = [(size, images) for size in sizes for images in batch or [256]]
     table = Table(title="milliseconds")
     for column in ("map", "batch", "fixed tiles", "fastest", "tiles"):
         table.add_column(column)
     with bar() as display:
         task = display.add_task("time tiles", total=len(work), note="")
-        for (c, h, w), batch in work:
-            display.update(task, note=f"{c}x{h}x{w}, {batch}")
-            x = torch.randn(batch, h * w, c, device=device, dtype=DTYPES[dtype])
-            u = torch.linalg.qr(torch.randn(c, c, device=device))[0].to(DTYPES[dtype]).contiguous()
-            best, times = kernel.search(x, u, path=out)
-            first = next(iter(times.values()))
-            row = (f"{c}x{h}x{w}", str(batch), f"{first:.4f}", f"{times[best]:.4f}", str(best))
+        for (c, h, w), images in work:
+            display.update(task, note=f"{c}x{h}x{w}, {images}")
+            x = torch.randn(images, h * w, c, device=device, dtype=torch_dtype)
+            u = torch.linalg.qr(torch.randn(c, c, device=device))[0].to(torch_dtype).contiguous()
+            # The file is written after every size: an interrupted search keeps what it has.
+            best, times = rotate_pool.search(x, u, path=out)
+            fixed = next(iter(times.values()))
+            row = (f"{c}x{h}x{w}", str(images), f"{fixed:.4f}", f"{times[best]:.4f}", str(best))
             table.add_row(*row)
             display.advance(task)
     console.print(table)

@@ -1,0 +1,60 @@
+"""`infodisent demo`: the main job on real photographs, with one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from infodisent.cli.options import (
+    EpochsOption,
+    OutOption,
+    OverwriteOption,
+    ParametrizationOption,
+    SeedOption,
+)
+from infodisent.cli.tables import print_metrics, print_result
+from infodisent.progress import console
+
+
+def demo(
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Your own folder of class folders instead of the solar cells."),
+    ] = None,
+    out: OutOption = Path("runs/demo"),
+    epochs: EpochsOption = None,
+    seed: SeedOption = 0,
+    parametrization: ParametrizationOption = "exp",
+    explain: Annotated[int, typer.Option(min=1, help="Held-out images to explain.")] = 16,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Run the main job on real photographs: extract, train, compare, explain.
+
+    Writes a model, figures and a page to open in a browser. The photographs are 2,624 solar cells,
+    functional or defective; the backbone is EfficientNet-Lite0. Needs the demo extra.
+    """
+    from infodisent.data.images import scan_folder
+    from infodisent.demo import efficientnet_lite0, solar_cells
+    from infodisent.report.publish import report_run
+    from infodisent.training import run as training
+    from infodisent.training.fit import FitConfig
+
+    image_set = scan_folder(images, seed=seed) if images else solar_cells(seed=seed)
+    classes = image_set.classes
+    counts = {split: sum(i.split == split for i in image_set.items) for split in ("train", "val")}
+    console.print(
+        f"[bold]{len(image_set.items)} images[/bold] of {len(classes)} classes "
+        f"({escape(', '.join(classes[:6]))}{' …' if len(classes) > 6 else ''}): "
+        f"{counts['train']} to train on, {counts['val']} held out"
+    )
+    model = efficientnet_lite0(len(classes), parametrization=parametrization)
+    config = FitConfig(epochs=epochs, seed=seed)
+    run = training.fit(model, image_set, out, config, overwrite=overwrite)
+    print_metrics(run.metrics)
+    page = report_run(run, count=explain)
+    print_result("model", run.folder / training.MODEL)
+    print_result("figures", run.folder / "figures")
+    print_result("open", page)

@@ -1,0 +1,24 @@
+"""`infodisent evaluate`: figures of a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infodisent.cli.options import RunArgument
+from infodisent.cli.tables import print_metrics
+
+
+def evaluate(
+    run: RunArgument,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Another folder of class folders; default: the run's held-out images."),
+    ] = None,
+) -> None:
+    """Print accuracy and explanation size of a trained model."""
+    from infodisent.training.run import evaluate_run
+
+    print_metrics(evaluate_run(run, images))

@@ -1,0 +1,113 @@
+"""`infodisent fit`: train a head on a folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infodisent.cli.options import (
+    EpochsOption,
+    OutOption,
+    OverwriteOption,
+    ParametrizationOption,
+    SeedOption,
+)
+from infodisent.cli.tables import print_metrics, print_result
+from infodisent.progress import console
+
+
+def fit(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="FOLDER/<class>/<image>, or with train/ and val/ between them."),
+    ],
+    backbone: Annotated[
+        str,
+        typer.Option("--backbone", "-b", help="Any timm name, or torchvision/<name>."),
+    ] = "resnet50",
+    pretrained: Annotated[
+        bool,
+        typer.Option(
+            help="Load the backbone's published weights (needs the model hub or a cache)."
+        ),
+    ] = True,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Load the backbone's weights from this .safetensors or .pth file instead."
+        ),
+    ] = None,
+    out: OutOption = Path("runs/fit"),
+    epochs: EpochsOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per training step.")] = 256,
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate of the weights.")] = 1e-2,
+    rotation_lr: Annotated[float, typer.Option(min=0, help="… of the rotation.")] = 3e-3,
+    l1: Annotated[
+        float,
+        typer.Option(min=0, help="Penalty on the weights: larger gives shorter explanations."),
+    ] = 0.1,
+    nonneg: Annotated[
+        str, typer.Option(help="How weights stay >= 0: relu, softplus, abs or projection.")
+    ] = "projection",
+    bias: Annotated[bool, typer.Option(help="Add a bias to every class.")] = False,
+    parametrization: ParametrizationOption = "exp",
+    val_fraction: Annotated[float, typer.Option(help="Held-out part of every class.")] = 0.25,
+    seed: SeedOption = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
+    extract_batch: Annotated[int, typer.Option(min=1, help="Images per backbone pass.")] = 32,
+    feature_dtype: Annotated[
+        str, typer.Option(help="Stored features: float16, bfloat16 or float32.")
+    ] = "float16",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 … (default: cuda if present).")
+    ] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Train an interpretable head on a folder of images, and compare it with the usual heads.
+
+    Interrupt it whenever you like: the same command goes on where it stopped.
+    """
+    import torch
+
+    from infodisent.classifier import attach
+    from infodisent.data.images import scan_folder
+    from infodisent.training import run as training
+    from infodisent.training.fit import FitConfig
+
+    images = scan_folder(folder, val_fraction=val_fraction, seed=seed)
+    console.print(
+        f"{len(images.items)} images of {len(images.classes)} classes in {images.root}",
+        markup=False,
+    )
+    torch.manual_seed(seed)  # a backbone without weights is the same one when the run goes on
+    if not pretrained and weights is None:
+        console.print("[yellow]the backbone has random weights (--no-pretrained): a test only")
+    model = attach(
+        backbone,
+        len(images.classes),
+        pretrained=pretrained and weights is None,
+        nonneg=nonneg,
+        bias=bias,
+        parametrization=parametrization,
+    )
+    if weights is not None:
+        training.load_backbone(model, weights)
+    model.to(training.pick_device(device))
+    config = FitConfig(
+        epochs=epochs, seed=seed, l1=l1, batch_size=batch_size, lr=lr, rotation_lr=rotation_lr
+    )
+    run = training.fit(
+        model,
+        images,
+        out,
+        config,
+        batch_size=extract_batch,
+        num_workers=workers,
+        dtype=feature_dtype,
+        overwrite=overwrite,
+    )
+    print_metrics(run.metrics)
+    print_result("model", run.folder / training.MODEL)
+    print_result("next", f"infodisent explain IMAGE --run {run.folder}")

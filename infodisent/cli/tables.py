@@ -1,0 +1,48 @@
+"""What commands print: the comparison of heads, and where results lie."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from infodisent.progress import console
+
+
+def metrics_table(metrics: dict[str, Any]) -> Table:
+    """The comparison of heads as a table; `metrics` is what ``metrics.json`` of a run holds."""
+    images = metrics["images"]
+    table = Table(
+        title=f"{metrics['backbone']}: {images['val']} held-out images, "
+        f"{len(images['classes'])} classes, trained on {images['train']}"
+    )
+    table.add_column("head", no_wrap=True)
+    for name in ("accuracy", "balanced", "macro F1", "loss", "channels"):
+        table.add_column(name, justify="right")
+    for row in metrics["rows"]:
+        size = row["explanation_size"]
+        table.add_row(
+            row["head"],
+            f"{row['accuracy']:.1%}",
+            f"{row['balanced_accuracy']:.1%}",
+            f"{row['f1']:.3f}",
+            f"{row['loss']:.3f}",
+            "–" if size is None else f"{size:.0f}",
+        )
+    return table
+
+
+def print_metrics(metrics: dict[str, Any]) -> None:
+    """Print the comparison and what to read in it."""
+    console.print(metrics_table(metrics))
+    if all(row["head"] != "original head" for row in metrics["rows"]):
+        console.print("[dim]The original head does not know these classes, so it has no row.")
+    console.print(
+        "[dim]channels: median number of channels, largest contributions first, that reach 95 % of "
+        "the predicted class's logit. no rotation: the same head with U = I."
+    )
+
+
+def print_result(what: str, value: object) -> None:
+    """One result, such as a path, on one line, whatever characters it has."""
+    console.print(f"{what:<8} {value}", markup=False, highlight=False, soft_wrap=True)
