@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.table import Table
 
 from infodisent.data.features import FeatureStore, extract
 from infodisent.data.images import ImageSet
 from infodisent.evaluation.accuracy import Evaluation, evaluate_head, linear_probe, original_head
 from infodisent.explanations.prototypes import Prototypes, find_prototypes
 from infodisent.files import locked, read_json, reading, write_json
-from infodisent.progress import console
 from infodisent.training import checkpoint
 from infodisent.training.fit import FitConfig, fit_head, new_head
 from infodisent.version import __version__
@@ -249,40 +247,6 @@ def evaluate_run(
     everything = torch.arange(len(store))
     rows = [("InfoDisent", evaluate_head(loaded.model.head, store, everything))]
     return _metrics(loaded.model, found, store, rows)
-
-
-def metrics_table(metrics: dict[str, Any]) -> Table:
-    """The comparison, for a terminal."""
-    images = metrics["images"]
-    table = Table(
-        title=f"{metrics['backbone']}: {images['val']} held-out images, "
-        f"{len(images['classes'])} classes, trained on {images['train']}"
-    )
-    table.add_column("head", no_wrap=True)
-    for name in ("accuracy", "balanced", "macro F1", "loss", "channels"):
-        table.add_column(name, justify="right")
-    for row in metrics["rows"]:
-        size = row["explanation_size"]
-        table.add_row(
-            row["head"],
-            f"{row['accuracy']:.1%}",
-            f"{row['balanced_accuracy']:.1%}",
-            f"{row['f1']:.3f}",
-            f"{row['loss']:.3f}",
-            "–" if size is None else f"{size:.0f}",
-        )
-    return table
-
-
-def print_metrics(metrics: dict[str, Any]) -> None:
-    """Print the comparison and what to read in it."""
-    console.print(metrics_table(metrics))
-    if all(row["head"] != "original head" for row in metrics["rows"]):
-        console.print("[dim]The original head does not know these classes, so it has no row.")
-    console.print(
-        "[dim]channels: median number of channels, largest contributions first, that reach 95 % of "
-        "the predicted class's logit. no rotation: the same head with U = I."
-    )
 
 
 def pick_device(name: str | None) -> torch.device:
