@@ -27,18 +27,21 @@ MODE = os.environ.get(ENV, "auto")
 if MODE not in ("auto", "0", "1", "cpu"):
     sys.exit(f"{ENV} is {MODE!r}, allowed are auto, 0, 1, cpu")
 SOURCES = [
-    "csrc/bindings.cpp",
-    "csrc/mx_pool_cpu.cpp",
-    "csrc/rotate_pool_backward_cpu.cpp",
-    "csrc/rotate_pool_cpu.cpp",
-    "csrc/rotate_pool_pack_cpu.cpp",
-    "csrc/rotate_pool_tiles_cpu.cpp",
-    "csrc/rotation_cpu.cpp",
+    "csrc/cpu/bindings.cpp",
+    "csrc/cpu/mx_pool.cpp",
+    "csrc/cpu/rotate_pool.cpp",
+    "csrc/cpu/rotate_pool_backward.cpp",
+    "csrc/cpu/rotate_pool_pack.cpp",
+    "csrc/cpu/rotate_pool_tiles.cpp",
+    "csrc/cpu/rotation.cpp",
 ]
 FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CUDA = "infodisent._cuda"
-CUDA_SOURCES = ["csrc/rotate_pool_sm90.cu", "csrc/rotate_pool_sm90_float8.cu"]
-CUDA_SOURCES += ["csrc/rotate_pool_backward_sm90.cu"]
+CUDA_SOURCES = [
+    "csrc/sm90/rotate_pool.cu",
+    "csrc/sm90/rotate_pool_backward.cu",
+    "csrc/sm90/rotate_pool_float8.cu",
+]
 # wgmma and setmaxnreg exist for the architecture with an "a" only, so there is no PTX for others
 CUDA_FLAGS = ["-gencode=arch=compute_90a,code=sm_90a", "-O3", "-std=c++17", "-Xptxas", "-v"]
 CUDA_FLAGS += ["-lineinfo", "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
@@ -48,9 +51,9 @@ def find_nvcc():
     """The path of nvcc, or None."""
     for name in ("CUDA_HOME", "CUDA_PATH"):
         folder = os.environ.get(name)
-        found = shutil.which("nvcc", path=str(Path(folder) / "bin")) if folder else None
-        if found:
-            return found
+        nvcc = shutil.which("nvcc", path=str(Path(folder) / "bin")) if folder else None
+        if nvcc:
+            return nvcc
     return shutil.which("nvcc")
 
 
@@ -69,9 +72,9 @@ def cuda_extension(pybind11_extension):
     top = Path(top) if top else Path(nvcc).resolve().parents[1]
     extension = pybind11_extension(
         CUDA,
-        ["csrc/bindings_cuda.cpp"],
-        depends=[*CUDA_SOURCES, *headers()],
-        include_dirs=[str(top / "include")],
+        ["csrc/sm90/bindings.cpp"],
+        depends=[*CUDA_SOURCES, *headers("sm90")],
+        include_dirs=["csrc", "csrc/sm90", str(top / "include")],
         library_dirs=[str(top / lib) for lib in ("lib64", "lib") if (top / lib).is_dir()],
         libraries=["cudart_static", "rt", "pthread", "dl"],
         cxx_std=17,
@@ -81,9 +84,10 @@ def cuda_extension(pybind11_extension):
     return extension
 
 
-def headers():
-    """Whatever sources may include."""
-    return [str(path) for pattern in ("*.h", "*.cuh") for path in Path("csrc").glob(pattern)]
+def headers(folder):
+    """Whatever the sources of ``csrc/<folder>`` may include: its headers and the common ones."""
+    own = [path for pattern in ("*.h", "*.cuh") for path in Path("csrc", folder).rglob(pattern)]
+    return [str(path) for path in [*Path("csrc").glob("*.h"), *own]]
 
 
 def extensions():
@@ -97,11 +101,12 @@ def extensions():
             raise
         return []
     windows = platform.system() == "Windows"
-    found = [
+    modules = [
         Pybind11Extension(
             "infodisent._C",
             SOURCES,
-            depends=headers(),
+            depends=headers("cpu"),
+            include_dirs=["csrc", "csrc/cpu"],
             cxx_std=17,
             extra_compile_args=["/O2"] if windows else FLAGS,
         )
@@ -110,8 +115,8 @@ def extensions():
     if isinstance(gpu, str):
         build_ext.note_cuda = gpu
     else:
-        found.append(gpu)
-    return found
+        modules.append(gpu)
+    return modules
 
 
 class build_ext(_build_ext):  # noqa: N801  (setuptools' name)
@@ -157,15 +162,16 @@ class build_ext(_build_ext):  # noqa: N801  (setuptools' name)
 
     def _nvcc(self, extension):
         """Objects of the .cu files, compiled unless they are newer than all they depend on."""
-        folder = Path(self.build_temp)
-        folder.mkdir(parents=True, exist_ok=True)
         objects = []
         for source in CUDA_SOURCES:
-            target = folder / f"{Path(source).stem}.o"
-            newest = max(Path(path).stat().st_mtime for path in [*extension.depends, "setup.py"])
+            target = Path(self.build_temp, source).with_suffix(".o")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            inputs = [source, *headers("sm90"), "setup.py"]
+            newest = max(Path(path).stat().st_mtime for path in inputs)
             if self.force or not target.exists() or target.stat().st_mtime < newest:
                 partial = target.with_suffix(".partial.o")
-                command = [extension.nvcc, *CUDA_FLAGS, "-c", source, "-o", str(partial)]
+                command = [extension.nvcc, *CUDA_FLAGS, "-Icsrc", "-Icsrc/sm90"]
+                command += ["-c", source, "-o", str(partial)]
                 print(*command)
                 done = subprocess.run(command, capture_output=True, text=True)
                 target.with_suffix(".log").write_text(done.stdout + done.stderr)

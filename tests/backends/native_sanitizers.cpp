@@ -1,4 +1,4 @@
-// Every function of csrc/ at awkward sizes, for AddressSanitizer and UndefinedBehaviorSanitizer.
+// Every function of csrc/cpu at awkward sizes, for AddressSanitizer and UndefinedBehaviorSanitizer.
 // Buffers are exactly as long as they must be, so that a read or a write beyond one is reported.
 #include <algorithm>
 #include <cmath>

@@ -16,6 +16,8 @@ from infodisent.backends.native import module as _native
 from infodisent.layout import to_bpc
 
 CSRC = Path(__file__).parents[2] / "csrc"
+INCLUDES = (f"-I{CSRC}", f"-I{CSRC / 'cpu'}")
+SOURCES = sorted(p for p in CSRC.glob("cpu/*.cpp") if p.name != "bindings.cpp")
 needs_module = pytest.mark.skipif(
     _native.objection() is not None, reason=_native.objection() or "built"
 )
@@ -92,10 +94,9 @@ def test_sanitizers(tmp_path, openmp):
     program = tmp_path / "check"
     command = ["g++", "-std=c++17", "-O1", "-g", "-fno-omit-frame-pointer", "-Wall", "-Wextra"]
     command += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    command += ["-DINFODISENT_NO_DISPATCH", f"-I{CSRC}", "-o", str(program)]
+    command += ["-DINFODISENT_NO_DISPATCH", *INCLUDES, "-o", str(program)]
     command += ["-fopenmp"] if openmp else ["-Wno-unknown-pragmas"]
-    sources = CSRC.glob("*_cpu.cpp")
-    command += [str(Path(__file__).with_name("native_sanitizers.cpp")), *map(str, sources)]
+    command += [str(Path(__file__).with_name("native_sanitizers.cpp")), *map(str, SOURCES)]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     assert "warning" not in built.stderr, built.stderr
@@ -115,9 +116,9 @@ def test_arm(tmp_path):
     """The same program built for 64-bit Arm with the flags of setup.py, and run."""
     program = tmp_path / "check"
     command = ["aarch64-linux-gnu-g++", "-std=c++17", "-O3", "-fno-math-errno", "-static"]
-    command += ["-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{CSRC}"]
+    command += ["-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-unknown-pragmas", *INCLUDES]
     command += ["-o", str(program), str(Path(__file__).with_name("native_sanitizers.cpp"))]
-    built = subprocess.run([*command, *CSRC.glob("*_cpu.cpp")], capture_output=True, text=True)
+    built = subprocess.run([*command, *map(str, SOURCES)], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     assert "warning" not in built.stderr, built.stderr
     ran = subprocess.run(["qemu-aarch64", str(program)], capture_output=True, text=True)

@@ -59,9 +59,9 @@ def test_what_float8_holds_is_exact():
     g = torch.Generator().manual_seed(2)
     x = torch.randint(-4, 5, (3, 49, 32), generator=g).float()
     u = torch.randint(-4, 5, (32, 32), generator=g).float()
-    found = _float8.rotate_pool(x * 2.0**-30, u * 2.0**20)
+    pool = _float8.rotate_pool(x * 2.0**-30, u * 2.0**20)
     wanted = reference.rotate_pool(x * 2.0**-30, u * 2.0**20, input_fmt="NLC")
-    for ours, name in zip(found, ("pos", "neg", "pos_index", "neg_index"), strict=True):
+    for ours, name in zip(pool, ("pos", "neg", "pos_index", "neg_index"), strict=True):
         assert torch.equal(ours, getattr(wanted, name))
 
 
@@ -116,8 +116,8 @@ def test_images_do_not_depend_on_each_other():
 def test_objection(pixels, channels, reason):
     x, u = torch.zeros(2, pixels, channels), torch.zeros(channels, channels)
     assert _native_cuda.map_objection(x, u) is None
-    found = _native_cuda.float8_objection(x)
-    assert found is None if reason is None else reason in found
+    objection = _native_cuda.float8_objection(x)
+    assert objection is None if reason is None else reason in objection
 
 
 def test_the_option_is_explicit():

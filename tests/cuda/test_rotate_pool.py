@@ -2,116 +2,55 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
 from infodisent.backends.cuda import module as _native_cuda
-
-ROOT = Path(__file__).parents[2]
-CSRC = ROOT / "csrc"
-MODEL = Path(__file__).with_name("cuda_model.cpp")
-REGISTERS = 168  # of the 65536 for each of 384 threads; setmaxnreg moves them to the consumers
-
-
-def tool(name: str) -> str | None:
-    """A program of the CUDA toolkit, or the copy that Triton comes with."""
-    folders = [os.environ[n] + "/bin" for n in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(n)]
-    triton = importlib.util.find_spec("triton")
-    if triton is not None and triton.submodule_search_locations:
-        folders.append(f"{triton.submodule_search_locations[0]}/backends/nvidia/bin")
-    return shutil.which(name, path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
-
-
-def build_model(source: Path, folder: Path) -> Path:
-    """The program of a CPU model, with the sanitizer for undefined behaviour."""
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    program = folder / "model"
-    command = ["g++", "-std=c++17", "-O2", "-Wall", "-Wextra", "-fsanitize=undefined"]
-    command += ["-fno-sanitize-recover=all", f"-I{CSRC}", "-o", str(program), str(source)]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    assert "warning" not in built.stderr, built.stderr
-    return program
+from tests.cuda.common import (
+    build_model,
+    check_copies_and_loop,
+    check_model,
+    check_mutant,
+    check_resources,
+    compile_source,
+    functions,
+    needs_module,
+    no_gpu,
+)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return build_model(MODEL, tmp_path_factory.mktemp("model"))
+    return build_model("rotate_pool_model.cpp", tmp_path_factory.mktemp("model"))
 
 
 def test_model(model):
-    """Epilogue, schedule and barriers; see tests/cuda/cuda_model.cpp."""
-    ran = subprocess.run([str(model)], capture_output=True, text=True, timeout=600)
-    assert (ran.returncode, ran.stdout) == (0, "clean\n"), ran.stdout + ran.stderr
+    """Epilogue, schedule and barriers: rotate_pool_model.cpp."""
+    check_model(model)
 
 
 @pytest.mark.parametrize(
-    ("mutant", "found"),
+    ("mutant", "report"),
     [
         ("own", "overwrites what is being read"),  # no arrivals from the other block
         ("turn", "something else than what is read"),  # warpgroups do not wait for each other
         ("tail", "a block that has ended"),  # a block ends before the other is done with it
     ],
 )
-def test_model_finds_what_is_left_out(model, mutant, found):
-    ran = subprocess.run([str(model), mutant], capture_output=True, text=True, timeout=600)
-    assert ran.returncode == 1
-    assert found in ran.stdout
-
-
-def compile_source(source: str, folder: Path) -> tuple[Path, str]:
-    """Machine code of one file of csrc, and what ptxas printed."""
-    nvcc = tool("nvcc")
-    if nvcc is None:
-        pytest.skip("needs nvcc")
-    cubin = (folder / source).with_suffix(".cubin")
-    command = [nvcc, "-gencode=arch=compute_90a,code=sm_90a", "-O3", "-std=c++17", "-lineinfo"]
-    command += ["-Xptxas", "-v", "-cubin", "-o", str(cubin), str(CSRC / source)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return cubin, done.stderr
+def test_model_finds_what_is_left_out(model, mutant, report):
+    check_mutant(model, mutant, report)
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    return compile_source("rotate_pool_sm90.cu", tmp_path_factory.mktemp("cuda"))
+    return compile_source("rotate_pool.cu", tmp_path_factory.mktemp("cuda"))
 
 
 @pytest.fixture(scope="module")
 def compiled_float8(tmp_path_factory):
-    return compile_source("rotate_pool_sm90_float8.cu", tmp_path_factory.mktemp("cuda"))
-
-
-def kernels(log: str) -> dict[str, str]:
-    """What ptxas says of each kernel."""
-    found = {}
-    for part in re.split(r"ptxas info\s+: Compiling entry function '", log)[1:]:
-        name, rest = part.split("'", 1)
-        found[name] = rest
-    return found
-
-
-def check_resources(log: str, kernel: str, count: int) -> None:
-    """Nothing spills, and registers suffice for one block of 384 threads of `kernel`."""
-    # C7508: setmaxnreg ignored. C7510: products one after the other.
-    assert "warning" not in log.lower(), log
-    found = kernels(log)
-    products = {name: text for name, text in found.items() if kernel in name}
-    assert len(products) == count
-    for name, text in found.items():
-        assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in text, name + text
-        registers = int(re.search(r"Used (\d+) registers", text)[1])
-        assert registers <= REGISTERS, name
-    for name, text in products.items():
-        assert f"Used {REGISTERS} registers" in text, name
+    return compile_source("rotate_pool_float8.cu", tmp_path_factory.mktemp("cuda"))
 
 
 def test_resources(compiled):
@@ -123,43 +62,19 @@ def test_resources_float8(compiled_float8):
     check_resources(compiled_float8[1], "rotate_pool_kernel", 2 * 6)
 
 
-def functions(cubin: Path) -> dict[str, str]:
-    """Machine code of each kernel."""
-    cuobjdump = tool("cuobjdump")
-    if cuobjdump is None or tool("nvdisasm") is None:
-        pytest.skip("needs cuobjdump and nvdisasm")
-    path = os.pathsep.join([str(Path(tool("nvdisasm")).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        [cuobjdump, "-sass", str(cubin)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PATH": path},
-    )
-    assert done.returncode == 0, done.stderr
-    return {text.split(None, 1)[0]: text for text in re.split(r"Function : ", done.stdout)[1:]}
-
-
 COLUMNS = {"0": 200, "1": 152, "2": 200, "3": 200, "4": 144, "5": 192}
 TILE = r"rotate_pool_kernelILi(\d)ELb([01])ELi([12])E"
 
 
-def check_copies_and_loop(name: str, text: str, product: str) -> None:
-    """What kernels of all dtypes have in common; `product`: the mnemonic of their wgmma."""
-    multicast = len(re.findall(r"UTMALDG\.3D\.MULTICAST", text))
-    copies = len(re.findall(r"UTMALDG\.3D\b", text))
-    pairs = re.search(TILE, name)[3] == "2"
-    assert (multicast, copies) == ((1, 2) if pairs else (0, 2)), name
-    assert len(re.findall(r"USETMAXREG", text)) == 2, name
-    # the loop over K has no fence: an arrival elsewhere in the cluster could bring one
-    loop = text[text.index(product) : text.rindex(product)]
-    assert not re.search(r"MEMBAR|CCTL", loop), name
+def copies_of(tile: re.Match) -> tuple[int, int]:
+    """(multicast, all): x is shared by the blocks of a pair, U is each block's own."""
+    return (1 if tile[3] == "2" else 0), 2
 
 
 def test_machine_code(compiled):
     """The instructions that the design is about are there, and no access to local memory is."""
     seen = 0
     for name, text in functions(compiled[0]).items():
-        assert not re.search(r"\b(LDL|STL)\b", text), name
         tile = re.search(TILE, name)
         if tile is None:
             continue
@@ -168,14 +83,13 @@ def test_machine_code(compiled):
         products = re.findall(rf"HGMMA\.64x{COLUMNS[tile[1]]}x16\.F32(\.BF16)?", text)
         assert len(products) == 8, name  # 4 steps of 16 along K, 2 of 64 channels
         assert all(bool(kind) == (dtype == "BF16") for kind in products), name
-        check_copies_and_loop(name, text, "HGMMA")
+        check_copies_and_loop(name, text, "HGMMA", copies_of(tile))
     assert seen == 38
 
 
 def test_machine_code_float8(compiled_float8):
     seen = 0
     for name, text in functions(compiled_float8[0]).items():
-        assert not re.search(r"\b(LDL|STL)\b", text), name
         tile = re.search(TILE, name)
         if tile is None:
             assert "largest_kernel" in name or "F2FP.SATFINITE.E4M3" in text, name
@@ -184,7 +98,7 @@ def test_machine_code_float8(compiled_float8):
         products = re.findall(rf"QGMMA\.64x{COLUMNS[tile[1]]}x32\.F32\.E4M3\.E4M3", text)
         assert len(products) == 8, name  # 4 steps of 32 along K, 2 of 64 channels
         assert "HGMMA" not in text, name
-        check_copies_and_loop(name, text, "QGMMA")
+        check_copies_and_loop(name, text, "QGMMA", copies_of(tile))
     assert seen == 12
 
 
@@ -229,13 +143,8 @@ BF16 = torch.bfloat16
     ],
 )
 def test_objection(x, u, reason):
-    found = _native_cuda.map_objection(x, u)
-    assert found is None if reason is None else reason in found
-
-
-needs_module = pytest.mark.skipif(
-    _native_cuda._load() is not None, reason=_native_cuda._missing or "built"
-)
+    objection = _native_cuda.map_objection(x, u)
+    assert objection is None if reason is None else reason in objection
 
 
 @needs_module
@@ -262,7 +171,7 @@ def test_choice():
 
 
 @needs_module
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+@no_gpu
 def test_errors_are_raised():
     """Without a GPU a launch fails, and bad arguments do before that."""
     module = _native_cuda._module
@@ -284,7 +193,7 @@ def test_errors_are_raised():
 
 
 @needs_module
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+@no_gpu
 def test_errors_are_raised_float8():
     module = _native_cuda._module
     with pytest.raises(RuntimeError, match="the device"):

@@ -1,5 +1,5 @@
 // The module infodisent._C. It knows nothing of torch: pointers are integers, as
-// tensor.data_ptr() gives them; infodisent/_native.py checks shapes, dtypes and strides first.
+// tensor.data_ptr() gives them; infodisent/backends/native checks shapes, dtypes and strides first.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -66,7 +66,7 @@ T* at(Address address) {
 }
 
 // Calls f with a Map of the element type that `dtype` stands for; the codes are those of
-// infodisent/_native.py.
+// infodisent/backends/native.
 template <typename F>
 void with_map(int dtype, Address x, int64_t images, int64_t pixels, int64_t channels,
               int64_t image_stride, int64_t pixel_stride, int64_t channel_stride, F f) {

@@ -18,7 +18,7 @@ constexpr int64_t kGroupBytes = 512 << 10;
 constexpr int64_t kRows = kSquare;
 
 template <typename T>
-INLINE void rows_block(const Map<T>& x, int64_t image, int64_t c0,
+INFODISENT_INLINE void rows_block(const Map<T>& x, int64_t image, int64_t c0,
                                                       typename Wide<T>::type* out) {
   const T* from = x.data + image * x.image_stride + c0 * x.channel_stride;
   auto* to = out + image * x.pixels * x.channels + c0;
@@ -47,7 +47,7 @@ INLINE void rows_block(const Map<T>& x, int64_t image, int64_t c0,
 }
 
 template <typename T>
-INLINE void rows_copy(const Map<T>& x, int64_t image, int64_t p,
+INFODISENT_INLINE void rows_copy(const Map<T>& x, int64_t image, int64_t p,
                                                      typename Wide<T>::type* out) {
   const T* from = x.data + image * x.image_stride + p * x.pixel_stride;
   auto* to = out + (image * x.pixels + p) * x.channels;
@@ -57,7 +57,7 @@ INLINE void rows_copy(const Map<T>& x, int64_t image, int64_t p,
 
 // sum[j] += a x[j] + b y[j]; either row may be missing.
 template <typename T, typename A>
-INLINE void add_rows(A* sum, int64_t width, A a, const T* x, A b,
+INFODISENT_INLINE void add_rows(A* sum, int64_t width, A a, const T* x, A b,
                                                     const T* y) {
   if (x != nullptr && y != nullptr)
 #pragma GCC ivdep
@@ -73,7 +73,7 @@ INLINE void add_rows(A* sum, int64_t width, A a, const T* x, A b,
 // Rows c0 .. c1 of du. Strips of columns outside, groups of images inside: the part of x in use
 // stays in L2 while every channel gathers from it.
 template <typename T>
-INLINE void grad_u_range(
+INFODISENT_INLINE void grad_u_range(
     const Map<T>& x, const typename Wide<T>::type* grad_pos,
     const typename Wide<T>::type* grad_neg, const int32_t* pos_index, const int32_t* neg_index,
     typename Wide<T>::type* du, bool accumulate, int64_t c0, int64_t c1) {
@@ -105,7 +105,7 @@ INLINE void grad_u_range(
 
 // One strip of columns of one image.
 template <typename A>
-INLINE void grad_x_strip(const A* u, const A* grad_pos,
+INFODISENT_INLINE void grad_x_strip(const A* u, const A* grad_pos,
                                                         const A* grad_neg,
                                                         const int32_t* pos_index,
                                                         const int32_t* neg_index, A* dx,

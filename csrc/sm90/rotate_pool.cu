@@ -1,5 +1,5 @@
-// Launches of rotate_pool_sm90_kernel.cuh, and the small kernels around it: see rotate_pool_sm90.h.
-// The float8 product is compiled in rotate_pool_sm90_float8.cu; the gradient of U is not here.
+// Launches of rotate_pool_kernel.cuh, and the small kernels around it: see rotate_pool.h.
+// The float8 product is compiled in rotate_pool_float8.cu; the gradient of U is not here.
 #include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -8,9 +8,9 @@
 #include <algorithm>
 
 #include "float8.h"
-#include "rotate_pool_sm90.h"
-#include "rotate_pool_sm90_launch.cuh"
-#include "sm90_host.h"
+#include "rotate_pool.h"
+#include "rotate_pool_launch.cuh"
+#include "host.h"
 
 namespace infodisent {
 namespace sm90 {

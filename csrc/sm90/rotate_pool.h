@@ -16,7 +16,7 @@ struct Rows {
   int64_t images, pixels, channels;
   int64_t image_stride, pixel_stride;
 };
-// 0, 1 and 2 as in infodisent/_native.py. kFloat8: e4m3, as `to_float8` makes it.
+// 0, 1 and 2 as in infodisent/backends/native. kFloat8: e4m3, as `to_float8` makes it.
 enum Dtype : int { kFloat32Parts = 0, kBFloat16 = 1, kFloat16 = 2, kFloat8 = 3 };
 // Of kFloat8: what values were divided by, powers of two.
 struct Scales {
@@ -36,7 +36,7 @@ struct Status {
   const char* where;  // what failed
 };
 
-// Y[b, p] = U X[b, p] in float32, and the pool of Y as in mx_pool.h; packed_key.h says how values
+// Y[b, p] = U X[b, p] in float32, and the pool of Y as in csrc/cpu/mx_pool.h; packed_key.h says how values
 // are rounded without `exact`. kFloat32Parts: x and U are bfloat16 parts as `split` and
 // `split_rotation` make them, and three products are added up, the small ones first. kFloat8: one
 // product of what `to_float8` made of both, and pos and neg are multiplied by the scales after the

@@ -24,7 +24,7 @@ struct Lanes {
 // Row `r` of the result joins the pool of its image. !(v <= high) holds for a NaN too, which is
 // taken once and stays. A plain loop: compilers turn comparisons of vector types into scalar code.
 template <int kWidth, typename E>
-INLINE void join(const TileTask<E>& task, int r, const float* row) {
+INFODISENT_INLINE void join(const TileTask<E>& task, int r, const float* row) {
   const PoolState& s = task.state[r];
   const int32_t here = task.pixel[r];
 #pragma GCC ivdep
@@ -39,7 +39,7 @@ INLINE void join(const TileTask<E>& task, int r, const float* row) {
 }
 
 template <int kLanes, int kVectors, int kStep>
-INLINE void float_product(const TileTask<float>& task, const float* panel, int64_t depth) {
+INFODISENT_INLINE void float_product(const TileTask<float>& task, const float* panel, int64_t depth) {
   using V = typename Lanes<kLanes>::value;
   constexpr int kWidth = kLanes * kVectors;
   const float* row[kRows];
@@ -84,7 +84,7 @@ INLINE void float_product(const TileTask<float>& task, const float* panel, int64
 }
 
 template <int kWidth, typename E>
-INLINE void pack_panel(const E* u, int64_t channels, int64_t depth, E* panel) {
+INFODISENT_INLINE void pack_panel(const E* u, int64_t channels, int64_t depth, E* panel) {
   static_assert(sizeof(E) == sizeof(uint32_t) && kWidth % 8 == 0, "words of 32 bits");
   const int width = static_cast<int>(std::min<int64_t>(kWidth, channels));
   int64_t done = 0;
@@ -131,7 +131,7 @@ FLOAT_TILE(avx512, V4, 16, 4)
 constexpr int kPairVectors = 4;
 
 template <int kStep>
-V4_BF16 INLINE void pair_product(const TileTask<Pair>& task, const Pair* panel, int64_t depth) {
+V4_BF16 INFODISENT_INLINE void pair_product(const TileTask<Pair>& task, const Pair* panel, int64_t depth) {
   constexpr int kWidth = 16 * kPairVectors;
   const Pair* row[kRows];
   for (int r = 0; r < kRows; ++r) row[r] = task.row[r];

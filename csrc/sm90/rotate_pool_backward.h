@@ -1,7 +1,7 @@
 // The gradient of U of rotate_pool on Hopper GPUs (compute capability 9.0), for half maps. Pointers
 // are device memory.
 #pragma once
-#include "rotate_pool_sm90.h"
+#include "rotate_pool.h"
 
 namespace infodisent {
 namespace sm90 {

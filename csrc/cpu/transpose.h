@@ -11,7 +11,7 @@ constexpr int kSquare = 16;
 typedef uint32_t Words __attribute__((vector_size(4 * kSquare)));
 
 // Row i becomes column i: interleaving row i with row i + n/2, four times.
-INLINE void transpose(Words* a) {
+INFODISENT_INLINE void transpose(Words* a) {
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define INFODISENT_SHUFFLE 1

@@ -1,6 +1,6 @@
-// Scales of the float8 product of rotate_pool_sm90.cu. Integers and powers of two only, and nothing
-// of CUDA, so that tests/cuda/cuda_model.cpp runs these same functions on the CPU, and
-// infodisent/_float8.py has the same in Python.
+// Scales of the float8 product of rotate_pool.cu. Integers and powers of two only, and nothing
+// of CUDA, so that tests/cuda/rotate_pool_model.cpp runs these same functions on the CPU, and
+// infodisent/backends/cuda/float8.py has the same in Python.
 //
 // e4m3 holds magnitudes up to 448 in steps of 2^-3 of their power of two, and below 2^-6 in steps
 // of 2^-9. Every image of x and every row of U is multiplied by a power of two that takes its

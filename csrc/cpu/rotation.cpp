@@ -31,7 +31,7 @@ struct Job {
 
 // local[i][j] = sum_k c[k] in_k[i0 + i][j0 + j], h x w of them.
 template <typename T>
-INLINE void load(const Job<T>& job, const double* c, int64_t i0,
+INFODISENT_INLINE void load(const Job<T>& job, const double* c, int64_t i0,
                                                 int64_t j0, int64_t h, int64_t w, T* local) {
   for (int64_t i = 0; i < h; ++i) {
     T* row = local + i * kPad;
@@ -52,7 +52,7 @@ INLINE void load(const Job<T>& job, const double* c, int64_t i0,
 
 // out[i0 + i][j0 + j] = a[i][j] + sign * b[j][i]; b may be null for no second term.
 template <typename T>
-INLINE void store(T* out, int64_t n, int64_t i0, int64_t j0,
+INFODISENT_INLINE void store(T* out, int64_t n, int64_t i0, int64_t j0,
                                                  int64_t h, int64_t w, const T* a, const T* b,
                                                  T sign) {
   for (int64_t i = 0; i < h; ++i) {
@@ -67,7 +67,7 @@ INLINE void store(T* out, int64_t n, int64_t i0, int64_t j0,
 
 // One pair of tiles, (I, J) and (J, I), or the one tile of I == J, for every output.
 template <typename T>
-INLINE void tile_pair(const Job<T>& job, int64_t i0, int64_t j0,
+INFODISENT_INLINE void tile_pair(const Job<T>& job, int64_t i0, int64_t j0,
                                                      T* local /* [rows, 2, kTile, kPad] */) {
   const int64_t h = std::min(kTile, job.n - i0), w = std::min(kTile, job.n - j0);
   const bool off = i0 != j0;
@@ -103,7 +103,7 @@ inline void run(const Job<double>& job, int64_t i0, int64_t j0, double* local) {
 }
 
 template <typename T>
-INLINE void row_norms(const T* x, int64_t n, double* one,
+INFODISENT_INLINE void row_norms(const T* x, int64_t n, double* one,
                                                      double* squares) {
   // float sums over short runs, double over the runs: fast, and exact enough for a bound
   double s1 = 0, s2 = 0;

@@ -12,7 +12,7 @@ constexpr int64_t kBlock = 256;
 
 // Neighbouring pixels of one channel; `out` is where that channel is in the first tile.
 template <typename E>
-INLINE void spread(const E* line, int64_t pixels, int64_t row, int64_t tile, E* out) {
+INFODISENT_INLINE void spread(const E* line, int64_t pixels, int64_t row, int64_t tile, E* out) {
   static_assert(kRows == 6 && sizeof(E) == 4, "copies of 24 bytes");
   int64_t p = 0;
   out += row / kRows * tile;
@@ -26,7 +26,7 @@ INLINE void spread(const E* line, int64_t pixels, int64_t row, int64_t tile, E* 
 }
 
 template <typename T>
-INLINE void pack(const Map<T>& x, int64_t image, int64_t k0, int64_t k1, int64_t row0, int64_t tile,
+INFODISENT_INLINE void pack(const Map<T>& x, int64_t image, int64_t k0, int64_t k1, int64_t row0, int64_t tile,
                  float* out) {
   const T* from = x.data + image * x.image_stride;
   float wide[kBlock];

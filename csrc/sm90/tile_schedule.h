@@ -1,5 +1,5 @@
-// Which block of rotate_pool_sm90.cu computes which tile, when, and through which slot of its
-// pipeline. Plain arithmetic, so that tests/cuda/cuda_model.cpp checks it on the CPU.
+// Which block of rotate_pool.cu computes which tile, when, and through which slot of its
+// pipeline. Plain arithmetic, so that tests/cuda/rotate_pool_model.cpp checks it on the CPU.
 #pragma once
 #include <cstdint>
 

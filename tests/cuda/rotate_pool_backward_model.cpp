@@ -1,9 +1,9 @@
-// A model of csrc/rotate_pool_backward_sm90_kernel.cuh on the CPU: what it shares with the kernel
+// A model of csrc/sm90/rotate_pool_backward_kernel.cuh on the CPU: what it shares with the kernel
 // (grad_u_schedule.h) is run against plain loops, whole products are computed as the copies, lanes
 // and descriptors of the kernel define them, and its barriers are simulated with copies, arrivals
 // and warps interleaved at random. Prints "clean", or what is wrong and exits 1.
 //
-//   cuda_backward_model [mutant]    with one thing left out, which must be found
+//   rotate_pool_backward_model [mutant]    with one thing left out, which must be found
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>

@@ -1,5 +1,5 @@
-// The float8 (e4m3) product of rotate_pool_sm90.h, and the cast to it: float8.h. A source of its
-// own, so that it compiles beside rotate_pool_sm90.cu.
+// The float8 (e4m3) product of rotate_pool.h, and the cast to it: float8.h. A source of its
+// own, so that it compiles beside rotate_pool.cu.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
@@ -8,9 +8,9 @@
 #include <algorithm>
 
 #include "float8.h"
-#include "rotate_pool_sm90.h"
-#include "rotate_pool_sm90_launch.cuh"
-#include "sm90_host.h"
+#include "rotate_pool.h"
+#include "rotate_pool_launch.cuh"
+#include "host.h"
 
 namespace infodisent {
 namespace sm90 {

@@ -1,10 +1,10 @@
-// Launches of rotate_pool_backward_sm90_kernel.cuh, and the small kernels around it: see
-// rotate_pool_backward_sm90.h.
+// Launches of rotate_pool_backward_kernel.cuh, and the small kernels around it: see
+// rotate_pool_backward.h.
 #include <algorithm>
 
-#include "rotate_pool_backward_sm90.h"
-#include "rotate_pool_backward_sm90_kernel.cuh"
-#include "sm90_host.h"
+#include "rotate_pool_backward.h"
+#include "rotate_pool_backward_kernel.cuh"
+#include "host.h"
 
 namespace infodisent {
 namespace sm90 {

@@ -19,4 +19,4 @@
 #define INFODISENT_DISPATCH "as compiled"
 #endif
 
-#define INLINE inline __attribute__((always_inline))
+#define INFODISENT_INLINE inline __attribute__((always_inline))

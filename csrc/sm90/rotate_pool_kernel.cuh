@@ -1,4 +1,4 @@
-// The kernel behind rotate_pool_sm90.h; rotate_pool_sm90.cu chooses and launches it.
+// The kernel behind rotate_pool.h; rotate_pool.cu chooses and launches it.
 //
 // A tile is 128 output channels by N pixels. Three warpgroups: one brings U and x into a ring of
 // slots in shared memory by TMA; the two others take turns ("pingpong"), each computing a whole
@@ -16,8 +16,8 @@
 
 #include "float8.h"
 #include "packed_key.h"
-#include "rotate_pool_sm90.h"
-#include "sm90.cuh"
+#include "rotate_pool.h"
+#include "ptx.cuh"
 #include "tile_schedule.h"
 
 namespace infodisent {

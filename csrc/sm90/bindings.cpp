@@ -1,14 +1,14 @@
 // The module infodisent._cuda: kernels for Hopper GPUs. A module of its own, so that infodisent._C
 // needs nothing of CUDA. It knows nothing of torch: pointers and streams are integers;
-// infodisent/_native_cuda.py checks shapes, dtypes and strides first.
+// infodisent/backends/cuda checks shapes, dtypes and strides first.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
 #include <string>
 
 #include "grad_u_schedule.h"
-#include "rotate_pool_backward_sm90.h"
-#include "rotate_pool_sm90.h"
+#include "rotate_pool_backward.h"
+#include "rotate_pool.h"
 #include "tile_schedule.h"
 
 namespace py = pybind11;

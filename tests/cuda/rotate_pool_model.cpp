@@ -1,8 +1,8 @@
-// A model of csrc/rotate_pool_sm90_kernel.cuh on the CPU: what it shares with the kernel
+// A model of csrc/sm90/rotate_pool_kernel.cuh on the CPU: what it shares with the kernel
 // (packed_key.h, tile_schedule.h) is run against plain loops, and its barriers are simulated with
 // copies, arrivals and warps interleaved at random. Prints "clean", or what is wrong and exits 1.
 //
-//   cuda_model [mutant]    the protocol with one thing left out, which must be found
+//   rotate_pool_model [mutant]    the protocol with one thing left out, which must be found
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>

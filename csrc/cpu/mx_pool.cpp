@@ -42,7 +42,7 @@ inline int32_t first_nan(const T* y, int64_t stride) {
 // kVectors vectors of neighbouring channels of one image, all in registers. kUnit: the channels are
 // neighbours in memory too; otherwise they are gathered, from lines that stay in L1 for all pixels.
 template <typename T, int kVectors, bool kUnit>
-INLINE void pool_vectors(const T* y, const Map<T>& map,
+INFODISENT_INLINE void pool_vectors(const T* y, const Map<T>& map,
                                                         typename Wide<T>::type* pos,
                                                         typename Wide<T>::type* neg,
                                                         int32_t* pos_index, int32_t* neg_index) {
@@ -121,7 +121,7 @@ inline void pool_channel(const T* y, const Map<T>& map, typename Wide<T>::type* 
 
 // Up to kBlock channels from c on, of one image.
 template <typename T, bool kUnit>
-INLINE void pool_block(const Map<T>& map, int64_t image, int64_t c,
+INFODISENT_INLINE void pool_block(const Map<T>& map, int64_t image, int64_t c,
                                                       typename Wide<T>::type* pos,
                                                       typename Wide<T>::type* neg,
                                                       int32_t* pos_index, int32_t* neg_index) {

@@ -1,4 +1,4 @@
-// The kernel behind rotate_pool_backward_sm90.h; rotate_pool_backward_sm90.cu launches it.
+// The kernel behind rotate_pool_backward.h; rotate_pool_backward.cu launches it.
 //
 // A tile is 128 channels by 256 columns of dU; the product runs over the pixels of the images of
 // one part of the batch. Three warpgroups: one brings x into a ring of slots in shared memory by
@@ -15,14 +15,14 @@
 #include <type_traits>
 
 #include "grad_u_schedule.h"
-#include "rotate_pool_backward_sm90.h"
-#include "sm90.cuh"
+#include "rotate_pool_backward.h"
+#include "ptx.cuh"
 
 namespace infodisent {
 namespace sm90 {
 
 constexpr int kGradThreads = 384;
-// As in rotate_pool_sm90_kernel.cuh: 384 threads of 168 registers, 128 * 24 + 256 * 240.
+// As in rotate_pool_kernel.cuh: 384 threads of 168 registers, 128 * 24 + 256 * 240.
 constexpr int kGradProducerRegisters = 24, kGradConsumerRegisters = 240;
 
 // d (+)= A B for 64 rows of A, 16 of K and 256 columns of B: A in registers, B in shared memory
@@ -119,7 +119,7 @@ struct GradKernel {
   //
   // "full" of a slot: 1 arrival, this thread's, and all bytes of the slot, half of which the other
   // block of a cluster sends; that these may come before the announcement but never a use too early
-  // is as in rotate_pool_sm90_kernel.cuh. "empty": 8 arrivals, one of each warp that reads, and 8
+  // is as in rotate_pool_kernel.cuh. "empty": 8 arrivals, one of each warp that reads, and 8
   // of the other block.
   static __device__ __forceinline__ void produce(const GradArguments& a, Ring ring) {
     const int32_t rank = block_rank();

@@ -1,9 +1,9 @@
-// Launches one kernel of rotate_pool_sm90_kernel.cuh, chosen by tile and cluster. What is
-// instantiated where: bfloat16 and float16 in rotate_pool_sm90.cu, float8 in
-// rotate_pool_sm90_float8.cu.
+// Launches one kernel of rotate_pool_kernel.cuh, chosen by tile and cluster. What is
+// instantiated where: bfloat16 and float16 in rotate_pool.cu, float8 in
+// rotate_pool_float8.cu.
 #pragma once
-#include "rotate_pool_sm90_kernel.cuh"
-#include "sm90_host.h"
+#include "rotate_pool_kernel.cuh"
+#include "host.h"
 
 namespace infodisent {
 namespace sm90 {
@@ -40,7 +40,7 @@ Launcher of_tile(int tile, int cluster) {
   }
 }
 
-// Of rotate_pool_sm90_float8.cu, packed keys only.
+// Of rotate_pool_float8.cu, packed keys only.
 Launcher float8_launcher(int tile, int cluster);
 
 }  // namespace sm90

@@ -7,7 +7,7 @@
 #include <atomic>
 #include <cstdint>
 
-#include "rotate_pool_sm90.h"
+#include "rotate_pool.h"
 
 namespace infodisent {
 namespace sm90 {
