@@ -33,8 +33,8 @@ void combine(const std::vector<Address>& in, const std::vector<Address>& out,
 }
 
 void combine_any(const std::vector<Address>& in, const std::vector<Address>& out,
-                 const std::vector<double>& coefficient, const std::vector<int>& parity,
-                 int64_t n, bool wide, int threads) {
+                 const std::vector<double>& coefficient, const std::vector<int>& parity, int64_t n,
+                 bool wide, int threads) {
   if (coefficient.size() != in.size() * out.size() || parity.size() != out.size() || n < 1)
     throw std::invalid_argument("combine: sizes of the arguments do not match");
   (wide ? combine<double> : combine<float>)(in, out, coefficient, parity, n, threads);
@@ -109,44 +109,41 @@ void rotate_pool(Address x, int dtype, int64_t images, int64_t pixels, int64_t c
                  int u_dtype, Address pos, Address neg, Address pos_index, Address neg_index,
                  int threads, int isa) {
   using namespace infodisent;
-  with_map(dtype, x, images, pixels, channels, image_stride, pixel_stride, channel_stride,
-           [&](const auto& map) {
-             using T = std::remove_const_t<std::remove_pointer_t<decltype(map.data)>>;
-             float *p = at<float>(pos), *n = at<float>(neg);
-             int32_t *p_index = at<int32_t>(pos_index), *n_index = at<int32_t>(neg_index);
-             if constexpr (std::is_same_v<T, BFloat16>)
-               if (u_dtype == 1)
-                 return rotate_pool_pairs(map, at<const BFloat16>(u), p, n, p_index, n_index,
-                                          threads);
-             if constexpr (std::is_same_v<T, double>)
-               throw std::invalid_argument("rotate_pool: float64 is for the library product");
-             else if (u_dtype == 0)
-               infodisent::rotate_pool(map, at<const float>(u), p, n, p_index, n_index, threads,
-                                       isa);
-             else
-               throw std::invalid_argument("rotate_pool: U must be float32");
-           });
+  with_map(
+      dtype, x, images, pixels, channels, image_stride, pixel_stride, channel_stride,
+      [&](const auto& map) {
+        using T = std::remove_const_t<std::remove_pointer_t<decltype(map.data)>>;
+        float *p = at<float>(pos), *n = at<float>(neg);
+        int32_t *p_index = at<int32_t>(pos_index), *n_index = at<int32_t>(neg_index);
+        if constexpr (std::is_same_v<T, BFloat16>)
+          if (u_dtype == 1)
+            return rotate_pool_pairs(map, at<const BFloat16>(u), p, n, p_index, n_index, threads);
+        if constexpr (std::is_same_v<T, double>)
+          throw std::invalid_argument("rotate_pool: float64 is for the library product");
+        else if (u_dtype == 0)
+          infodisent::rotate_pool(map, at<const float>(u), p, n, p_index, n_index, threads, isa);
+        else
+          throw std::invalid_argument("rotate_pool: U must be float32");
+      });
 }
 
 void rows(Address x, int dtype, int64_t images, int64_t pixels, int64_t channels,
           int64_t image_stride, int64_t pixel_stride, int64_t channel_stride, Address out,
           int threads) {
-  with_map(dtype, x, images, pixels, channels, image_stride, pixel_stride, channel_stride,
-           [&](const auto& map) {
-             infodisent::rows(map, at<WideOf<decltype(map)>>(out), threads);
-           });
+  with_map(
+      dtype, x, images, pixels, channels, image_stride, pixel_stride, channel_stride,
+      [&](const auto& map) { infodisent::rows(map, at<WideOf<decltype(map)>>(out), threads); });
 }
 
 void grad_u(Address x, int dtype, int64_t images, int64_t pixels, int64_t channels,
             int64_t image_stride, int64_t pixel_stride, Address grad_pos, Address grad_neg,
             Address pos_index, Address neg_index, Address du, bool accumulate, int threads) {
-  with_map(dtype, x, images, pixels, channels, image_stride, pixel_stride, 1,
-           [&](const auto& map) {
-             using A = WideOf<decltype(map)>;
-             infodisent::grad_u(map, at<const A>(grad_pos), at<const A>(grad_neg),
-                                at<const int32_t>(pos_index), at<const int32_t>(neg_index),
-                                at<A>(du), accumulate, threads);
-           });
+  with_map(dtype, x, images, pixels, channels, image_stride, pixel_stride, 1, [&](const auto& map) {
+    using A = WideOf<decltype(map)>;
+    infodisent::grad_u(map, at<const A>(grad_pos), at<const A>(grad_neg),
+                       at<const int32_t>(pos_index), at<const int32_t>(neg_index), at<A>(du),
+                       accumulate, threads);
+  });
 }
 
 void grad_x(Address u, bool wide, int64_t images, int64_t pixels, int64_t channels,

@@ -42,10 +42,9 @@ inline int32_t first_nan(const T* y, int64_t stride) {
 // kVectors vectors of neighbouring channels of one image, all in registers. kUnit: the channels are
 // neighbours in memory too; otherwise they are gathered, from lines that stay in L1 for all pixels.
 template <typename T, int kVectors, bool kUnit>
-INFODISENT_INLINE void pool_vectors(const T* y, const Map<T>& map,
-                                                        typename Wide<T>::type* pos,
-                                                        typename Wide<T>::type* neg,
-                                                        int32_t* pos_index, int32_t* neg_index) {
+INFODISENT_INLINE void pool_vectors(const T* y, const Map<T>& map, typename Wide<T>::type* pos,
+                                    typename Wide<T>::type* neg, int32_t* pos_index,
+                                    int32_t* neg_index) {
   using A = typename Wide<T>::type;
   using V = typename Vector<A>::value;
   using I = typename Vector<A>::index;
@@ -122,9 +121,8 @@ inline void pool_channel(const T* y, const Map<T>& map, typename Wide<T>::type* 
 // Up to kBlock channels from c on, of one image.
 template <typename T, bool kUnit>
 INFODISENT_INLINE void pool_block(const Map<T>& map, int64_t image, int64_t c,
-                                                      typename Wide<T>::type* pos,
-                                                      typename Wide<T>::type* neg,
-                                                      int32_t* pos_index, int32_t* neg_index) {
+                                  typename Wide<T>::type* pos, typename Wide<T>::type* neg,
+                                  int32_t* pos_index, int32_t* neg_index) {
   constexpr int kLanes = Vector<typename Wide<T>::type>::lanes;
   const int64_t end = std::min(map.channels, c + kBlock);
   const auto at = [&](int64_t i) {
@@ -141,18 +139,17 @@ INFODISENT_INLINE void pool_block(const Map<T>& map, int64_t image, int64_t c,
     pool_channel(at(c), map, pos + o + c, neg + o + c, pos_index + o + c, neg_index + o + c);
 }
 
-#define BLOCK(T, name)                                                                       \
-  INFODISENT_CLONES void name(const Map<T>& map, int64_t image, int64_t c,                   \
-                              Wide<T>::type* pos, Wide<T>::type* neg, int32_t* pos_index,    \
-                              int32_t* neg_index) {                                          \
-    if (map.channel_stride == 1)                                                             \
-      pool_block<T, true>(map, image, c, pos, neg, pos_index, neg_index);                    \
-    else                                                                                     \
-      pool_block<T, false>(map, image, c, pos, neg, pos_index, neg_index);                   \
-  }                                                                                          \
-  inline void block(const Map<T>& map, int64_t image, int64_t c, Wide<T>::type* pos,         \
-                    Wide<T>::type* neg, int32_t* pos_index, int32_t* neg_index) {            \
-    name(map, image, c, pos, neg, pos_index, neg_index);                                     \
+#define BLOCK(T, name)                                                                         \
+  INFODISENT_CLONES void name(const Map<T>& map, int64_t image, int64_t c, Wide<T>::type* pos, \
+                              Wide<T>::type* neg, int32_t* pos_index, int32_t* neg_index) {    \
+    if (map.channel_stride == 1)                                                               \
+      pool_block<T, true>(map, image, c, pos, neg, pos_index, neg_index);                      \
+    else                                                                                       \
+      pool_block<T, false>(map, image, c, pos, neg, pos_index, neg_index);                     \
+  }                                                                                            \
+  inline void block(const Map<T>& map, int64_t image, int64_t c, Wide<T>::type* pos,           \
+                    Wide<T>::type* neg, int32_t* pos_index, int32_t* neg_index) {              \
+    name(map, image, c, pos, neg, pos_index, neg_index);                                       \
   }
 BLOCK(float, pool_f32)
 BLOCK(double, pool_f64)

@@ -1,3 +1,5 @@
+#include "rotate_pool.h"
+
 #include <algorithm>
 #include <memory>
 #include <new>
@@ -5,7 +7,6 @@
 #include <type_traits>
 
 #include "parallel.h"
-#include "rotate_pool.h"
 #include "rotate_pool_pack.h"
 #include "rotate_pool_tiles.h"
 

@@ -7,31 +7,29 @@
 
 namespace infodisent {
 
-// Y[b, p] = U X[b, p], accumulated in float, and the pool of Y as in mx_pool.h, without Y: it exists
-// a few rows and channels at a time, in registers. Beside its arguments it takes at most 8 MiB (one
-// image, where that is more) for X as the product reads it, and a panel of U for each thread. The
-// result depends neither on the number of threads nor on the batch. `isa` as in rotate_pool_tiles.h;
-// std::invalid_argument where the processor lacks it.
+// Y[b, p] = U X[b, p], accumulated in float, and the pool of Y as in mx_pool.h, without Y: it
+// exists a few rows and channels at a time, in registers. Beside its arguments it takes at most 8
+// MiB (one image, where that is more) for X as the product reads it, and a panel of U for each
+// thread. The result depends neither on the number of threads nor on the batch. `isa` as in
+// rotate_pool_tiles.h; std::invalid_argument where the processor lacks it.
 template <typename T>
-void rotate_pool(
-    const Map<T>& x,
-    const float* u,      // [C, C]
-    float* pos,          // [n, C]
-    float* neg,          // [n, C]
-    int32_t* pos_index,  // [n, C]
-    int32_t* neg_index,  // [n, C]
-    int threads, int isa);
+void rotate_pool(const Map<T>& x,
+                 const float* u,      // [C, C]
+                 float* pos,          // [n, C]
+                 float* neg,          // [n, C]
+                 int32_t* pos_index,  // [n, C]
+                 int32_t* neg_index,  // [n, C]
+                 int threads, int isa);
 
 // The same where U is bfloat16 too and C even, by instructions that multiply pairs of bfloat16 and
 // add up in float. Denormals count as zero in them.
-void rotate_pool_pairs(
-    const Map<BFloat16>& x,
-    const BFloat16* u,   // [C, C]
-    float* pos,          // [n, C]
-    float* neg,          // [n, C]
-    int32_t* pos_index,  // [n, C]
-    int32_t* neg_index,  // [n, C]
-    int threads);
+void rotate_pool_pairs(const Map<BFloat16>& x,
+                       const BFloat16* u,   // [C, C]
+                       float* pos,          // [n, C]
+                       float* neg,          // [n, C]
+                       int32_t* pos_index,  // [n, C]
+                       int32_t* neg_index,  // [n, C]
+                       int threads);
 
 // What this processor has: the name of the best tile, empty where there is none; and one for pairs.
 const char* tiles();
@@ -45,24 +43,22 @@ void rows(const Map<T>& x, typename Wide<T>::type* out /* [n * P, C] */, int thr
 // nothing where an index is -1. x must have channel stride 1. Every row is summed by one thread in
 // the order of the images: the result depends on nothing else.
 template <typename T>
-void grad_u(
-    const Map<T>& x,
-    const typename Wide<T>::type* grad_pos,  // [n, C]
-    const typename Wide<T>::type* grad_neg,  // [n, C]
-    const int32_t* pos_index,                // [n, C]
-    const int32_t* neg_index,                // [n, C]
-    typename Wide<T>::type* du,              // [C, C]
-    bool accumulate, int threads);
+void grad_u(const Map<T>& x,
+            const typename Wide<T>::type* grad_pos,  // [n, C]
+            const typename Wide<T>::type* grad_neg,  // [n, C]
+            const int32_t* pos_index,                // [n, C]
+            const int32_t* neg_index,                // [n, C]
+            typename Wide<T>::type* du,              // [C, C]
+            bool accumulate, int threads);
 
 // dx[b, p] = sum of grad[b, c] u[c] over the channels c whose winner in image b is p.
 template <typename A>
-void grad_x(
-    const A* u,                // [C, C]
-    const A* grad_pos,         // [n, C]
-    const A* grad_neg,         // [n, C]
-    const int32_t* pos_index,  // [n, C]
-    const int32_t* neg_index,  // [n, C]
-    A* dx,                     // [n, P, C]
-    int64_t images, int64_t pixels, int64_t channels, int threads);
+void grad_x(const A* u,                // [C, C]
+            const A* grad_pos,         // [n, C]
+            const A* grad_neg,         // [n, C]
+            const int32_t* pos_index,  // [n, C]
+            const int32_t* neg_index,  // [n, C]
+            A* dx,                     // [n, P, C]
+            int64_t images, int64_t pixels, int64_t channels, int threads);
 
 }  // namespace infodisent

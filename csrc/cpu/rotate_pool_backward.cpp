@@ -1,10 +1,9 @@
-#include "rotate_pool.h"
-
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
 
 #include "parallel.h"
+#include "rotate_pool.h"
 #include "transpose.h"
 
 namespace infodisent {
@@ -19,7 +18,7 @@ constexpr int64_t kRows = kSquare;
 
 template <typename T>
 INFODISENT_INLINE void rows_block(const Map<T>& x, int64_t image, int64_t c0,
-                                                      typename Wide<T>::type* out) {
+                                  typename Wide<T>::type* out) {
   const T* from = x.data + image * x.image_stride + c0 * x.channel_stride;
   auto* to = out + image * x.pixels * x.channels + c0;
   const int64_t width = std::min(kRows, x.channels - c0);
@@ -48,7 +47,7 @@ INFODISENT_INLINE void rows_block(const Map<T>& x, int64_t image, int64_t c0,
 
 template <typename T>
 INFODISENT_INLINE void rows_copy(const Map<T>& x, int64_t image, int64_t p,
-                                                     typename Wide<T>::type* out) {
+                                 typename Wide<T>::type* out) {
   const T* from = x.data + image * x.image_stride + p * x.pixel_stride;
   auto* to = out + (image * x.pixels + p) * x.channels;
 #pragma GCC ivdep
@@ -57,8 +56,7 @@ INFODISENT_INLINE void rows_copy(const Map<T>& x, int64_t image, int64_t p,
 
 // sum[j] += a x[j] + b y[j]; either row may be missing.
 template <typename T, typename A>
-INFODISENT_INLINE void add_rows(A* sum, int64_t width, A a, const T* x, A b,
-                                                    const T* y) {
+INFODISENT_INLINE void add_rows(A* sum, int64_t width, A a, const T* x, A b, const T* y) {
   if (x != nullptr && y != nullptr)
 #pragma GCC ivdep
     for (int64_t j = 0; j < width; ++j) sum[j] += a * widen(x[j]) + b * widen(y[j]);
@@ -73,10 +71,11 @@ INFODISENT_INLINE void add_rows(A* sum, int64_t width, A a, const T* x, A b,
 // Rows c0 .. c1 of du. Strips of columns outside, groups of images inside: the part of x in use
 // stays in L2 while every channel gathers from it.
 template <typename T>
-INFODISENT_INLINE void grad_u_range(
-    const Map<T>& x, const typename Wide<T>::type* grad_pos,
-    const typename Wide<T>::type* grad_neg, const int32_t* pos_index, const int32_t* neg_index,
-    typename Wide<T>::type* du, bool accumulate, int64_t c0, int64_t c1) {
+INFODISENT_INLINE void grad_u_range(const Map<T>& x, const typename Wide<T>::type* grad_pos,
+                                    const typename Wide<T>::type* grad_neg,
+                                    const int32_t* pos_index, const int32_t* neg_index,
+                                    typename Wide<T>::type* du, bool accumulate, int64_t c0,
+                                    int64_t c1) {
   using A = typename Wide<T>::type;
   const int64_t row_bytes = std::min(kStrip, x.channels) * static_cast<int64_t>(sizeof(T));
   const int64_t group = std::max<int64_t>(1, kGroupBytes / (x.pixels * row_bytes));
@@ -105,12 +104,9 @@ INFODISENT_INLINE void grad_u_range(
 
 // One strip of columns of one image.
 template <typename A>
-INFODISENT_INLINE void grad_x_strip(const A* u, const A* grad_pos,
-                                                        const A* grad_neg,
-                                                        const int32_t* pos_index,
-                                                        const int32_t* neg_index, A* dx,
-                                                        int64_t pixels, int64_t channels,
-                                                        int64_t k) {
+INFODISENT_INLINE void grad_x_strip(const A* u, const A* grad_pos, const A* grad_neg,
+                                    const int32_t* pos_index, const int32_t* neg_index, A* dx,
+                                    int64_t pixels, int64_t channels, int64_t k) {
   const int64_t width = std::min(kStrip, channels - k);
   for (int64_t p = 0; p < pixels; ++p) std::fill_n(dx + p * channels + k, width, A(0));
   for (int64_t c = 0; c < channels; ++c) {
@@ -158,16 +154,16 @@ PER_MAP(double, f64)
 PER_MAP(BFloat16, bf16)
 PER_MAP(Float16, f16)
 
-#define PER_TYPE(A, suffix)                                                                       \
-  INFODISENT_CLONES void grad_x_##suffix(const A* u, const A* grad_pos, const A* grad_neg,        \
-                                         const int32_t* pos_index, const int32_t* neg_index,      \
-                                         A* dx, int64_t pixels, int64_t channels, int64_t k) {    \
-    grad_x_strip(u, grad_pos, grad_neg, pos_index, neg_index, dx, pixels, channels, k);           \
-  }                                                                                               \
-  inline void do_grad_x(const A* u, const A* grad_pos, const A* grad_neg,                         \
-                        const int32_t* pos_index, const int32_t* neg_index, A* dx,                \
-                        int64_t pixels, int64_t channels, int64_t k) {                            \
-    grad_x_##suffix(u, grad_pos, grad_neg, pos_index, neg_index, dx, pixels, channels, k);        \
+#define PER_TYPE(A, suffix)                                                                        \
+  INFODISENT_CLONES void grad_x_##suffix(const A* u, const A* grad_pos, const A* grad_neg,         \
+                                         const int32_t* pos_index, const int32_t* neg_index,       \
+                                         A* dx, int64_t pixels, int64_t channels, int64_t k) {     \
+    grad_x_strip(u, grad_pos, grad_neg, pos_index, neg_index, dx, pixels, channels, k);            \
+  }                                                                                                \
+  inline void do_grad_x(const A* u, const A* grad_pos, const A* grad_neg,                          \
+                        const int32_t* pos_index, const int32_t* neg_index, A* dx, int64_t pixels, \
+                        int64_t channels, int64_t k) {                                             \
+    grad_x_##suffix(u, grad_pos, grad_neg, pos_index, neg_index, dx, pixels, channels, k);         \
   }
 PER_TYPE(float, f32)
 PER_TYPE(double, f64)
@@ -204,8 +200,8 @@ void grad_u(const Map<T>& x, const typename Wide<T>::type* grad_pos,
   const int team = team_of(threads, ranges);
 #pragma omp parallel for num_threads(team) schedule(dynamic, 1) if (team > 1)
   for (int64_t r = 0; r < ranges; ++r)
-    do_grad_u(x, grad_pos, grad_neg, pos_index, neg_index, du, accumulate,
-              x.channels * r / ranges, x.channels * (r + 1) / ranges);
+    do_grad_u(x, grad_pos, grad_neg, pos_index, neg_index, du, accumulate, x.channels * r / ranges,
+              x.channels * (r + 1) / ranges);
   (void)team;
 }
 
@@ -226,9 +222,9 @@ void grad_x(const A* u, const A* grad_pos, const A* grad_neg, const int32_t* pos
   (void)team;
 }
 
-#define INSTANTIATE(T)                                                                           \
-  template void rows<T>(const Map<T>&, Wide<T>::type*, int);                                     \
-  template void grad_u<T>(const Map<T>&, const Wide<T>::type*, const Wide<T>::type*,             \
+#define INSTANTIATE(T)                                                               \
+  template void rows<T>(const Map<T>&, Wide<T>::type*, int);                         \
+  template void grad_u<T>(const Map<T>&, const Wide<T>::type*, const Wide<T>::type*, \
                           const int32_t*, const int32_t*, Wide<T>::type*, bool, int);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -1,8 +1,9 @@
+#include "rotate_pool_pack.h"
+
 #include <algorithm>
 #include <cstring>
 
 #include "parallel.h"
-#include "rotate_pool_pack.h"
 
 namespace infodisent {
 namespace {
@@ -26,8 +27,8 @@ INFODISENT_INLINE void spread(const E* line, int64_t pixels, int64_t row, int64_
 }
 
 template <typename T>
-INFODISENT_INLINE void pack(const Map<T>& x, int64_t image, int64_t k0, int64_t k1, int64_t row0, int64_t tile,
-                 float* out) {
+INFODISENT_INLINE void pack(const Map<T>& x, int64_t image, int64_t k0, int64_t k1, int64_t row0,
+                            int64_t tile, float* out) {
   const T* from = x.data + image * x.image_stride;
   float wide[kBlock];
   if (x.pixel_stride == 1) {

@@ -1,7 +1,8 @@
+#include "rotate_pool_tiles.h"
+
 #include <algorithm>
 #include <cstring>
 
-#include "rotate_pool_tiles.h"
 #include "transpose.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -39,7 +40,8 @@ INFODISENT_INLINE void join(const TileTask<E>& task, int r, const float* row) {
 }
 
 template <int kLanes, int kVectors, int kStep>
-INFODISENT_INLINE void float_product(const TileTask<float>& task, const float* panel, int64_t depth) {
+INFODISENT_INLINE void float_product(const TileTask<float>& task, const float* panel,
+                                     int64_t depth) {
   using V = typename Lanes<kLanes>::value;
   constexpr int kWidth = kLanes * kVectors;
   const float* row[kRows];
@@ -131,7 +133,8 @@ FLOAT_TILE(avx512, V4, 16, 4)
 constexpr int kPairVectors = 4;
 
 template <int kStep>
-V4_BF16 INFODISENT_INLINE void pair_product(const TileTask<Pair>& task, const Pair* panel, int64_t depth) {
+V4_BF16 INFODISENT_INLINE void pair_product(const TileTask<Pair>& task, const Pair* panel,
+                                            int64_t depth) {
   constexpr int kWidth = 16 * kPairVectors;
   const Pair* row[kRows];
   for (int r = 0; r < kRows; ++r) row[r] = task.row[r];

@@ -31,8 +31,8 @@ struct Job {
 
 // local[i][j] = sum_k c[k] in_k[i0 + i][j0 + j], h x w of them.
 template <typename T>
-INFODISENT_INLINE void load(const Job<T>& job, const double* c, int64_t i0,
-                                                int64_t j0, int64_t h, int64_t w, T* local) {
+INFODISENT_INLINE void load(const Job<T>& job, const double* c, int64_t i0, int64_t j0, int64_t h,
+                            int64_t w, T* local) {
   for (int64_t i = 0; i < h; ++i) {
     T* row = local + i * kPad;
     bool first = true;
@@ -52,9 +52,8 @@ INFODISENT_INLINE void load(const Job<T>& job, const double* c, int64_t i0,
 
 // out[i0 + i][j0 + j] = a[i][j] + sign * b[j][i]; b may be null for no second term.
 template <typename T>
-INFODISENT_INLINE void store(T* out, int64_t n, int64_t i0, int64_t j0,
-                                                 int64_t h, int64_t w, const T* a, const T* b,
-                                                 T sign) {
+INFODISENT_INLINE void store(T* out, int64_t n, int64_t i0, int64_t j0, int64_t h, int64_t w,
+                             const T* a, const T* b, T sign) {
   for (int64_t i = 0; i < h; ++i) {
     T* row = out + (i0 + i) * n + j0;
     const T* x = a + i * kPad;
@@ -68,7 +67,7 @@ INFODISENT_INLINE void store(T* out, int64_t n, int64_t i0, int64_t j0,
 // One pair of tiles, (I, J) and (J, I), or the one tile of I == J, for every output.
 template <typename T>
 INFODISENT_INLINE void tile_pair(const Job<T>& job, int64_t i0, int64_t j0,
-                                                     T* local /* [rows, 2, kTile, kPad] */) {
+                                 T* local /* [rows, 2, kTile, kPad] */) {
   const int64_t h = std::min(kTile, job.n - i0), w = std::min(kTile, job.n - j0);
   const bool off = i0 != j0;
   // every output is formed before the first is written, since an output may also be an input
@@ -103,8 +102,7 @@ inline void run(const Job<double>& job, int64_t i0, int64_t j0, double* local) {
 }
 
 template <typename T>
-INFODISENT_INLINE void row_norms(const T* x, int64_t n, double* one,
-                                                     double* squares) {
+INFODISENT_INLINE void row_norms(const T* x, int64_t n, double* one, double* squares) {
   // float sums over short runs, double over the runs: fast, and exact enough for a bound
   double s1 = 0, s2 = 0;
   for (int64_t j0 = 0; j0 < n; j0 += 256) {
@@ -206,10 +204,10 @@ void norms(const T* x, int64_t n, double* result, int threads) {
   (void)team;
 }
 
-#define INSTANTIATE(T)                                                                            \
-  template void combine<T>(const T* const*, int, T* const*, int, const double*, const int*,      \
-                           int64_t, int);                                                        \
-  template void mirror<T>(T*, int64_t, double, int);                                             \
+#define INSTANTIATE(T)                                                                      \
+  template void combine<T>(const T* const*, int, T* const*, int, const double*, const int*, \
+                           int64_t, int);                                                   \
+  template void mirror<T>(T*, int64_t, double, int);                                        \
   template void norms<T>(const T*, int64_t, double*, int);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -11,14 +11,13 @@ namespace infodisent {
 // One read of every input and one write of every output, whatever the parities. A coefficient of
 // zero reads nothing: its matrix may be uninitialised. An output may be one of the inputs.
 template <typename T>
-void combine(
-    const T* const* in,         // [terms] of [n, n], contiguous
-    int terms,                  //
-    T* const* out,              // [rows] of [n, n], contiguous, distinct
-    int rows,                   //
-    const double* coefficient,  // [rows, terms]
-    const int* parity,          // [rows] of -1, 0, +1
-    int64_t n, int threads);
+void combine(const T* const* in,         // [terms] of [n, n], contiguous
+             int terms,                  //
+             T* const* out,              // [rows] of [n, n], contiguous, distinct
+             int rows,                   //
+             const double* coefficient,  // [rows, terms]
+             const int* parity,          // [rows] of -1, 0, +1
+             int64_t n, int threads);
 
 // The upper triangle from the lower one: x[i][j] = sign * x[j][i] for i < j.
 template <typename T>

@@ -7,8 +7,8 @@
 #include <string>
 
 #include "grad_u_schedule.h"
-#include "rotate_pool_backward.h"
 #include "rotate_pool.h"
+#include "rotate_pool_backward.h"
 #include "tile_schedule.h"
 
 namespace py = pybind11;

@@ -1,5 +1,5 @@
-// What the kernel of rotate_pool_backward_kernel.cuh multiplies, where it lies and who does it. Plain
-// arithmetic, so that tests/cuda/rotate_pool_backward_model.cpp runs it on the CPU.
+// What the kernel of rotate_pool_backward_kernel.cuh multiplies, where it lies and who does it.
+// Plain arithmetic, so that tests/cuda/rotate_pool_backward_model.cpp runs it on the CPU.
 //
 // dU = sum_b dY_b X_b is one product whose K runs over the pixels of all images. dY_b [C, P] has at
 // most two entries a row, gradients at the winners; it exists only as registers of the threads that

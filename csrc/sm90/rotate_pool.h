@@ -36,8 +36,8 @@ struct Status {
   const char* where;  // what failed
 };
 
-// Y[b, p] = U X[b, p] in float32, and the pool of Y as in csrc/cpu/mx_pool.h; packed_key.h says how values
-// are rounded without `exact`. kFloat32Parts: x and U are bfloat16 parts as `split` and
+// Y[b, p] = U X[b, p] in float32, and the pool of Y as in csrc/cpu/mx_pool.h; packed_key.h says how
+// values are rounded without `exact`. kFloat32Parts: x and U are bfloat16 parts as `split` and
 // `split_rotation` make them, and three products are added up, the small ones first. kFloat8: one
 // product of what `to_float8` made of both, and pos and neg are multiplied by the scales after the
 // pool, of which they change no place; never `exact`. Tensor cores add float8 products up with

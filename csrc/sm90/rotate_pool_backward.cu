@@ -2,9 +2,9 @@
 // rotate_pool_backward.h.
 #include <algorithm>
 
+#include "host.h"
 #include "rotate_pool_backward.h"
 #include "rotate_pool_backward_kernel.cuh"
-#include "host.h"
 
 namespace infodisent {
 namespace sm90 {

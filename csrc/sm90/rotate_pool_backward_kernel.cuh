@@ -15,8 +15,8 @@
 #include <type_traits>
 
 #include "grad_u_schedule.h"
-#include "rotate_pool_backward.h"
 #include "ptx.cuh"
+#include "rotate_pool_backward.h"
 
 namespace infodisent {
 namespace sm90 {

@@ -8,9 +8,9 @@
 #include <algorithm>
 
 #include "float8.h"
+#include "host.h"
 #include "rotate_pool.h"
 #include "rotate_pool_launch.cuh"
-#include "host.h"
 
 namespace infodisent {
 namespace sm90 {

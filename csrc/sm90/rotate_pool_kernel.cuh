@@ -16,8 +16,8 @@
 
 #include "float8.h"
 #include "packed_key.h"
-#include "rotate_pool.h"
 #include "ptx.cuh"
+#include "rotate_pool.h"
 #include "tile_schedule.h"
 
 namespace infodisent {

@@ -2,8 +2,8 @@
 // instantiated where: bfloat16 and float16 in rotate_pool.cu, float8 in
 // rotate_pool_float8.cu.
 #pragma once
-#include "rotate_pool_kernel.cuh"
 #include "host.h"
+#include "rotate_pool_kernel.cuh"
 
 namespace infodisent {
 namespace sm90 {
