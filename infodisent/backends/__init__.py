@@ -1,26 +1,29 @@
-"""Who computes: `infodisent.backends.selection` chooses, one folder a backend."""
+"""Who computes: one folder a backend, `table` lists them, `selection` chooses one for each call."""
 
+from infodisent.backends.base import Backend, Call
+from infodisent.backends.errors import BackendError
 from infodisent.backends.selection import (
     ENV,
     NAMES,
-    BackendError,
+    checkpoint_contexts,
     explain,
-    for_gradient,
     get_backend,
-    is_native,
     select,
     set_backend,
     use_backend,
 )
+from infodisent.backends.table import BACKENDS
 
 __all__ = [
+    "BACKENDS",
     "ENV",
     "NAMES",
+    "Backend",
     "BackendError",
+    "Call",
+    "checkpoint_contexts",
     "explain",
-    "for_gradient",
     "get_backend",
-    "is_native",
     "select",
     "set_backend",
     "use_backend",

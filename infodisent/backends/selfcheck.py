@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infodisent import files as _files
-from infodisent.backends import triton as _triton
+from infodisent.backends.triton import kernels as triton_kernels
+from infodisent.contract import Extremes
+from infodisent.files import cache_file as cached
 from infodisent.files import read_json, write_json
 from infodisent.tracing import nothing_watches
 from infodisent.version import __version__
@@ -81,15 +82,17 @@ def machine(device: torch.device) -> str:
 
 
 def _digest() -> str:
-    found = hashlib.sha256()
-    for path in sorted(Path(str(_triton.module("rotation").__file__)).parent.glob("*.py")):
-        found.update(path.read_bytes())
-    return found.hexdigest()[:12]
+    from infodisent import kernels
+
+    digest = hashlib.sha256()
+    for path in sorted(Path(str(kernels.__file__)).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def cache_file() -> Path:
     """Where verdicts are remembered."""
-    return _files.cache_file("selfcheck.json")
+    return cached("selfcheck.json")
 
 
 def _remembered() -> dict[str, dict[str, str]]:
@@ -156,7 +159,7 @@ def _map(
     return x, u, x.double() @ u.double().mT
 
 
-def _pool(found: _triton.Four, y: Tensor, tolerance: float, what: str) -> None:
+def _pool(found: Extremes, y: Tensor, tolerance: float, what: str) -> None:
     for value, index, signed in ((found[0], found[2], y), (found[1], found[3], -y)):
         best = signed.amax(1).clamp_min(0)
         there = signed.gather(1, index.clamp_min(0).long()[:, None])[:, 0]
@@ -178,11 +181,13 @@ def check_rotate_pool(
         if number % 2:  # NCHW
             x = x.mT.contiguous().mT
         what = f"rotate_pool {size}"
-        found = _triton.rotate_pool(x, u)
+        found = triton_kernels.rotate_pool(x, u)
         # packed values of half maps keep 13 bits at least
         _pool(found, y, 2**-12 if half else 1e-5, what)
         grads = torch.randn(2, size[0], size[2], device=device)
-        dx, du = _triton.rotate_pool_backward(grads[0], grads[1], x, u, *found[2:], True, True)
+        dx, du = triton_kernels.rotate_pool_backward(
+            grads[0], grads[1], x, u, found.pos_index, found.neg_index, True, True
+        )
         dy = torch.zeros_like(y)
         for grad, index in zip(grads, found[2:], strict=True):
             masked = grad.double().masked_fill(index < 0, 0)
@@ -194,7 +199,7 @@ def check_rotate_pool(
         _close(dx, dy @ u.double(), tolerance, f"{what}: dX")
     x, u, y = _map(sizes[-1], device, dtype)
     x[0, 3, 1] = float("nan")
-    pos, neg, *places = _triton.rotate_pool(x, u)
+    pos, neg, *places = triton_kernels.rotate_pool(x, u)
     _require(pos[0].isnan().all() and neg[0].isnan().all(), "rotate_pool: NaN")
     _require(all((p[0] == 3).all() for p in places), "rotate_pool: place of NaN")
     _require(not pos[1:].isnan().any(), "rotate_pool: NaN in other images")
@@ -210,12 +215,10 @@ def check_infodisent_head(
     for size in sizes:
         x, u, y = _map(size, device, dtype)
         weight, bias = torch.randn(130, size[2], device=device), torch.randn(130, device=device)
-        logits, *pool = _triton.infodisent_head(x, u, weight, bias, True)
+        logits, pool = triton_kernels.infodisent_head(x, u, weight, bias, True)
         pooled = y.amax(1).clamp_min(0) - (-y).amax(1).clamp_min(0)
         what = f"infodisent_head {size}"
-        _pool(
-            (pool[0], pool[1], pool[2], pool[3]), y, 2**-12 if dtype.itemsize == 2 else 1e-5, what
-        )
+        _pool(pool, y, 2**-12 if dtype.itemsize == 2 else 1e-5, what)
         truth = pooled @ weight.double().clamp_min(0).mT + bias.double()
         _close(logits, truth, 1e-3 if dtype.itemsize == 2 else 1e-4, f"{what}: logits")
 
@@ -230,8 +233,8 @@ def check_rotation(
             a *= norm / torch.linalg.matrix_norm(a - a.mT, 2)
             a = a.to(dtype)
             grad = torch.randn(n, n, device=device, dtype=dtype)
-            u, kept, numbers = _triton.rotation(a, "full")
-            d_a = _triton.rotation_backward(grad, a, kept, numbers, "full")
+            u, kept, numbers = triton_kernels.rotation(a, "full")
+            d_a = triton_kernels.rotation_backward(grad, a, kept, numbers, "full")
             with torch.enable_grad():
                 leaf = a.double().requires_grad_()
                 truth = torch.matrix_exp(leaf - leaf.mT)

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infodisent import backends, reference
-from infodisent.backends import triton as _triton
-from infodisent.contract import SparsePool
+from infodisent import reference
+from infodisent.backends.selection import AUTO, FORMULAS, implementation, select
+from infodisent.contract import Extremes, SparsePool
 from infodisent.layout import check_float, check_same_device, to_bpc, value_dtype
-from infodisent.ops import register as _registry
-from infodisent.ops.mx_pool import empty_pool
-from infodisent.ops.rotate_pool import check_rotation_fits, forward, gradients
+from infodisent.ops import register
+from infodisent.ops.mx_pool import traced_extremes
+from infodisent.ops.rotate_pool import check_rotation_fits, gradients
 
 NONNEG = ("relu", "none")
 
@@ -52,11 +52,11 @@ def infodisent_head(
         ValueError: as `rotate_pool`; unknown `nonneg`; weight or bias of the wrong shape.
     """
     _check(x, U, weight, bias, nonneg, input_fmt, num_prefix_tokens)
-    _registry.refuse_tangents("infodisent_head", x, U, weight, bias)
-    x, U = _registry.autocast(x, U)
-    backend = backends.select("infodisent_head", x, U, weight)
-    if backend == "reference":
-        with _registry.no_autocast(x):
+    register.refuse_tangents("infodisent_head", x, U, weight, bias)
+    x, U = register.autocast(x, U)
+    backend = select("infodisent_head", x, U, weight)
+    if backend == FORMULAS:
+        with register.no_autocast(x):
             return reference.infodisent_head(
                 x,
                 U,
@@ -67,15 +67,14 @@ def infodisent_head(
                 num_prefix_tokens=num_prefix_tokens,
                 return_pool=return_pool,
             )
-    arguments = x, U, weight, bias, nonneg == "relu", input_fmt, num_prefix_tokens
-    if _registry.direct(x, U, weight, bias):
-        logits, pos, neg, pos_index, neg_index = _forward(backend, *arguments)
-    else:
-        logits, pos, neg, pos_index, neg_index = _head(*arguments)
+    run = _impl if register.direct(x, U, weight, bias) else _head
+    logits, *extremes = run(
+        x, U, weight, bias, nonneg == "relu", input_fmt, num_prefix_tokens, backend
+    )
     if not return_pool:
         result: Tensor = logits
         return result
-    return logits, SparsePool(pos - neg, pos, neg, pos_index, neg_index)
+    return logits, Extremes(*extremes).pooled()
 
 
 def _check(
@@ -118,31 +117,28 @@ def _effective(weight: Tensor, relu: bool, dtype: torch.dtype) -> Tensor:
     return _cast(weight.clamp_min(0) if relu else weight, dtype)
 
 
-def _impl(x: Tensor, u: Tensor, weight: Tensor, *arguments: Any) -> _Five:
-    backend = backends.select("infodisent_head", x, u, weight)
-    return _forward(backend, x, u, weight, *arguments)
-
-
-def _forward(
-    backend: str,
+def _impl(
     x: Tensor,
-    u: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+    u: Tensor,  # [C, C]
+    weight: Tensor,  # [K, C]
+    bias: Tensor | None,  # [K]
     relu: bool,
     input_fmt: str,
     num_prefix_tokens: int,
+    backend: str = AUTO,
 ) -> _Five:
-    if backend == "triton":
-        view = to_bpc(x, input_fmt, num_prefix_tokens)
-        return _triton.infodisent_head(view, u, weight, bias, relu)
-    pos, neg, pos_index, neg_index = forward(backend, x, u, input_fmt, num_prefix_tokens)
-    dtype = value_dtype(pos.dtype, weight.dtype)
+    served_by = implementation(backend, "infodisent_head", x, u, weight)
+    view = to_bpc(x, input_fmt, num_prefix_tokens)
+    whole = served_by.infodisent_head(view, u, weight, bias, relu)
+    if whole is not None:
+        return (whole[0], *whole[1])
+    pool = served_by.rotate_pool(view, u)
+    dtype = value_dtype(pool.pos.dtype, weight.dtype)
     w = _effective(weight, relu, dtype)
     logits = torch.nn.functional.linear(
-        _cast(pos - neg, dtype), w, None if bias is None else _cast(bias, dtype)
+        _cast(pool.pos - pool.neg, dtype), w, None if bias is None else _cast(bias, dtype)
     )
-    return _cast(logits, weight.dtype), pos, neg, pos_index, neg_index
+    return (_cast(logits, weight.dtype), *pool)
 
 
 def _fake(
@@ -153,13 +149,14 @@ def _fake(
     relu: bool,
     input_fmt: str,
     num_prefix_tokens: int,
+    backend: str = AUTO,
 ) -> _Five:
     logits = weight.new_empty(x.shape[0], weight.shape[0])
-    return (logits, *empty_pool(x, u.shape[0], x.dtype, u.dtype))
+    return (logits, *traced_extremes(x, u.shape[0], x.dtype, u.dtype))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: _Five) -> None:
-    x, u, weight, bias, ctx.relu, *ctx.layout = inputs
+    x, u, weight, bias, ctx.relu, *ctx.layout, ctx.backend = inputs
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.save_for_backward(x, u, weight, *output[1:])
 
@@ -183,24 +180,23 @@ def _backward(
         d_pooled = (grad_logits @ _effective(weight, ctx.relu, dtype)).to(pos.dtype)
         # neg = -Y at its winner: a gradient of neg itself enters with the other sign
         dx, du = gradients(
-            d_pooled + grad_pos,
-            d_pooled - grad_neg,
+            ctx.backend,
+            (d_pooled + grad_pos, d_pooled - grad_neg),
+            (pos_index, neg_index),
             x,
             u,
-            pos_index,
-            neg_index,
             tuple(ctx.layout),
             ctx.needs_input_grad,
         )
-    return dx, du, d_weight, d_bias, None, None, None
+    return dx, du, d_weight, d_bias, None, None, None, None
 
 
-_head = _registry.register(
+_head = register.register(
     "infodisent_head",
     "(Tensor x, Tensor U, Tensor weight, Tensor? bias, bool relu, str input_fmt, "
-    "int num_prefix_tokens) -> "
+    'int num_prefix_tokens, str backend="auto") -> '
     "(Tensor logits, Tensor pos, Tensor neg, Tensor pos_index, Tensor neg_index)",
     _impl,
     _fake,
 )
-_registry.register_gradient("infodisent_head", _backward, _setup_context)
+register.register_gradient("infodisent_head", _backward, _setup_context)

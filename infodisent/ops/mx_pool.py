@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infodisent import backends, reference
-from infodisent.backends import native, sparse
-from infodisent.contract import SparsePool
+from infodisent import reference
+from infodisent.backends.selection import AUTO, FORMULAS, implementation, select
+from infodisent.contract import Extremes, SparsePool
 from infodisent.layout import check_map, from_bpc, map_size, to_bpc, value_dtype
-from infodisent.ops import register as _registry
+from infodisent.ops import register
 
 
 def mx_pool(y: Tensor, *, input_fmt: str = "NCHW", num_prefix_tokens: int = 0) -> SparsePool:
@@ -38,63 +38,59 @@ def mx_pool(y: Tensor, *, input_fmt: str = "NCHW", num_prefix_tokens: int = 0) -
         ValueError: unknown layout, wrong number of dimensions, no channels, or no pixels.
     """
     check_map("mx_pool", "y", y, input_fmt, num_prefix_tokens)
-    _registry.refuse_tangents("mx_pool", y)
-    if backends.select("mx_pool", y) == "reference":
+    register.refuse_tangents("mx_pool", y)
+    backend = select("mx_pool", y)
+    if backend == FORMULAS:
         return reference.mx_pool(y, input_fmt=input_fmt, num_prefix_tokens=num_prefix_tokens)
-    run = _impl if _registry.direct(y) else _mx_pool
-    pos, neg, pos_index, neg_index = run(y, input_fmt, num_prefix_tokens)
-    return SparsePool(pos - neg, pos, neg, pos_index, neg_index)
+    run = _impl if register.direct(y) else _mx_pool
+    return Extremes(*run(y, input_fmt, num_prefix_tokens, backend)).pooled()
 
 
-_Four = tuple[Tensor, Tensor, Tensor, Tensor]
+def _impl(y: Tensor, input_fmt: str, num_prefix_tokens: int, backend: str = AUTO) -> Extremes:
+    return implementation(backend, "mx_pool", y).mx_pool(to_bpc(y, input_fmt, num_prefix_tokens))
 
 
-def _impl(y: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:
-    backend = native if backends.is_native("mx_pool", y) else sparse
-    pooled: _Four = backend.mx_pool.mx_pool(to_bpc(y, input_fmt, num_prefix_tokens))
-    return pooled
+def _fake(y: Tensor, input_fmt: str, num_prefix_tokens: int, backend: str = AUTO) -> Extremes:
+    return traced_extremes(y, map_size(y, input_fmt)[0], y.dtype)
 
 
-def _fake(y: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:
-    return empty_pool(y, map_size(y, input_fmt)[0], y.dtype)
-
-
-def empty_pool(x: Tensor, channels: int, *dtypes: torch.dtype) -> _Four:
-    """Uninitialised pos, neg, pos_index, neg_index of the right shapes, for fake kernels."""
+def traced_extremes(x: Tensor, channels: int, *dtypes: torch.dtype) -> Extremes:
+    """Results for tracing, of a map x and inputs of some dtypes; sizes may be symbols."""
     size = (x.shape[0], channels)
-    values = [x.new_empty(size, dtype=value_dtype(*dtypes)) for _ in range(2)]
-    indices = [x.new_empty(size, dtype=torch.int32) for _ in range(2)]
-    return (*values, *indices)  # type: ignore[return-value]
+    pos, neg = (x.new_empty(size, dtype=value_dtype(*dtypes)) for _ in range(2))
+    places = (x.new_empty(size, dtype=torch.int32) for _ in range(2))
+    return Extremes(pos, neg, *places)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, str, int], output: _Four) -> None:
-    y, input_fmt, num_prefix_tokens = inputs
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    y, *ctx.layout, ctx.backend = inputs
     ctx.save_for_backward(output[2], output[3])
     ctx.shape, ctx.dtype = y.shape, y.dtype
-    ctx.layout = input_fmt, num_prefix_tokens
 
 
 def _backward(ctx: Any, grad_pos: Tensor, grad_neg: Tensor, *_: Tensor) -> tuple[Any, ...]:
     # neg = -y at its winner, hence the sign
     grad = _mx_pool_backward(
-        grad_pos, -grad_neg, *ctx.saved_tensors, ctx.shape, ctx.dtype, *ctx.layout
+        grad_pos, -grad_neg, *ctx.saved_tensors, ctx.shape, ctx.dtype, *ctx.layout, ctx.backend
     )
-    return grad, None, None
+    return grad, None, None, None
 
 
 def _backward_impl(
-    grad_pos: Tensor,
-    grad_neg: Tensor,
-    pos_index: Tensor,
-    neg_index: Tensor,
+    grad_pos: Tensor,  # [B, C] gradient at the positive winners
+    grad_neg: Tensor,  # [B, C] gradient at the negative winners, d(pooled)/dy = +1 there
+    pos_index: Tensor,  # [B, C] int32
+    neg_index: Tensor,  # [B, C] int32
     shape: list[int],
     dtype: torch.dtype,
     input_fmt: str,
     num_prefix_tokens: int,
+    backend: str = AUTO,
 ) -> Tensor:
     like = grad_pos.new_empty(shape, device="meta")
     pixels = map_size(like, input_fmt, num_prefix_tokens)[1]
-    grad = sparse.mx_pool.mx_pool_backward(grad_pos, grad_neg, pos_index, neg_index, pixels, dtype)
+    served_by = implementation(backend, "mx_pool", grad_pos)
+    grad = served_by.mx_pool_backward(grad_pos, grad_neg, pos_index, neg_index, pixels, dtype)
     return from_bpc(grad, like, input_fmt, num_prefix_tokens).contiguous()
 
 
@@ -107,22 +103,23 @@ def _backward_fake(
     dtype: torch.dtype,
     input_fmt: str,
     num_prefix_tokens: int,
+    backend: str = AUTO,
 ) -> Tensor:
     return grad_pos.new_empty(shape, dtype=dtype)
 
 
-_mx_pool = _registry.register(
+_mx_pool = register.register(
     "mx_pool",
-    "(Tensor y, str input_fmt, int num_prefix_tokens) -> "
+    '(Tensor y, str input_fmt, int num_prefix_tokens, str backend="auto") -> '
     "(Tensor pos, Tensor neg, Tensor pos_index, Tensor neg_index)",
     _impl,
     _fake,
 )
-_mx_pool_backward = _registry.register(
+_mx_pool_backward = register.register(
     "mx_pool_backward",
     "(Tensor grad_pos, Tensor grad_neg, Tensor pos_index, Tensor neg_index, SymInt[] shape, "
-    "ScalarType dtype, str input_fmt, int num_prefix_tokens) -> Tensor",
+    'ScalarType dtype, str input_fmt, int num_prefix_tokens, str backend="auto") -> Tensor',
     _backward_impl,
     _backward_fake,
 )
-_registry.register_gradient("mx_pool", _backward, _setup_context)
+register.register_gradient("mx_pool", _backward, _setup_context)

@@ -6,11 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from infodisent import backends, reference
-from infodisent.backends import native, sparse
-from infodisent.backends import triton as _triton
-from infodisent.backends.cuda import module as _native_cuda
-from infodisent.contract import SparsePool
+from infodisent import reference
+from infodisent.backends.selection import AUTO, FORMULAS, implementation, select
+from infodisent.contract import Extremes, SparsePool
 from infodisent.layout import (
     check_float,
     check_map,
@@ -19,8 +17,8 @@ from infodisent.layout import (
     map_size,
     to_bpc,
 )
-from infodisent.ops import register as _registry
-from infodisent.ops.mx_pool import empty_pool
+from infodisent.ops import register
+from infodisent.ops.mx_pool import traced_extremes
 
 
 def rotate_pool(
@@ -55,19 +53,16 @@ def rotate_pool(
             tensors on different devices.
     """
     check_rotation_fits("rotate_pool", x, U, input_fmt, num_prefix_tokens)
-    _registry.refuse_tangents("rotate_pool", x, U)
-    x, U = _registry.autocast(x, U)
-    backend = backends.select("rotate_pool", x, U)
-    if backend == "reference":
-        with _registry.no_autocast(x):
+    register.refuse_tangents("rotate_pool", x, U)
+    x, U = register.autocast(x, U)
+    backend = select("rotate_pool", x, U)
+    if backend == FORMULAS:
+        with register.no_autocast(x):
             return reference.rotate_pool(
                 x, U, input_fmt=input_fmt, num_prefix_tokens=num_prefix_tokens
             )
-    if _registry.direct(x, U):
-        pos, neg, pos_index, neg_index = forward(backend, x, U, input_fmt, num_prefix_tokens)
-    else:
-        pos, neg, pos_index, neg_index = _rotate_pool(x, U, input_fmt, num_prefix_tokens)
-    return SparsePool(pos - neg, pos, neg, pos_index, neg_index)
+    run = _impl if register.direct(x, U) else _rotate_pool
+    return Extremes(*run(x, U, input_fmt, num_prefix_tokens, backend)).pooled()
 
 
 def check_rotation_fits(
@@ -85,48 +80,25 @@ def check_rotation_fits(
     check_same_device(op, x=x, U=U)
 
 
-_Four = tuple[Tensor, Tensor, Tensor, Tensor]
+def _impl(
+    x: Tensor,
+    u: Tensor,  # [C, C]
+    input_fmt: str,
+    num_prefix_tokens: int,
+    backend: str = AUTO,
+) -> Extremes:
+    served_by = implementation(backend, "rotate_pool", x, u)
+    return served_by.rotate_pool(to_bpc(x, input_fmt, num_prefix_tokens), u)
 
 
-def forward(backend: str, x: Tensor, u: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:
-    """pos, neg, pos_index, neg_index; autocast must be off."""
-    view = to_bpc(x, input_fmt, num_prefix_tokens)
-    if backend == "triton":
-        return _triton.rotate_pool(view, u)
-    if backend in ("cuda", "cuda_fp8"):
-        return _by_cuda(view, u, backend == "cuda_fp8")
-    module = native if backend == "native" else sparse
-    pooled: _Four = module.rotate_pool.rotate_pool(view, u)
-    return pooled
+def _fake(
+    x: Tensor, u: Tensor, input_fmt: str, num_prefix_tokens: int, backend: str = AUTO
+) -> Extremes:
+    return traced_extremes(x, u.shape[0], x.dtype, u.dtype)
 
 
-def _by_cuda(x: Tensor, u: Tensor, fp8: bool) -> _Four:
-    """The Hopper kernel reads rows of contiguous channels; other maps are laid out first."""
-    if x.stride(2) != 1:
-        x = x.contiguous()
-    reason = _native_cuda.objection(x, u, fp8)
-    if reason is not None:
-        name = backends.get_backend()
-        raise backends.BackendError(f"backend {name!r} cannot serve this call: {reason}")
-    return _native_cuda.rotate_pool(x, u, fp8=fp8)
-
-
-def _cuda_can_grad_u(x: Tensor, u: Tensor) -> bool:
-    # it rounds the gradients to x's dtype, which is fine for a result of that dtype only
-    return x.dtype == u.dtype and _native_cuda.grad_u_objection(x) is None
-
-
-def _impl(x: Tensor, u: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:
-    backend = backends.select("rotate_pool", x, u)
-    return forward(backend, x, u, input_fmt, num_prefix_tokens)
-
-
-def _fake(x: Tensor, u: Tensor, input_fmt: str, num_prefix_tokens: int) -> _Four:
-    return empty_pool(x, u.shape[0], x.dtype, u.dtype)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str, int], output: _Four) -> None:
-    x, u, *layout = inputs
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, u, *layout, ctx.backend = inputs
     ctx.save_for_backward(x, u, output[2], output[3])
     ctx.layout = tuple(layout)
 
@@ -135,35 +107,30 @@ def _backward(ctx: Any, grad_pos: Tensor, grad_neg: Tensor, *_: Tensor) -> tuple
     # neg = -Y at its winner, hence the sign
     x, u, pos_index, neg_index = ctx.saved_tensors
     dx, du = gradients(
-        grad_pos, -grad_neg, x, u, pos_index, neg_index, ctx.layout, ctx.needs_input_grad
+        ctx.backend,
+        (grad_pos, -grad_neg),
+        (pos_index, neg_index),
+        x,
+        u,
+        ctx.layout,
+        ctx.needs_input_grad,
     )
-    return dx, du, None, None
+    return dx, du, None, None, None
 
 
 def gradients(
-    grad_pos: Tensor,  # [B, C] gradient at the positive winners
-    grad_neg: Tensor,  # [B, C] gradient at the negative winners, d(pooled)/dY = +1 there
+    backend: str,  # of the forward
+    grads: tuple[Tensor, Tensor],  # [B, C] at positive, negative winners; d(pooled)/dY = +1 at both
+    places: tuple[Tensor, Tensor],  # [B, C] int32
     x: Tensor,
     u: Tensor,  # [C, C]
-    pos_index: Tensor,  # [B, C] int32
-    neg_index: Tensor,  # [B, C] int32
     layout: tuple[str, int],  # input_fmt, num_prefix_tokens
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None]:
     """dx and dU as far as `needs` asks for them; nothing is launched for neither."""
     if not any(needs[:2]):
         return None, None
-    dx, du = _rotate_pool_backward(
-        grad_pos,
-        grad_neg,
-        x,
-        u,
-        pos_index,
-        neg_index,
-        *layout,
-        needs[0],
-        needs[1],
-    )
+    dx, du = _rotate_pool_backward(*grads, x, u, *places, *layout, *needs[:2], backend)
     return dx if needs[0] else None, du if needs[1] else None
 
 
@@ -178,17 +145,12 @@ def _backward_impl(
     num_prefix_tokens: int,
     need_x: bool,
     need_u: bool,
+    backend: str = AUTO,
 ) -> tuple[Tensor, Tensor]:
-    chosen = backends.select("rotate_pool", x, u)
-    backend = backends.for_gradient(chosen, x)
-    module: Any = native if backend == "native" else sparse
-    run = _triton if backend == "triton" else module.rotate_pool
     view = to_bpc(x, input_fmt, num_prefix_tokens)
-    grads, places = (grad_pos, grad_neg), (pos_index, neg_index)
-    du_by_cuda = chosen == "cuda" and need_u and _cuda_can_grad_u(view, u)
-    dx, du = run.rotate_pool_backward(*grads, view, u, *places, need_x, need_u and not du_by_cuda)
-    if du_by_cuda:
-        du = _native_cuda.grad_u(*grads, view, *places, u.dtype)
+    dx, du = implementation(backend, "rotate_pool", x, u).rotate_pool_backward(
+        grad_pos, grad_neg, view, u, pos_index, neg_index, need_x, need_u
+    )
     # An operator returns tensors: what was not asked for is an empty one.
     return (
         x.new_empty(0)
@@ -209,6 +171,7 @@ def _backward_fake(
     num_prefix_tokens: int,
     need_x: bool,
     need_u: bool,
+    backend: str = AUTO,
 ) -> tuple[Tensor, Tensor]:
     return (
         x.new_empty(x.shape) if need_x else x.new_empty(0),
@@ -216,18 +179,19 @@ def _backward_fake(
     )
 
 
-_rotate_pool = _registry.register(
+_rotate_pool = register.register(
     "rotate_pool",
-    "(Tensor x, Tensor U, str input_fmt, int num_prefix_tokens) -> "
+    '(Tensor x, Tensor U, str input_fmt, int num_prefix_tokens, str backend="auto") -> '
     "(Tensor pos, Tensor neg, Tensor pos_index, Tensor neg_index)",
     _impl,
     _fake,
 )
-_rotate_pool_backward = _registry.register(
+_rotate_pool_backward = register.register(
     "rotate_pool_backward",
     "(Tensor grad_pos, Tensor grad_neg, Tensor x, Tensor U, Tensor pos_index, Tensor neg_index, "
-    "str input_fmt, int num_prefix_tokens, bool need_x, bool need_U) -> (Tensor dx, Tensor dU)",
+    "str input_fmt, int num_prefix_tokens, bool need_x, bool need_U, "
+    'str backend="auto") -> (Tensor dx, Tensor dU)',
     _backward_impl,
     _backward_fake,
 )
-_registry.register_gradient("rotate_pool", _backward, _setup_context)
+register.register_gradient("rotate_pool", _backward, _setup_context)

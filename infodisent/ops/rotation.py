@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infodisent import backends, reference
-from infodisent.backends import sparse
-from infodisent.backends import triton as _triton
-from infodisent.backends.sparse.rotation import BLOCKS
+from infodisent import reference
+from infodisent.backends.selection import AUTO, FORMULAS, implementation, select
 from infodisent.layout import check_float
-from infodisent.ops import register as _registry
+from infodisent.ops import register
 from infodisent.polynomials.plans import PRECISIONS
 
 
@@ -55,44 +53,43 @@ def rotation(A: Tensor, *, precision: str = "full") -> Tensor:
         raise ValueError(
             f"rotation: precision is {precision!r}, allowed are {', '.join(PRECISIONS)}"
         )
-    _registry.refuse_tangents("rotation", A)
+    register.refuse_tangents("rotation", A)
     wide = A.float() if A.dtype in (torch.float16, torch.bfloat16) else A
-    backend = backends.select("rotation", wide)
-    if backend == "reference":
-        with _registry.no_autocast(A):
+    backend = select("rotation", wide)
+    if backend == FORMULAS:
+        with register.no_autocast(A):
             return reference.rotation(wide).to(A.dtype)
-    run = _on_device if backend == "triton" else _rotation
-    u: Tensor = run(wide, precision)[0]
+    u: Tensor = _rotation(wide, precision, backend)[0]
     return u.to(A.dtype)
 
 
-def _impl(a: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
-    native = backends.is_native("rotation", a)
-    return sparse.rotation.rotation(a.contiguous(), precision, native)
+def _impl(a: Tensor, precision: str, backend: str = AUTO) -> tuple[Tensor, Tensor, Tensor]:
+    return implementation(backend, "rotation", a).rotation(a.contiguous(), precision)
 
 
-def _fake(a: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(a, memory_format=torch.contiguous_format),
-        a.new_empty(BLOCKS, *a.shape),
-        torch.empty(2, dtype=torch.int64, device="cpu"),
-    )
+def _fake(a: Tensor, precision: str, backend: str = AUTO) -> tuple[Tensor, Tensor, Tensor]:
+    return implementation(backend, "rotation", a).empty_rotation(a)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    a, ctx.precision = inputs
+    a, ctx.precision, ctx.backend = inputs
     ctx.save_for_backward(a, *output[1:])
 
 
-def _backward(ctx: Any, grad_u: Tensor, *_: Any) -> tuple[Tensor, None]:
-    a, kept, info = ctx.saved_tensors
-    return _rotation_backward(grad_u, a, kept, info, ctx.precision), None
+def _backward(ctx: Any, grad_u: Tensor, *_: Any) -> tuple[Tensor, None, None]:
+    return _rotation_backward(grad_u, *ctx.saved_tensors, ctx.precision, ctx.backend), None, None
 
 
-def _backward_impl(grad_u: Tensor, a: Tensor, kept: Tensor, info: Tensor, precision: str) -> Tensor:
-    native = backends.is_native("rotation", a)
-    return sparse.rotation.rotation_backward(
-        grad_u.contiguous(), a.contiguous(), kept, info, precision, native
+def _backward_impl(
+    grad_u: Tensor,  # [C, C]
+    a: Tensor,  # [C, C]
+    kept: Tensor,
+    decisions: Tensor,
+    precision: str,
+    backend: str = AUTO,
+) -> Tensor:
+    return implementation(backend, "rotation", a).rotation_backward(
+        grad_u.contiguous(), a.contiguous(), kept, decisions, precision
     )
 
 
@@ -100,58 +97,17 @@ def _backward_fake(grad_u: Tensor, a: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(a, memory_format=torch.contiguous_format)
 
 
-_rotation = _registry.register(
+_rotation = register.register(
     "rotation",
-    "(Tensor A, str precision) -> (Tensor U, Tensor kept, Tensor info)",
+    '(Tensor A, str precision, str backend="auto") -> (Tensor U, Tensor kept, Tensor decisions)',
     _impl,
     _fake,
 )
-_rotation_backward = _registry.register(
+_rotation_backward = register.register(
     "rotation_backward",
-    "(Tensor grad_U, Tensor A, Tensor kept, Tensor info, str precision) -> Tensor",
+    "(Tensor grad_U, Tensor A, Tensor kept, Tensor decisions, str precision, "
+    'str backend="auto") -> Tensor',
     _backward_impl,
     _backward_fake,
 )
-_registry.register_gradient("rotation", _backward, _setup_context)
-
-
-# The Triton kernels keep other things for backward, and more of them: an operator of their own.
-
-
-def _on_device_impl(a: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
-    return _triton.rotation(a.contiguous(), precision)
-
-
-def _on_device_fake(a: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
-    kernels = _triton.module("rotation")
-    return (
-        torch.empty_like(a, memory_format=torch.contiguous_format),
-        a.new_empty(kernels.BLOCKS, *a.shape),
-        a.new_empty(kernels.WIDTH),
-    )
-
-
-def _on_device_backward(ctx: Any, grad_u: Tensor, *_: Any) -> tuple[Tensor, None]:
-    a, kept, numbers = ctx.saved_tensors
-    return _on_device_gradient(grad_u, a, kept, numbers, ctx.precision), None
-
-
-def _on_device_gradient_impl(
-    grad_u: Tensor, a: Tensor, kept: Tensor, numbers: Tensor, precision: str
-) -> Tensor:
-    return _triton.rotation_backward(grad_u.contiguous(), a.contiguous(), kept, numbers, precision)
-
-
-_on_device = _registry.register(
-    "rotation_on_device",
-    "(Tensor A, str precision) -> (Tensor U, Tensor kept, Tensor numbers)",
-    _on_device_impl,
-    _on_device_fake,
-)
-_on_device_gradient = _registry.register(
-    "rotation_on_device_backward",
-    "(Tensor grad_U, Tensor A, Tensor kept, Tensor numbers, str precision) -> Tensor",
-    _on_device_gradient_impl,
-    _backward_fake,
-)
-_registry.register_gradient("rotation_on_device", _on_device_backward, _setup_context)
+register.register_gradient("rotation", _backward, _setup_context)

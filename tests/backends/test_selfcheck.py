@@ -16,8 +16,11 @@ import torch
 from infodisent import backends, ops, reference
 from infodisent.backends import selection
 from infodisent.backends import selfcheck as _selfcheck
-from infodisent.backends import triton as _triton
 from infodisent.backends.cuda import module as _native_cuda
+from infodisent.backends.table import BY_NAME
+from infodisent.backends.triton import kernels as triton_kernels
+from infodisent.backends.triton import loading
+from infodisent.contract import Extremes
 from tests.kernels import kernel_compile
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -31,27 +34,21 @@ runs = pytest.mark.skipif(
 host = pytest.mark.skipif(INTERPRETED, reason="needs no kernel")
 
 
-@pytest.fixture
-def kernels(monkeypatch):
-    """The kernels, from a checkout too."""
-    monkeypatch.setattr(_triton, "module", kernel_compile.kernels_module)
-
-
 @runs
-@pytest.mark.parametrize("dtype", _triton.DTYPES)
-def test_right_kernels_pass(kernels, dtype):
+@pytest.mark.parametrize("dtype", loading.DTYPES)
+def test_right_kernels_pass(dtype):
     _selfcheck.check_infodisent_head(DEVICE, dtype, TINY)
 
 
 @runs
-def test_the_default_device_does_not_matter(kernels):
+def test_the_default_device_does_not_matter():
     with torch.device("meta"):
         _selfcheck.check_infodisent_head(DEVICE, torch.float32, TINY)
         _selfcheck.check_rotation(DEVICE, torch.float32, (17,))
 
 
 @runs
-def test_right_rotation_passes(kernels):
+def test_right_rotation_passes():
     _selfcheck.check_rotation(DEVICE, torch.float32, (17,))
 
 
@@ -59,17 +56,17 @@ def test_right_rotation_passes(kernels):
 @pytest.mark.parametrize(
     ("name", "spoil", "message"),
     [
-        ("rotate_pool", lambda p: (p[0] * 1.01, *p[1:]), "values"),
-        ("rotate_pool", lambda p: (*p[:2], p[2] * 0, p[3]), "places"),
-        ("rotate_pool", lambda p: (*p[:3], p[3] - 1), "places"),
+        ("rotate_pool", lambda p: p._replace(pos=p.pos * 1.01), "values"),
+        ("rotate_pool", lambda p: p._replace(pos_index=p.pos_index * 0), "places"),
+        ("rotate_pool", lambda p: p._replace(neg_index=p.neg_index - 1), "places"),
         ("rotate_pool_backward", lambda g: (g[0], g[1] * 1.1), "dU"),
         ("rotate_pool_backward", lambda g: (g[0].mT.contiguous().view(g[0].shape), g[1]), "dX"),
         ("infodisent_head", lambda o: (o[0] + 1, *o[1:]), "logits"),
     ],
 )
-def test_wrong_kernels_fail(kernels, monkeypatch, name, spoil, message):
-    plain = getattr(_triton, name)
-    monkeypatch.setattr(_triton, name, lambda *a: spoil(plain(*a)))
+def test_wrong_kernels_fail(monkeypatch, name, spoil, message):
+    plain = getattr(triton_kernels, name)
+    monkeypatch.setattr(triton_kernels, name, lambda *a: spoil(plain(*a)))
     with pytest.raises(_selfcheck.WrongResultError, match=message):
         _selfcheck.check_infodisent_head(DEVICE, torch.float32, TINY)
 
@@ -198,7 +195,7 @@ def test_left_out_or_not_possible_now(verdicts, monkeypatch):
 @host
 def test_auto_takes_what_was_shown_right(verdicts, monkeypatch):
     monkeypatch.setattr(selection, "_resolved", {})
-    monkeypatch.setattr(_triton, "objection", lambda *_: None)
+    monkeypatch.setattr(loading, "objection", lambda *_: None)
     x = torch.zeros(1)
     assert backends.select("rotate_pool", x) == "triton"
     monkeypatch.setattr(selection, "_resolved", {})
@@ -213,36 +210,37 @@ def test_auto_takes_what_was_shown_right(verdicts, monkeypatch):
 @host
 def test_objections():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert "cuda only, not on cpu" in _triton.objection("rotation", cpu, torch.float32)
-    assert "no Triton kernel for mx_pool" in _triton.objection("mx_pool", cuda, torch.float32)
-    assert "takes float32, not bfloat16" in _triton.objection("rotation", cuda, torch.bfloat16)
-    assert "not float64" in _triton.objection("rotate_pool", cuda, torch.float64)
+    assert "cuda only, not on cpu" in loading.objection("rotation", cpu, torch.float32)
+    assert "no Triton kernel for mx_pool" in loading.objection("mx_pool", cuda, torch.float32)
+    assert "takes float32, not bfloat16" in loading.objection("rotation", cuda, torch.bfloat16)
+    assert "not float64" in loading.objection("rotate_pool", cuda, torch.float64)
     with backends.use_backend("triton"), pytest.raises(backends.BackendError, match="cuda only"):
         backends.select("rotate_pool", torch.zeros(1))
 
 
 @host
 def test_the_cuda_backend(monkeypatch):
-    cuda, found = torch.device("cuda"), backends.explain("rotate_pool", "cuda")["cuda"]
-    assert "CUDA module" in found  # no such GPU here, or no such module
+    cuda, reason = torch.device("cuda"), backends.explain("rotate_pool", "cuda")["cuda"]
+    call = backends.Call("rotate_pool", torch.device("cpu"), torch.float32)
+    assert "CUDA module" in reason  # no such GPU here, or no such module
     assert "not float64" in backends.explain("rotate_pool", cuda, torch.float64)["cuda"]
     with backends.use_backend("triton"):
         assert backends.select("mx_pool", torch.zeros(1)) == "sparse"  # it has no such kernel
     assert "no CUDA kernel for mx_pool" in backends.explain("mx_pool", cuda)["cuda"]
     monkeypatch.setattr(_native_cuda, "device_objection", lambda *_: None)
     assert backends.explain("rotate_pool")["cuda"] == "ok"
-    assert "who ask for it" in backends.explain("rotate_pool", check=True)["cuda_fp8"]
-    assert backends.for_gradient("cuda_fp8", torch.zeros(1)) == "sparse"
+    assert "who ask for it" in backends.explain("rotate_pool", check=True)["cuda:fp8"]
+    assert BY_NAME["cuda:fp8"].gradient(call) == "sparse"
     calls = []
 
     def kernel(x, u, fp8):
         calls.append(fp8)
-        return reference.rotate_pool(x, u, input_fmt="NLC")[1:]
+        return Extremes(*reference.rotate_pool(x, u, input_fmt="NLC")[1:])
 
     monkeypatch.setattr(_native_cuda, "objection", lambda *_: None)
     monkeypatch.setattr(_native_cuda, "rotate_pool", kernel)
     x, u = torch.randn(2, 4, 3, 3), torch.randn(4, 4, requires_grad=True)
-    for name in ("cuda", "cuda_fp8"):
+    for name in ("cuda", "cuda:fp8"):
         with backends.use_backend(name):
             pool = ops.rotate_pool(x, u)
             (du,) = torch.autograd.grad(pool.pooled.sum(), u)
@@ -251,18 +249,18 @@ def test_the_cuda_backend(monkeypatch):
         torch.testing.assert_close(du, torch.autograd.grad(wanted.pooled.sum(), u)[0])
     assert calls == [False, True]
     monkeypatch.setattr(_native_cuda, "objection", lambda *_: "an odd stride")
-    with backends.use_backend("cuda_fp8"), pytest.raises(backends.BackendError, match="odd stride"):
+    with backends.use_backend("cuda:fp8"), pytest.raises(backends.BackendError, match="odd stride"):
         ops.rotate_pool(x, u)
     assert "never measured" in backends.explain("rotate_pool", check=True)["cuda"]
-    assert backends.for_gradient("cuda", torch.zeros(1)) == "sparse"
-    assert backends.for_gradient("native", torch.zeros(1)) == "native"
+    assert BY_NAME["cuda"].gradient(call) == "sparse"
+    assert BY_NAME["native"].gradient(call) == "native"
 
 
 @host
 def test_another_float64_input_counts(monkeypatch):
     asked = []
     monkeypatch.setattr(selection, "_resolved", {})
-    monkeypatch.setattr(_triton, "objection", lambda op, device, dtype: asked.append(dtype))
+    monkeypatch.setattr(loading, "objection", lambda op, device, dtype: asked.append(dtype))
     monkeypatch.setattr(_selfcheck, "objection", lambda *_: "no")
     backends.select("rotate_pool", torch.zeros(1), torch.zeros(1, dtype=torch.float64), None)
     assert asked == [torch.float64]

@@ -169,7 +169,7 @@ def test_backend_choice_raises_with_the_reason_and_auto_falls_back(monkeypatch):
     with pytest.raises(ValueError, match="name is 'x'"):
         backends.set_backend("x")
     assert list(backends.explain("rotation")) == [
-        "cuda", "cuda_fp8", "triton", "native", "sparse", "reference"
+        "cuda", "cuda:fp8", "triton", "native", "sparse", "reference"
     ]  # fmt: skip
     assert backends.explain("rotation")["sparse"] == "ok"
     assert "cpu only, not on cuda" in backends.explain("rotation", "cuda")["native"]

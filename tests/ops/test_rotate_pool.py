@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infodisent import ops, reference
-from infodisent.backends import native, sparse
 from infodisent.backends.native import module as _native
+from infodisent.backends.native import rotate_pool as native_rotate_pool
+from infodisent.backends.sparse import rotate_pool as sparse_rotate_pool
 from infodisent.layout import to_bpc
 from tests.conftest import relative
 
@@ -117,8 +118,8 @@ def test_partial_gradients(need_x, need_u, monkeypatch, backend):
     for owner, name in (
         (_native, "grad_x"),
         (_native, "grad_u"),
-        (sparse.rotate_pool, "_grad_x"),
-        (sparse.rotate_pool, "_grad_u"),
+        (sparse_rotate_pool, "_grad_x"),
+        (sparse_rotate_pool, "_grad_u"),
     ):
         plain = getattr(owner, name)
         monkeypatch.setattr(
@@ -273,8 +274,8 @@ def test_any_shape(batch, channels, height, width, chunk, quantise, seed):
         x, u = x.round(), torch.eye(channels, dtype=torch.float64)
     leaves = []
     with (
-        mock.patch.object(native.rotate_pool, "CHUNK_ROWS", chunk),
-        mock.patch.object(sparse.rotate_pool, "CHUNK_BYTES", chunk),
+        mock.patch.object(native_rotate_pool, "CHUNK_ROWS", chunk),
+        mock.patch.object(sparse_rotate_pool, "CHUNK_BYTES", chunk),
     ):
         for module in (ops, reference):
             xl, ul = x.clone().requires_grad_(), u.clone().requires_grad_()

@@ -10,6 +10,7 @@ import torch
 
 from infodisent import backends, ops, reference
 from infodisent.backends.sparse import rotation as sparse_rotation
+from infodisent.backends.table import BY_NAME
 from infodisent.polynomials import plans as _plans
 from tests.conftest import relative
 
@@ -225,10 +226,10 @@ def test_gradient_scale(backend, scale):
 def test_more_squarings_than_are_kept(backend):
     a = with_norm(torch.randn(40, 40, dtype=torch.float64), 40.0)
     grad = torch.randn(40, 40, dtype=torch.float64)
-    native = backend == "native"
-    _, kept, info = sparse_rotation.rotation(a, "full", native)
-    assert info.tolist()[1] > sparse_rotation.CHAIN
-    got = sparse_rotation.rotation_backward(grad, a, kept, info, "full", native)
+    served_by = BY_NAME[backend]
+    _, kept, decisions = served_by.rotation(a, "full")
+    assert decisions.tolist()[1] > sparse_rotation.CHAIN
+    got = served_by.rotation_backward(grad, a, kept, decisions, "full")
     leaf = a.clone().requires_grad_()
     reference.rotation(leaf).backward(grad)
     assert relative(got, leaf.grad) < 1e-11
@@ -271,10 +272,8 @@ def test_every_block_that_is_read_was_written(backend, monkeypatch):
         for norm in (0.0, 0.3, 1.5, 2.5, 5.0, 11.0, 200.0):
             for precision in _plans.PRECISIONS:
                 a = with_norm(torch.randn(30, 30, dtype=dtype), norm)
-                u, kept, info = sparse_rotation.rotation(a, precision, backend == "native")
-                grad = sparse_rotation.rotation_backward(
-                    a, a, kept, info, precision, backend == "native"
-                )
+                u, kept, decisions = BY_NAME[backend].rotation(a, precision)
+                grad = BY_NAME[backend].rotation_backward(a, a, kept, decisions, precision)
                 assert u.isfinite().all()
                 assert grad.isfinite().all()
 

@@ -7,20 +7,20 @@ bfloat16 parts, about 2^-15 of each term.
 
 The kernel exists for compute capability 9.0 alone. It reads rows of contiguous channels where they
 are; maps of other layouts are for other backends, and `objection` says so. Of the gradients it has
-that of u for half maps, `grad_u`. A float8 product is an option of `rotate_pool` that nothing
-chooses by itself.
+that of u for half maps, `infodisent.backends.cuda.rotate_pool_backward`. A float8 product is an
+option of `rotate_pool` that nothing chooses by itself.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from infodisent.backends.build import why_missing
+from infodisent.contract import Extremes, empty_extremes
 
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The numbers of ``csrc/rotate_pool_sm90.h``."""
@@ -39,7 +39,9 @@ def _load() -> str | None:
     global _module, _missing
     if _module is None and _missing is None:
         try:
-            _module = importlib.import_module("infodisent._cuda")
+            from infodisent import _cuda
+
+            _module = _cuda
         except ImportError as error:
             reason = why_missing(
                 "_cuda",
@@ -146,7 +148,7 @@ def rotate_pool(
     tile: str | None = None,
     cluster: int | None = None,
     fp8: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Extremes:
     """Forward: ``pos = max(0, max_p Y)``, ``neg = max(0, max_p -Y)``, ``Y[b, :, p] = u x[b, p]``.
 
     Launched on the current stream, without waiting; can be captured in a CUDA graph after a first
@@ -193,10 +195,8 @@ def rotate_pool(
     if reason is not None:
         raise ValueError(f"rotate_pool: {reason}")
     batch, pixels, channels = x.shape
-    size, device = (batch, channels), x.device
-    pos, neg = (torch.empty(size, dtype=torch.float32, device=device) for _ in range(2))
-    pos_index, neg_index = (torch.empty(size, dtype=torch.int32, device=device) for _ in range(2))
-    outputs = pos, neg, pos_index, neg_index
+    device = x.device
+    outputs = empty_extremes(batch, channels, torch.float32, device)
     if batch == 0:
         return outputs
     matrix = u
@@ -220,7 +220,7 @@ def rotate_pool(
         _module.split(
             some.data_ptr(), *some.shape, *_strides(some), high.data_ptr(), low.data_ptr(), *where
         )
-        slices = tuple(t[start : start + step] for t in outputs)
+        slices = Extremes(*(t[start : start + step] for t in outputs))
         _launch(high, low, x.dtype, parts[0], parts[1], slices, tile, cluster)
     return outputs
 
@@ -253,7 +253,7 @@ def _to_float8(x: Tensor) -> tuple[Tensor, Tensor]:
 def _float8(
     x: Tensor,  # [B, P, C], B > 0
     u: Tensor,  # [C, C], contiguous
-    outputs: tuple[Tensor, ...],  # pos, neg, pos_index, neg_index [B, C]
+    outputs: Extremes,  # each [B, C]
     tile: str | None,
     cluster: int | None,
 ) -> None:
@@ -314,7 +314,7 @@ def _launch(
     dtype: torch.dtype,  # of the map; float32: x and u are its bfloat16 parts
     u: Tensor,  # [C, C]
     u_low: Tensor,
-    outputs: tuple[Tensor, ...],  # pos, neg, pos_index, neg_index [B, C]
+    outputs: Extremes,  # each [B, C]
     tile: str | None,
     cluster: int | None,
 ) -> None:
@@ -345,94 +345,3 @@ def _launch(
         exact,
         stream,
     )
-
-
-def grad_u_map_objection(x: Tensor) -> str | None:
-    """Why `grad_u` cannot read a map x [B, P, C], or None; for any device."""
-    batch, pixels, channels = x.shape
-    if x.dtype not in (torch.bfloat16, torch.float16):
-        return f"x is {x.dtype}, must be bfloat16 or float16 for the gradient of u"
-    if pixels >= 2**27 or batch >= 2**24:
-        return f"x is {tuple(x.shape)}: 2^27 pixels or 2^24 images, or more"
-    return map_objection(x, torch.empty(channels, channels, dtype=x.dtype, device="meta"))
-
-
-def grad_u_objection(x: Tensor) -> str | None:
-    """Why `grad_u` cannot serve x [B, P, C], or None."""
-    return device_objection(x.device) or grad_u_map_objection(x)
-
-
-def grad_u(
-    grad_pos: Tensor,  # [B, C] gradient at the positive winners
-    grad_neg: Tensor,  # [B, C] gradient at the negative winners
-    x: Tensor,  # [B, P, C]
-    pos_index: Tensor,  # [B, C], -1: no winner
-    neg_index: Tensor,  # [B, C]
-    dtype: torch.dtype,
-    *,
-    cluster: int | None = None,
-    splits: int | None = None,
-) -> Tensor:
-    """Gradient of u: ``dU[c] = sum_b grad_pos[b, c] x[b, pos_index[b, c]]``, and likewise for neg.
-
-    Gradients are rounded to the dtype of x (the Triton kernels' "half"), and added up in float32 in
-    an order that depends on the sizes and `splits` alone: the same call gives the same bits. Pixels
-    that are no winner of a channel do not reach it, whatever they hold. Launched on the current
-    stream, without waiting; beside the result [splits, C, C] float32 are allocated.
-
-    Args:
-        grad_pos: see above; what stands where there is no winner is not read into the result.
-        grad_neg: likewise.
-        x: bfloat16 or float16, channels contiguous; see `grad_u_objection`.
-        pos_index: see above.
-        neg_index: see above.
-        dtype: of the result, that of x or float32.
-        cluster: 2: pairs of blocks share what they read of x; 1: they do not.
-        splits: parts of the batch that are summed apart, for work on every multiprocessor.
-
-    Returns:
-        [C, C] in `dtype`.
-
-    Raises:
-        ValueError: the kernel cannot serve this; the message is that of `grad_u_objection`.
-        RuntimeError: a launch failed.
-    """
-    reason = grad_u_objection(x)
-    if reason is None and dtype not in (x.dtype, torch.float32):
-        reason = f"x is {x.dtype}, the gradient must be that or float32 but is {dtype}"
-    if reason is not None:
-        raise ValueError(f"grad_u: {reason}")
-    batch, pixels, channels = x.shape
-    out = torch.empty(channels, channels, dtype=dtype, device=x.device)
-    if batch == 0:
-        return out.zero_()
-    grads = [t.to(torch.float32).contiguous() for t in (grad_pos, grad_neg)]
-    indices = [t.to(torch.int32).contiguous() for t in (pos_index, neg_index)]
-    pairs, parts_of_batch = _module.choose_grad_u(batch, pixels, channels, _processors(x.device))
-    cluster = pairs if cluster is None else cluster
-    splits = parts_of_batch if splits is None else splits
-    parts: Tensor | None = None
-    scales: Tensor | None = None
-    if splits > 1:
-        parts = torch.empty(splits, channels, channels, dtype=torch.float32, device=x.device)
-    if x.dtype == torch.float16:
-        scales = torch.empty(channels, dtype=torch.float32, device=x.device)
-    index, stream = _where(x.device)
-    _module.grad_u(
-        x.data_ptr(),
-        CODES[x.dtype],
-        batch,
-        pixels,
-        channels,
-        *_strides(x),
-        *(t.data_ptr() for t in (*grads, *indices)),
-        out.data_ptr(),
-        0 if parts is None else parts.data_ptr(),
-        0 if scales is None else scales.data_ptr(),
-        index,
-        cluster,
-        splits,
-        dtype != torch.float32,
-        stream,
-    )
-    return out

@@ -1,5 +1,1 @@
-"""The `native` backend: library products, and compiled code (``csrc/``) for all between them."""
-
-from infodisent.backends.native import mx_pool, rotate_pool
-
-__all__ = ["mx_pool", "rotate_pool"]
+"""The `native` backend: compiled code (``csrc/cpu``) for CPUs, one file per operator's stem."""

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from infodisent.backends.build import why_missing
+from infodisent.contract import Extremes, empty_extremes
 from infodisent.layout import value_dtype
 
 DTYPES = (torch.float32, torch.float64)
-"""Of matrices."""
+"""Dtypes of the matrices that the passes take."""
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-"""Of maps; the numbers are those of ``csrc/bindings.cpp``."""
+"""Numbers of the dtypes of maps, those of the bindings in ``csrc/cpu``."""
 
 
 _module: Any = None
@@ -70,7 +71,7 @@ def combine(
     coefficient: list[list[float]],
     parity: list[int],
 ) -> None:
-    """``out_r = P_r(sum_k coefficient[r][k] in_k)``, see ``csrc/rotation.h``."""
+    """``out_r = P_r(sum_k coefficient[r][k] in_k)``, see ``csrc/cpu/rotation.h``."""
     n, dtype = len(outputs[0]), outputs[0].dtype
     assert all(t.dtype == dtype for t in (*inputs, *outputs))
     assert dtype in DTYPES
@@ -95,8 +96,8 @@ def norms(x: Tensor) -> tuple[float, float]:
     """Largest row sum of ``|x|``, and the sum of squares, of x [n, n]."""
     n = len(x)
     wide = x.dtype == torch.float64
-    found: tuple[float, float] = _module.norms(_address(x, n), n, wide, torch.get_num_threads())
-    return found
+    both: tuple[float, float] = _module.norms(_address(x, n), n, wide, torch.get_num_threads())
+    return both
 
 
 def _map(x: Tensor) -> tuple[int, ...]:
@@ -127,14 +128,11 @@ def mx_pool(y: Tensor, pos: Tensor, neg: Tensor, pos_index: Tensor, neg_index: T
     )
 
 
-def rotate_pool(
-    x: Tensor, u: Tensor, instructions: int = 0
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def rotate_pool(x: Tensor, u: Tensor, instructions: int = 0) -> Extremes:
     """Rotate x [B, P, C], any dtype but float64, any strides, by u [C, C] and pool.
 
-    `u` in the dtype `multiplies` says. `instructions`: 0 the best there are, 1 AVX2, 2 AVX-512.
-    Returns pos, neg [B, C] float32 and pos_index, neg_index [B, C] int32; see
-    ``csrc/rotate_pool.h``.
+    `u` in the dtype `multiplies` says. `instructions`: 0 the best there are, 1 AVX2, 2 AVX-512
+    (for tests and measurements). Values are float32; see ``csrc/cpu/rotate_pool.h``.
     """
     shape = (x.shape[0], x.shape[2])
     if u.data_ptr() % 4:  # half numbers at an odd place are read two at a time
@@ -144,23 +142,16 @@ def rotate_pool(
             f"native: U is {tuple(u.shape)}, strides {u.stride()} on {u.device}; must be "
             f"contiguous ({shape[1]}, {shape[1]}) on the cpu"
         )
-    # "cpu" and not the default device: the compiled code writes to these addresses
-    pos, pos_index = (
-        torch.empty(shape, dtype=t, device="cpu") for t in (torch.float32, torch.int32)
-    )
-    neg, neg_index = torch.empty_like(pos), torch.empty_like(pos_index)
+    outputs = empty_extremes(*shape, torch.float32, "cpu")
     _module.rotate_pool(
         *_map(x),
         u.data_ptr(),
         CODES[u.dtype],
-        pos.data_ptr(),
-        neg.data_ptr(),
-        pos_index.data_ptr(),
-        neg_index.data_ptr(),
+        *(t.data_ptr() for t in outputs),
         torch.get_num_threads(),
         instructions,
     )
-    return pos, neg, pos_index, neg_index
+    return outputs
 
 
 def rows(x: Tensor, out: Tensor) -> None:
@@ -178,7 +169,7 @@ def grad_u(
     du: Tensor,
     accumulate: bool,
 ) -> None:
-    """dU [C, C] from x [B, P, C] with contiguous channels; see ``csrc/rotate_pool.h``."""
+    """dU [C, C] from x [B, P, C] with contiguous channels; see ``csrc/cpu/rotate_pool.h``."""
     if x.stride(2) != 1 and x.shape[2] > 1:
         raise ValueError(f"native: channels of a map have stride {x.stride(2)}, must have 1")
     shape, wide = (x.shape[0], x.shape[2]), value_dtype(x.dtype)
@@ -200,7 +191,7 @@ def grad_x(
     neg_index: Tensor,
     dx: Tensor,
 ) -> None:
-    """dX [B, P, C] from u [C, C]; see ``csrc/rotate_pool.h``."""
+    """dX [B, P, C] from u [C, C]; see ``csrc/cpu/rotate_pool.h``."""
     batch, pixels, channels = dx.shape
     _module.grad_x(
         *_values((u,), (channels, channels), u.dtype),

@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from infodisent.backends.native import module as _native
+from infodisent.backends.native import module
+from infodisent.contract import Extremes, empty_extremes
 from infodisent.layout import value_dtype
 
 CHUNK_ROWS = 1024
@@ -48,43 +49,38 @@ def _as_rows(x: Tensor, step: int) -> Tensor:
     return x.as_strided(((batch - 1) * step + pixels, channels), (channels, 1))
 
 
-def rotate_pool(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def rotate_pool(x: Tensor, u: Tensor) -> Extremes:
     """Forward.
 
     Args:
         x: [B, P, C] floating point, any strides.
         u: [C, C] floating point.
 
-    Returns:
-        pos, neg [B, C] float32 (float64 if an input is), pos_index, neg_index [B, C] int32.
-        Beside them it takes 8 MiB for the part of x in use (one image as float32, where that is
-        more) and 64 rows of U a thread; with library products, two chunks of float rows
-        (`CHUNK_ROWS` · C, or one image where that is more).
+    Beside the results it takes 8 MiB for the part of x in use (one image as float32, where that is
+    more) and 64 rows of U a thread; with library products, two chunks of float rows
+    (`CHUNK_ROWS` · C, or one image where that is more).
     """
-    wanted = _native.multiplies(x.dtype, u.dtype, len(u))
+    wanted = module.multiplies(x.dtype, u.dtype, len(u))
     if wanted is not None:
-        return _native.rotate_pool(x, u.to(wanted).contiguous())
+        return module.rotate_pool(x, u.to(wanted).contiguous())
     return by_library(x, u)
 
 
-def by_library(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def by_library(x: Tensor, u: Tensor) -> Extremes:
     """`rotate_pool` by library products."""
     batch, pixels, channels = x.shape
     dtype = value_dtype(x.dtype, u.dtype)
     if dtype == torch.float64:
         x = x.to(dtype)
-    size = (batch, channels)
-    pos, neg = (torch.empty(size, dtype=dtype, device="cpu") for _ in range(2))
-    pos_index, neg_index = (torch.empty(size, dtype=torch.int32, device="cpu") for _ in range(2))
+    outputs = empty_extremes(batch, channels, dtype, "cpu")
     if batch == 0:
-        return pos, neg, pos_index, neg_index
+        return outputs
     ut = u.to(dtype).mT
     step = _in_place(x, dtype)
     stride = step or pixels
     count = _images(stride)
     y = torch.empty(min(count, batch) * stride, channels, dtype=dtype, device="cpu")
     rows = None if step else torch.empty_like(y)
-    outputs = pos, neg, pos_index, neg_index
     for start in range(0, batch, count):
         stop = min(start + count, batch)
         whole = stop - start == batch  # a slice is not free beside a small map
@@ -93,10 +89,10 @@ def by_library(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             source = _as_rows(part, step)
         else:
             source = rows[: (stop - start) * pixels]
-            _native.rows(part, source)
+            module.rows(part, source)
         torch.mm(source, ut, out=y[: len(source)])
         rotated = y.as_strided((stop - start, pixels, channels), (stride * channels, channels, 1))
-        _native.mx_pool(rotated, *(outputs if whole else (t[start:stop] for t in outputs)))
+        module.mx_pool(rotated, *(outputs if whole else (t[start:stop] for t in outputs)))
     return outputs
 
 
@@ -119,7 +115,7 @@ def rotate_pool_backward(
     if need_x:
         wide = torch.empty(x.shape, dtype=dtype, device="cpu")
         rotation = u.to(dtype).contiguous()
-        _native.grad_x(rotation, grads[0], grads[1], indices[0], indices[1], wide)
+        module.grad_x(rotation, grads[0], grads[1], indices[0], indices[1], wide)
         dx = wide.to(x.dtype)
     return dx, du
 
@@ -133,7 +129,7 @@ def _grad_u(x: Tensor, grads: list[Tensor], indices: list[Tensor], dtype: torch.
     if batch == 0:
         return du.zero_()
     if x.stride(2) == 1:  # any dtype: a row is widened while it is added
-        _native.grad_u(x, grads[0], grads[1], indices[0], indices[1], du, False)
+        module.grad_u(x, grads[0], grads[1], indices[0], indices[1], du, False)
         return du
     # a pixel's channels lie apart: lay a chunk out as rows rather than gather single numbers
     count = min(batch, max(1, CHUNK_BYTES // (pixels * channels * dtype.itemsize)))
@@ -141,8 +137,8 @@ def _grad_u(x: Tensor, grads: list[Tensor], indices: list[Tensor], dtype: torch.
     for start in range(0, batch, count):
         stop = min(start + count, batch)
         part = rows[: (stop - start) * pixels]
-        _native.rows(x[start:stop], part)
+        module.rows(x[start:stop], part)
         grad_pos, grad_neg, pos_index, neg_index = (t[start:stop] for t in (*grads, *indices))
         images = part.view(stop - start, pixels, channels)
-        _native.grad_u(images, grad_pos, grad_neg, pos_index, neg_index, du, start > 0)
+        module.grad_u(images, grad_pos, grad_neg, pos_index, neg_index, du, start > 0)
     return du

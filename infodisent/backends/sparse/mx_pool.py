@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from infodisent.contract import Extremes
 
-def pool(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+
+def pool(y: Tensor) -> Extremes:
     """Pool a map.
 
     Args:
-        y: [B, P, C], float32 or float64, any strides.
-
-    Returns:
-        pos, neg [B, C] in y's dtype and pos_index, neg_index [B, C] int32, as in `SparsePool`.
+        y: [B, P, C], any floating dtype and strides; values are in y's dtype.
     """
     high, high_index = y.max(dim=1)
     low, low_index = y.min(dim=1)
@@ -22,15 +21,15 @@ def pool(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     neg = low.neg_().clamp_min_(0)
     pos_index = high_index.to(torch.int32).masked_fill_(pos == 0, -1)
     neg_index = low_index.to(torch.int32).masked_fill_(neg == 0, -1)
-    return pos, neg, pos_index, neg_index
+    return Extremes(pos, neg, pos_index, neg_index)
 
 
-def mx_pool(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def mx_pool(y: Tensor) -> Extremes:
     """`pool` for any floating dtype: half maps are pooled exactly, then widened."""
     pos, neg, pos_index, neg_index = pool(y)
     if y.dtype in (torch.float16, torch.bfloat16):
         pos, neg = pos.float(), neg.float()
-    return pos, neg, pos_index, neg_index
+    return Extremes(pos, neg, pos_index, neg_index)
 
 
 def mx_pool_backward(

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from infodisent.backends.sparse.mx_pool import pool
+from infodisent.contract import Extremes, empty_extremes
 from infodisent.layout import value_dtype
 
 CHUNK_BYTES = 8 << 20
@@ -30,23 +31,17 @@ def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype).reshape(-1, x.shape[2]).contiguous()
 
 
-def rotate_pool(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def rotate_pool(x: Tensor, u: Tensor) -> Extremes:
     """Forward.
 
     Args:
         x: [B, P, C] float, any strides.
         u: [C, C] float.
-
-    Returns:
-        pos, neg [B, C] float32 (float64 if an input is), pos_index, neg_index [B, C] int32.
     """
     batch, pixels, channels = x.shape
     dtype = value_dtype(x.dtype, u.dtype)
     ut = u.to(dtype).mT
-    pooled = [
-        torch.empty(batch, channels, dtype=kind, device=x.device)
-        for kind in (dtype, dtype, torch.int32, torch.int32)
-    ]
+    pooled = empty_extremes(batch, channels, dtype, x.device)
     chunks = _chunks(x, dtype.itemsize)
     longest = chunks[0][1] if chunks else 0
     y = torch.empty(longest * pixels, channels, dtype=dtype, device=x.device)
@@ -55,8 +50,7 @@ def rotate_pool(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         parts = pool(rotated.view(stop - start, pixels, channels))
         for whole, part in zip(pooled, parts, strict=True):
             whole[start:stop] = part
-    pos, neg, pos_index, neg_index = pooled
-    return pos, neg, pos_index, neg_index
+    return pooled
 
 
 def rotate_pool_backward(

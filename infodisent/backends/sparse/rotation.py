@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from infodisent.backends.sparse import passes as _passes
+from infodisent.backends.sparse.passes import TorchPasses
 from infodisent.polynomials.plans import Plan, choose, norm_bound, plans
 
 Terms = list[tuple[float, Tensor]]
@@ -43,221 +43,235 @@ def _blocks(kept: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     return blocks[: BLOCKS - CHAIN], blocks[BLOCKS - CHAIN :]
 
 
-def _skew(native: bool, a: Tensor, out: Tensor) -> None:
-    _passes.combine(native, [a], [out], [[1.0]], [-1])
-
-
-def _form_powers(native: bool, s: Tensor, powers: list[Tensor]) -> list[tuple[int, Tensor]]:
-    """Form the powers that every plan of the dtype has; those whose norms bound that of S."""
-    square, second, third = powers[:3]
-    _passes.product(native, s, s, square, 1)
-    if plans(s.dtype)[0].cube:
-        _passes.product(native, s, square, second, -1)
-        _passes.product(native, second, second, third, 1)
-        return [(2, square), (6, third)]
-    _passes.product(native, square, square, second, 1)
-    return [(2, square), (4, second)]
-
-
-def _bound(native: bool, s: Tensor, powers: list[Tensor]) -> float:
-    found = _form_powers(native, s, powers)
-    return norm_bound(*((k, *_passes.norms(native, power)) for k, power in found))
-
-
-def _device_bound(s: Tensor, powers: list[Tensor]) -> Tensor:
-    """The same without reading anything back from the device."""
-    bounds = []
-    for k, power in _form_powers(False, s, powers):
-        wide = power.double()
-        bounds += [
-            torch.linalg.vector_norm(wide, 1, dim=1).amax().pow(1 / k),
-            (torch.linalg.vector_norm(wide).square() / 2).pow(1 / (2 * k)),
-        ]
-    return torch.stack(bounds).amin()
-
-
 def _basis(plan: Plan, s: Tensor, powers: list[Tensor]) -> list[Tensor]:
     """The matrices that coefficients refer to."""
-    found = [s, powers[0], powers[1]]
+    basis = [s, powers[0], powers[1]]
     if plan.cube or plan.q:
-        found.append(powers[2])
+        basis.append(powers[2])
     if len(plan.products) > 1:
-        found.append(powers[3])
-    return found
+        basis.append(powers[3])
+    return basis
 
 
-def _sum(
-    native: bool, rows: list[tuple[float, ...]], basis: list[Tensor], outputs: list[Tensor]
-) -> None:
-    """Several sums over the basis in one pass."""
-    coefficient = [[*row, *[0.0] * (len(basis) - len(row))] for row in rows]
-    _passes.combine(native, basis, outputs, coefficient, [0] * len(rows))
-
-
-def rotation(a: Tensor, precision: str, native: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Forward.
+class SkewExponential:
+    """``exp(A - A^T)`` and its adjoint, over some passes.
 
     Args:
-        a: [C, C] float32 or float64, contiguous.
-        precision: see `infodisent.ops.rotation`.
-        native: use the compiled passes.
-
-    Returns:
-        U = exp(a - a^T) [C, C]; what backward needs, [BLOCKS, C, C], of which it reads the part it
-        needs (the rest is never written and, on the CPU, takes no memory); and [2] int64 on the
-        CPU: number of the plan, squarings.
+        passes: what happens between the products; see `infodisent.backends.sparse.passes`.
     """
-    n = len(a)
-    kept = a.new_empty(BLOCKS, n, n)
-    powers, chain = _blocks(kept)
-    s, u = torch.empty_like(powers[0]), torch.empty_like(powers[0])
-    left, right = torch.empty_like(s), torch.empty_like(s)
-    _skew(native, a, s)
-    poison = None
-    table = plans(a.dtype, precision)
-    if _capturing(a):
-        number, squarings = len(table) - 1, CAPTURED_SQUARINGS
-        served = _device_bound(s, powers) <= table[number].theta * 2**squarings
-        poison = torch.where(served, 0.0, math.nan).to(a.dtype)
-    else:
-        bound = _bound(native, s, powers)
-        number, squarings = choose(bound, a.dtype, precision)
-    plan = table[number].scaled(squarings)
-    current = chain[0] if squarings else u
-    _base(native, plan, s, powers, (left, right), current)
-    for k in range(1, squarings + 1):
-        spare = right if current is left else left
-        target = u if k == squarings else chain[k] if k < CHAIN else spare
-        torch.addmm(current, current, current, beta=2, out=target)
-        current = target
-    u.diagonal().add_(1)
-    if poison is not None:
-        u.add_(poison)
-    return u, kept, torch.tensor([number, squarings], device="cpu")
 
+    def __init__(self, passes: TorchPasses) -> None:
+        self.passes = passes
 
-def _base(
-    native: bool,
-    plan: Plan,
-    s: Tensor,
-    powers: list[Tensor],
-    work: tuple[Tensor, Tensor],
-    out: Tensor,
-) -> None:
-    """``out = p(S) - I``, leaving Q and P_1 in `powers`."""
-    left, right = work
-    if plan.q:
-        _sum(native, [plan.q], [s, *powers[:2]], [left])
-        _passes.product(native, left, left, powers[2], 1)
-    basis = _basis(plan, s, powers)
-    if len(plan.products) > 1:
-        _sum(native, list(plan.products[0]), basis[:-1], [left, right])
-        torch.mm(left, right, out=powers[3])
-    _sum(native, [*plan.products[-1], plan.last], basis, [left, right, out])
-    torch.addmm(out, left, right, out=out)
+    def empty(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Uninitialised results of `forward`, for tracing."""
+        return (
+            torch.empty_like(a, memory_format=torch.contiguous_format),
+            a.new_empty(BLOCKS, *a.shape),
+            torch.empty(2, dtype=torch.int64, device="cpu"),
+        )
 
+    def forward(self, a: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Forward.
 
-def rotation_backward(
-    grad: Tensor, a: Tensor, kept: Tensor, info: Tensor, precision: str, native: bool
-) -> Tensor:
-    """dA [C, C] = Sbar - Sbar^T, Sbar the adjoint of exp at S = a - a^T applied to grad = dL/dU.
+        Args:
+            a: [C, C] float32 or float64, contiguous.
+            precision: see `infodisent.ops.rotation`.
 
-    `kept` and `info` are what forward returned.
-    """
-    number, squarings = info.tolist()
-    plan = plans(a.dtype, precision)[number].scaled(squarings)
-    powers, chain = _blocks(kept)
-    while len(chain) < squarings:
-        chain.append(torch.addmm(chain[-1], chain[-1], chain[-1], beta=2))
-    s, g, spare = torch.empty_like(a), grad.contiguous(), torch.empty_like(a)
-    _skew(native, a, s)
-    for k in reversed(range(squarings)):  # 2 W + W W: dW = 2 g + g W^T + W^T g
-        target = torch.empty_like(a) if g is grad else spare
-        torch.addmm(g, g, chain[k].mT, beta=2, out=target)
-        target.addmm_(chain[k].mT, g)
-        g, spare = target, (spare if target is not spare else g)
-    return _base_backward(native, plan, s, powers, g)
+        Returns:
+            U = exp(a - a^T) [C, C]; what backward needs, [BLOCKS, C, C], of which it reads the part
+            it needs (the rest is never written and, on the CPU, takes no memory); and the
+            decisions, [2] int64 on the CPU: number of the plan, squarings.
+        """
+        n = len(a)
+        kept = a.new_empty(BLOCKS, n, n)
+        powers, chain = _blocks(kept)
+        s, u = torch.empty_like(powers[0]), torch.empty_like(powers[0])
+        left, right = torch.empty_like(s), torch.empty_like(s)
+        self._skew(a, s)
+        poison = None
+        table = plans(a.dtype, precision)
+        if _capturing(a):
+            number, squarings = len(table) - 1, CAPTURED_SQUARINGS
+            served = self._device_bound(s, powers) <= table[number].theta * 2**squarings
+            poison = torch.where(served, 0.0, math.nan).to(a.dtype)
+        else:
+            bound = self._bound(s, powers)
+            number, squarings = choose(bound, a.dtype, precision)
+        plan = table[number].scaled(squarings)
+        current = chain[0] if squarings else u
+        self._base(plan, s, powers, (left, right), current)
+        for k in range(1, squarings + 1):
+            spare = right if current is left else left
+            target = u if k == squarings else chain[k] if k < CHAIN else spare
+            torch.addmm(current, current, current, beta=2, out=target)
+            current = target
+        u.diagonal().add_(1)
+        if poison is not None:
+            u.add_(poison)
+        return u, kept, torch.tensor([number, squarings], device="cpu")
 
+    def backward(
+        self,
+        grad: Tensor,  # [C, C]
+        a: Tensor,  # [C, C]
+        kept: Tensor,  # [BLOCKS, C, C]
+        decisions: Tensor,  # [2]
+        precision: str,
+    ) -> Tensor:
+        """dA = Sbar - Sbar^T, Sbar the adjoint of exp at S = a - a^T applied to grad = dL/dU.
 
-def _base_backward(native: bool, plan: Plan, s: Tensor, powers: list[Tensor], g: Tensor) -> Tensor:
-    """The adjoint of `_base`, as dA."""
-    basis = _basis(plan, s, powers)
-    left, right = torch.empty_like(s), torch.empty_like(s)
-    grads, rows = [g], [plan.last]
-    for k in reversed(range(len(plan.products))):
-        if k < len(plan.products) - 1:  # dP_1; nothing but the sums after it holds P_1
-            g = torch.empty_like(s)
-            weights = [row[-1] for row in rows]
-            _passes.combine(native, grads, [g], [weights], [0])
-            rows = [row[:-1] for row in rows]
-        pair = plan.products[k]
-        _sum(native, list(pair), basis[: len(pair[0])], [left, right])
-        for factor in (0, 1):
-            out = torch.empty_like(s)
-            if factor == 0:
-                torch.mm(g, right.mT, out=out)
-            else:
-                torch.mm(left.mT, g, out=out)
-            grads.append(out)
-            rows.append(pair[factor])
+        `kept` and `decisions` are what forward returned. [C, C].
+        """
+        number, squarings = decisions.tolist()
+        plan = plans(a.dtype, precision)[number].scaled(squarings)
+        powers, chain = _blocks(kept)
+        while len(chain) < squarings:
+            chain.append(torch.addmm(chain[-1], chain[-1], chain[-1], beta=2))
+        s, g, spare = torch.empty_like(a), grad.contiguous(), torch.empty_like(a)
+        self._skew(a, s)
+        for k in reversed(range(squarings)):  # 2 W + W W: dW = 2 g + g W^T + W^T g
+            target = torch.empty_like(a) if g is grad else spare
+            torch.addmm(g, g, chain[k].mT, beta=2, out=target)
+            target.addmm_(chain[k].mT, g)
+            g, spare = target, (spare if target is not spare else g)
+        return self._base_backward(plan, s, powers, g)
 
-    def gather(j: int, parity: int, into: Tensor, extra: Sequence[tuple[float, Tensor]]) -> Tensor:
-        """The symmetric or skew part of basis element j's gradient, and of twice `extra`."""
-        weights = [row[j] / 2 for row in rows] + [c for c, _ in extra]
-        sources = grads + [x for _, x in extra]
-        _passes.combine(native, sources, [into], [weights], [parity])
-        return into
+    def _skew(self, a: Tensor, out: Tensor) -> None:
+        self.passes.combine([a], [out], [[1.0]], [-1])
 
-    powers_backward = _cube_backward if plan.cube else _square_backward
-    extra = powers_backward(native, plan, s, powers, gather, (left, right))
-    # dA = Sbar - Sbar^T, and of Sbar only the skew part counts
-    weights = [row[0] for row in rows] + [c for c, _ in extra]
-    sources = [*grads, *(x for _, x in extra)]
-    out = torch.empty_like(s)
-    _passes.combine(native, sources, [out], [weights], [-1])
-    return out
+    def _form_powers(self, s: Tensor, powers: list[Tensor]) -> list[tuple[int, Tensor]]:
+        """Form the powers that every plan of the dtype has; those whose norms bound that of S."""
+        square, second, third = powers[:3]
+        self.passes.product(s, s, square, 1)
+        if plans(s.dtype)[0].cube:
+            self.passes.product(s, square, second, -1)
+            self.passes.product(second, second, third, 1)
+            return [(2, square), (6, third)]
+        self.passes.product(square, square, second, 1)
+        return [(2, square), (4, second)]
 
+    def _bound(self, s: Tensor, powers: list[Tensor]) -> float:
+        formed = self._form_powers(s, powers)
+        return norm_bound(*((k, *self.passes.norms(power)) for k, power in formed))
 
-def _square_backward(
-    native: bool,
-    plan: Plan,
-    s: Tensor,
-    powers: list[Tensor],
-    gather: Gather,
-    work: tuple[Tensor, Tensor],
-) -> Terms:
-    """Reverse of ``X = S S, S^4 = X X, q = sum over I, X, S^4, Q = q q``; all but S symmetric."""
-    square, fourth = powers[:2]
-    left, right = work
-    q = torch.empty_like(s)
-    of_square: Terms = []
-    of_fourth: Terms = []
-    if plan.q:
+    def _device_bound(self, s: Tensor, powers: list[Tensor]) -> Tensor:
+        """The same without reading anything back from the device."""
+        bounds = []
+        for k, power in self._form_powers(s, powers):
+            wide = power.double()
+            bounds += [
+                torch.linalg.vector_norm(wide, 1, dim=1).amax().pow(1 / k),
+                (torch.linalg.vector_norm(wide).square() / 2).pow(1 / (2 * k)),
+            ]
+        return torch.stack(bounds).amin()
+
+    def _sum(
+        self, rows: list[tuple[float, ...]], basis: list[Tensor], outputs: list[Tensor]
+    ) -> None:
+        """Several sums over the basis in one pass."""
+        coefficient = [[*row, *[0.0] * (len(basis) - len(row))] for row in rows]
+        self.passes.combine(basis, outputs, coefficient, [0] * len(rows))
+
+    def _base(
+        self,
+        plan: Plan,
+        s: Tensor,
+        powers: list[Tensor],
+        work: tuple[Tensor, Tensor],
+        out: Tensor,
+    ) -> None:
+        """``out = p(S) - I``, leaving Q and P_1 in `powers`."""
+        left, right = work
+        if plan.q:
+            self._sum([plan.q], [s, *powers[:2]], [left])
+            self.passes.product(left, left, powers[2], 1)
+        basis = _basis(plan, s, powers)
+        if len(plan.products) > 1:
+            self._sum(list(plan.products[0]), basis[:-1], [left, right])
+            torch.mm(left, right, out=powers[3])
+        self._sum([*plan.products[-1], plan.last], basis, [left, right, out])
+        torch.addmm(out, left, right, out=out)
+
+    def _base_backward(self, plan: Plan, s: Tensor, powers: list[Tensor], g: Tensor) -> Tensor:
+        """The adjoint of `_base`, as dA."""
+        basis = _basis(plan, s, powers)
+        left, right = torch.empty_like(s), torch.empty_like(s)
+        grads, rows = [g], [plan.last]
+        for k in reversed(range(len(plan.products))):
+            if k < len(plan.products) - 1:  # dP_1; nothing but the sums after it holds P_1
+                g = torch.empty_like(s)
+                weights = [row[-1] for row in rows]
+                self.passes.combine(grads, [g], [weights], [0])
+                rows = [row[:-1] for row in rows]
+            pair = plan.products[k]
+            self._sum(list(pair), basis[: len(pair[0])], [left, right])
+            for factor in (0, 1):
+                out = torch.empty_like(s)
+                if factor == 0:
+                    torch.mm(g, right.mT, out=out)
+                else:
+                    torch.mm(left.mT, g, out=out)
+                grads.append(out)
+                rows.append(pair[factor])
+
+        def gather(
+            j: int, parity: int, into: Tensor, extra: Sequence[tuple[float, Tensor]]
+        ) -> Tensor:
+            """The symmetric or skew part of basis element j's gradient, and of twice `extra`."""
+            weights = [row[j] / 2 for row in rows] + [c for c, _ in extra]
+            sources = grads + [x for _, x in extra]
+            self.passes.combine(sources, [into], [weights], [parity])
+            return into
+
+        powers_backward = self._cube_backward if plan.cube else self._square_backward
+        extra = powers_backward(plan, s, powers, gather, (left, right))
+        # dA = Sbar - Sbar^T, and of Sbar only the skew part counts
+        weights = [row[0] for row in rows] + [c for c, _ in extra]
+        sources = [*grads, *(x for _, x in extra)]
+        out = torch.empty_like(s)
+        self.passes.combine(sources, [out], [weights], [-1])
+        return out
+
+    def _square_backward(
+        self,
+        plan: Plan,
+        s: Tensor,
+        powers: list[Tensor],
+        gather: Gather,
+        work: tuple[Tensor, Tensor],
+    ) -> Terms:
+        """Reverse of ``X = S S, S^4 = X X, q = sum over S, X, S^4, Q = q q``."""
+        square, fourth = powers[:2]
+        left, right = work
+        q = torch.empty_like(s)
+        of_square: Terms = []
+        of_fourth: Terms = []
+        if plan.q:
+            t = torch.empty_like(s)
+            self._sum([plan.q], [s, square, fourth], [q])
+            torch.mm(gather(3, 1, left, ()), q, out=t)  # dq = dQ q + q dQ
+            of_square, of_fourth = [(plan.q[1], t)], [(plan.q[2], t)]
+        torch.mm(gather(2, 1, left, of_fourth), square, out=q)
+        torch.mm(gather(1, 1, left, [*of_square, (1.0, q)]), s, out=right)
+        return [(-2.0, right)]  # S is skew: dS = -(dX S + S dX)
+
+    def _cube_backward(
+        self,
+        plan: Plan,
+        s: Tensor,
+        powers: list[Tensor],
+        gather: Gather,
+        work: tuple[Tensor, Tensor],
+    ) -> Terms:
+        """Reverse of ``X = S S, S^3 = S X, S^6 = S^3 S^3``."""
+        square, cube = powers[:2]
+        left, right = work
         t = torch.empty_like(s)
-        _sum(native, [plan.q], [s, square, fourth], [q])
-        torch.mm(gather(3, 1, left, ()), q, out=t)  # dq = dQ q + q dQ
-        of_square, of_fourth = [(plan.q[1], t)], [(plan.q[2], t)]
-    torch.mm(gather(2, 1, left, of_fourth), square, out=q)
-    torch.mm(gather(1, 1, left, [*of_square, (1.0, q)]), s, out=right)
-    return [(-2.0, right)]  # S is skew: dS = -(dX S + S dX)
-
-
-def _cube_backward(
-    native: bool,
-    plan: Plan,
-    s: Tensor,
-    powers: list[Tensor],
-    gather: Gather,
-    work: tuple[Tensor, Tensor],
-) -> Terms:
-    """Reverse of ``X = S S, S^3 = S X, S^6 = S^3 S^3``."""
-    square, cube = powers[:2]
-    left, right = work
-    t = torch.empty_like(s)
-    torch.mm(gather(3, 1, left, ()), cube, out=t)  # S^3 is skew: -(dS^6 S^3 + S^3 dS^6)
-    g_cube = gather(2, -1, left, [(-1.0, t)])
-    torch.mm(s, g_cube, out=t)  # dX = -S dS^3
-    g_square = gather(1, 1, right, [(-0.5, t)])
-    torch.mm(g_cube, square, out=t)  # dS = dS^3 X
-    torch.mm(g_square, s, out=left)
-    return [(1.0, t), (-2.0, left)]
+        torch.mm(gather(3, 1, left, ()), cube, out=t)  # S^3 is skew: -(dS^6 S^3 + S^3 dS^6)
+        g_cube = gather(2, -1, left, [(-1.0, t)])
+        torch.mm(s, g_cube, out=t)  # dX = -S dS^3
+        g_square = gather(1, 1, right, [(-0.5, t)])
+        torch.mm(g_cube, square, out=t)  # dS = dS^3 X
+        torch.mm(g_square, s, out=left)
+        return [(1.0, t), (-2.0, left)]

@@ -1,0 +1,54 @@
+"""The `native` backend: compiled code (``csrc/cpu``) for the CPU."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from infodisent.backends.base import Call, MaybeTensor
+from infodisent.backends.native import module, mx_pool, rotate_pool
+from infodisent.backends.native.passes import CompiledPasses
+from infodisent.backends.sparse.backend import Sparse, unsupported
+from infodisent.backends.sparse.rotation import SkewExponential
+from infodisent.contract import Extremes
+
+
+class Native(Sparse):
+    """As `Sparse`, with everything between the products compiled, and the forward fused."""
+
+    name = "native"
+    summary = "compiled C++ for CPUs: rotates and pools in registers with AVX2 or AVX-512"
+    exponential = SkewExponential(CompiledPasses())
+
+    def objection(self, call: Call) -> str | None:
+        """Other devices, and an installation without the compiled module."""
+        if call.device.type not in ("cpu", "meta"):
+            return f"the compiled code runs on the cpu only, not on {call.device.type}"
+        return unsupported(call) or module.objection()
+
+    def describe(self) -> str | None:
+        """What was built, or why there is nothing."""
+        return module.describe()
+
+    def mx_pool(self, y: Tensor) -> Extremes:
+        """See `infodisent.backends.native.mx_pool`."""
+        return mx_pool.mx_pool(y)
+
+    def rotate_pool(self, x: Tensor, u: Tensor) -> Extremes:
+        """See `infodisent.backends.native.rotate_pool`."""
+        return rotate_pool.rotate_pool(x, u)
+
+    def rotate_pool_backward(
+        self,
+        grad_pos: Tensor,
+        grad_neg: Tensor,
+        x: Tensor,
+        u: Tensor,
+        pos_index: Tensor,
+        neg_index: Tensor,
+        need_x: bool,
+        need_u: bool,
+    ) -> tuple[MaybeTensor, MaybeTensor]:
+        """See `infodisent.backends.native.rotate_pool`."""
+        return rotate_pool.rotate_pool_backward(
+            grad_pos, grad_neg, x, u, pos_index, neg_index, need_x, need_u
+        )

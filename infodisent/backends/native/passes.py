@@ -1,0 +1,46 @@
+"""The passes between the rotation's products, compiled: one pass over the matrices a call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from infodisent.backends.native import module
+from infodisent.backends.sparse.passes import TorchPasses
+
+_MIN_SPLIT = 256
+"""Below this size a product is too short to gain from leaving half of it out."""
+
+
+class CompiledPasses(TorchPasses):
+    """As `TorchPasses`, for contiguous float32 and float64 matrices on the CPU."""
+
+    def combine(
+        self,
+        inputs: list[Tensor],
+        outputs: list[Tensor],
+        coefficient: list[list[float]],
+        parity: list[int],
+    ) -> None:
+        """See `TorchPasses.combine`."""
+        module.combine(inputs, outputs, coefficient, parity)
+
+    def product(self, a: Tensor, b: Tensor, out: Tensor, sign: int) -> None:
+        """See `TorchPasses.product`: the lower half, in a few block rows, and then mirrored.
+
+        What that gains is the difference to "no compiled passes" in
+        ``benchmarks/rotation_report.py``.
+        """
+        n = len(a)
+        if n < _MIN_SPLIT:
+            super().product(a, b, out, sign)
+            return
+        rows = -(-n // (4 if n < 768 else 6))
+        for i in range(0, n, rows):
+            end = min(n, i + rows)
+            torch.mm(a[i:end], b[:, :end], out=out[i:end, :end])
+        module.mirror(out, sign)
+
+    def norms(self, x: Tensor) -> tuple[float, float]:
+        """See `TorchPasses.norms`."""
+        return module.norms(x)

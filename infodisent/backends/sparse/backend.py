@@ -1,0 +1,84 @@
+"""The `sparse` backend: its objections, and its kernels by stem."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from infodisent.backends.base import Backend, Call, MaybeTensor
+from infodisent.backends.sparse import mx_pool, rotate_pool
+from infodisent.backends.sparse.passes import TorchPasses
+from infodisent.backends.sparse.rotation import SkewExponential
+from infodisent.contract import Extremes
+
+
+def unsupported(call: Call) -> str | None:
+    """What no backend with a gradient of its own can serve, or None."""
+    if call.device.type not in ("cpu", "cuda", "meta"):
+        return f"the sparse gradient is tested on cpu and cuda only, not on {call.device.type}"
+    if torch.onnx.is_in_onnx_export():
+        return "torch.onnx.export needs the plain formulas: ONNX has no operator for this one"
+    return None
+
+
+class Sparse(Backend):
+    """Library products on chunks that stay in cache, one-pass pools, sparse gradients."""
+
+    name = "sparse"
+    summary = "PyTorch alone: products on chunks that stay in cache, the sparse gradient; CPU, CUDA"
+    stems = ("rotation", "mx_pool", "rotate_pool", "infodisent_head")
+    exponential = SkewExponential(TorchPasses())
+
+    def objection(self, call: Call) -> str | None:
+        """Devices on which it was never tried, and ONNX."""
+        return unsupported(call)
+
+    def rotation(self, a: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
+        """See `SkewExponential.forward`."""
+        return self.exponential.forward(a, precision)
+
+    def empty_rotation(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `SkewExponential.forward`."""
+        return self.exponential.empty(a)
+
+    def rotation_backward(
+        self, grad: Tensor, a: Tensor, kept: Tensor, decisions: Tensor, precision: str
+    ) -> Tensor:
+        """See `SkewExponential.backward`."""
+        return self.exponential.backward(grad, a, kept, decisions, precision)
+
+    def mx_pool(self, y: Tensor) -> Extremes:
+        """See `infodisent.backends.sparse.mx_pool`."""
+        return mx_pool.mx_pool(y)
+
+    def mx_pool_backward(
+        self,
+        grad_pos: Tensor,
+        grad_neg: Tensor,
+        pos_index: Tensor,
+        neg_index: Tensor,
+        pixels: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """See `infodisent.backends.sparse.mx_pool`."""
+        return mx_pool.mx_pool_backward(grad_pos, grad_neg, pos_index, neg_index, pixels, dtype)
+
+    def rotate_pool(self, x: Tensor, u: Tensor) -> Extremes:
+        """See `infodisent.backends.sparse.rotate_pool`."""
+        return rotate_pool.rotate_pool(x, u)
+
+    def rotate_pool_backward(
+        self,
+        grad_pos: Tensor,
+        grad_neg: Tensor,
+        x: Tensor,
+        u: Tensor,
+        pos_index: Tensor,
+        neg_index: Tensor,
+        need_x: bool,
+        need_u: bool,
+    ) -> tuple[MaybeTensor, MaybeTensor]:
+        """See `infodisent.backends.sparse.rotate_pool`."""
+        return rotate_pool.rotate_pool_backward(
+            grad_pos, grad_neg, x, u, pos_index, neg_index, need_x, need_u
+        )

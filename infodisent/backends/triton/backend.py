@@ -1,0 +1,72 @@
+"""The `triton` backend: the kernels of ``infodisent.kernels`` on NVIDIA GPUs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from infodisent.backends import selfcheck
+from infodisent.backends.base import Backend, Call, MaybeTensor
+from infodisent.backends.sparse.backend import unsupported
+from infodisent.backends.triton import kernels, loading
+from infodisent.contract import Extremes
+
+
+class Triton(Backend):
+    """One pass over the map; ``auto`` takes it where a check on this machine has passed."""
+
+    name = "triton"
+    summary = "Triton kernels for NVIDIA GPUs from compute capability 8.0; self-checked before auto"
+    stems = loading.STEMS
+    stand_in = "sparse"
+
+    def objection(self, call: Call) -> str | None:
+        """Other devices and dtypes, no Triton, and ONNX."""
+        return loading.objection(call.op, call.device, call.dtype) or unsupported(call)
+
+    def reservation(self, call: Call) -> str | None:
+        """The verdict of the check on this machine, which may run now."""
+        return selfcheck.objection(call.op, call.device, call.dtype)
+
+    def describe(self) -> str | None:
+        """Whether the kernels load."""
+        return loading.missing() or "load"
+
+    def rotation(self, a: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
+        """See `kernels.rotation`: everything is decided on the device."""
+        return kernels.rotation(a, precision)
+
+    def empty_rotation(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `kernels.rotation`."""
+        return kernels.empty_rotation(a)
+
+    def rotation_backward(
+        self, grad: Tensor, a: Tensor, kept: Tensor, decisions: Tensor, precision: str
+    ) -> Tensor:
+        """See `kernels.rotation`."""
+        return kernels.rotation_backward(grad, a, kept, decisions, precision)
+
+    def rotate_pool(self, x: Tensor, u: Tensor) -> Extremes:
+        """See `kernels.rotate_pool`."""
+        return kernels.rotate_pool(x, u)
+
+    def rotate_pool_backward(
+        self,
+        grad_pos: Tensor,
+        grad_neg: Tensor,
+        x: Tensor,
+        u: Tensor,
+        pos_index: Tensor,
+        neg_index: Tensor,
+        need_x: bool,
+        need_u: bool,
+    ) -> tuple[MaybeTensor, MaybeTensor]:
+        """See `kernels.rotate_pool_backward`."""
+        return kernels.rotate_pool_backward(
+            grad_pos, grad_neg, x, u, pos_index, neg_index, need_x, need_u
+        )
+
+    def infodisent_head(
+        self, x: Tensor, u: Tensor, weight: Tensor, bias: Tensor | None, relu: bool
+    ) -> tuple[Tensor, Extremes] | None:
+        """See `kernels.infodisent_head`."""
+        return kernels.infodisent_head(x, u, weight, bias, relu)
