@@ -34,18 +34,15 @@ def doctor(
     """Say what is installed, which backend serves which call, and why others do not."""
     import torch
 
-    from infodisent.backends.table import BY_NAME
-
     console.print(_installation())
+    console.print(_backends())
     calls, reasons = _calls(check)
     console.print(calls)
     for reason in reasons:
         console.print(f"[dim]- {escape(reason)}")
-    for name, backend in BY_NAME.items():
-        console.print(f"[dim]{escape(name)}: {escape(backend.summary)}")
     console.print(
-        "[dim]auto takes the first that is ok; on a GPU only what passed a check on this machine "
-        "(--check runs it now), and never what is only for those who ask for it."
+        "[dim]Kernels for a GPU serve auto only after a check on this machine (--check runs it "
+        "now), and never where they are for those who ask for them."
     )
     if check and not torch.cuda.is_available():
         console.print("--check: torch sees no GPU, so there was nothing to check")
@@ -60,7 +57,7 @@ def doctor(
 
 
 def _installation() -> Table:
-    """Versions, the machine, what every backend has built or loaded, optional packages."""
+    """Versions, the machine, optional packages, the choice of the backend."""
     import torch
 
     from infodisent import backends
@@ -73,10 +70,6 @@ def _installation() -> Table:
     facts.add_row("CPU", torch.backends.cpu.get_cpu_capability())
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none visible to torch"
     facts.add_row("GPU", gpu)
-    for backend in backends.BACKENDS:
-        description = backend.describe()
-        if description is not None:
-            facts.add_row(f"backend {backend.name}", escape(description))
     declared = "imports with operator names declared (built for another torch)"
     facts.add_row("torchvision", declared if ensure_torchvision() else "imports")
     for package, extra in PACKAGES:
@@ -85,6 +78,18 @@ def _installation() -> Table:
         facts.add_row(package, "installed" if installed else missing)
     facts.add_row("backend in force", f"{backends.get_backend()}  (set with {backends.ENV})")
     return facts
+
+
+def _backends() -> Table:
+    """Every backend: what it is, and what was built or loaded of it."""
+    from infodisent.backends.table import BY_NAME
+
+    table = Table(title="backends")
+    for column in ("name", "what it is", "here"):
+        table.add_column(column)
+    for name, backend in BY_NAME.items():
+        table.add_row(name, escape(backend.summary), escape(backend.describe() or "nothing needed"))
+    return table
 
 
 def _calls(check: bool) -> tuple[Table, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -104,6 +105,32 @@ def test_version(go):
     assert go("--version") == (0, __version__ + "\n")
 
 
+def test_as_a_module():
+    from infodisent.version import __version__
+
+    command = [sys.executable, "-m", "infodisent.cli", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == __version__ + "\n"
+
+
+def test_help_does_not_wait_for_heavy_imports():
+    code = (
+        "import sys, infodisent.cli.app\n"
+        "try: infodisent.cli.app.app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print('loaded:', *sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    text, _, loaded = result.stdout.partition("loaded: ")
+    assert "Usage" in text
+    assert "typer" in loaded.split()
+    assert not {"torch", "numpy", "timm", "torchvision", "matplotlib", "jinja2", "PIL"} & set(
+        loaded.split()
+    )
+
+
 def test_interrupted(monkeypatch, go):
     monkeypatch.setattr(cli, "app", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     code, text = go()
@@ -117,7 +144,38 @@ def test_doctor(go, monkeypatch):
     for expected in (torch.__version__, "rotate_pool, cpu, float32", "backend in force", "ok"):
         assert expected in text
     monkeypatch.setenv("INFODISENT_BACKEND", "reference")
-    assert "reference" in go("doctor")[1]
+    assert "reference  (set with INFODISENT_BACKEND)" in go("doctor")[1]
+
+
+def test_doctor_says_what_the_list_of_backends_says(go, monkeypatch):
+    from infodisent.backends import NAMES
+    from infodisent.backends.table import BY_NAME
+
+    class Abacus(type(BY_NAME["reference"])):
+        name, summary = "abacus", "beads [on wires]"
+
+        def describe(self):
+            return "built of wood"
+
+        def objection(self, call):
+            return f"too slow for {call.op}"
+
+    monkeypatch.setitem(BY_NAME, "abacus", Abacus())
+    monkeypatch.setattr("infodisent.backends.NAMES", (*NAMES, "abacus"))
+    code, text = go("doctor")
+    assert code == 0, text
+    heading = next(line for line in text.splitlines() if "operator, device, dtype" in line)
+    for name in (*NAMES[1:], "abacus"):
+        assert name in heading
+    for expected in ("beads [on wires]", "built of wood", "abacus: too slow for mx_pool"):
+        assert expected in text
+
+
+def test_doctor_fails_where_a_rotation_is_wrong(go, monkeypatch):
+    monkeypatch.setattr("infodisent.ops.rotation", lambda a: torch.zeros_like(a))
+    code, text = go("doctor")
+    assert code == 1
+    assert "wrong" in text
 
 
 def test_bench(tmp_path, go):

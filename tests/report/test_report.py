@@ -312,13 +312,13 @@ def test_segments_end_at_the_logit(made):
 
 def test_every_mark_can_be_seen(made):
     for e in made[0]:
-        found = marks(e, 6.0)
-        assert [m.number for m in found] == list(range(1, len(e.shown) + 1))
-        for i, m in enumerate(found):
+        boxes = marks(e, 6.0)
+        assert [m.number for m in boxes] == list(range(1, len(e.shown) + 1))
+        for i, m in enumerate(boxes):
             assert 6 <= m.center[0] <= e.picture.width - 6
             assert 6 <= m.center[1] <= e.picture.height - 6
             assert 0 <= m.box[0] < m.box[2] <= e.picture.width
-            for other in found[:i]:
+            for other in boxes[:i]:
                 apart = [abs(a - b) for a, b in zip(m.center, other.center, strict=True)]
                 assert max(apart) >= 11
                 assert m.kind == other.kind or m.box != other.box
