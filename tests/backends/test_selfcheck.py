@@ -18,9 +18,10 @@ from infodisent.backends import selection
 from infodisent.backends import selfcheck as _selfcheck
 from infodisent.backends.cuda import module as _native_cuda
 from infodisent.backends.table import BY_NAME
+from infodisent.backends.triton import checks, loading
 from infodisent.backends.triton import kernels as triton_kernels
-from infodisent.backends.triton import loading
 from infodisent.contract import Extremes
+from infodisent.testing import WrongResultError, untouched_generators
 from tests.kernels import kernel_compile
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -37,19 +38,26 @@ host = pytest.mark.skipif(INTERPRETED, reason="needs no kernel")
 @runs
 @pytest.mark.parametrize("dtype", loading.DTYPES)
 def test_right_kernels_pass(dtype):
-    _selfcheck.check_infodisent_head(DEVICE, dtype, TINY)
+    checks.check_infodisent_head(DEVICE, dtype, TINY)
 
 
 @runs
 def test_the_default_device_does_not_matter():
     with torch.device("meta"):
-        _selfcheck.check_infodisent_head(DEVICE, torch.float32, TINY)
-        _selfcheck.check_rotation(DEVICE, torch.float32, (17,))
+        checks.check_infodisent_head(DEVICE, torch.float32, TINY)
+        checks.check_rotation(DEVICE, torch.float32, (17,))
+
+
+@runs
+def test_the_callers_generators_are_left_alone():
+    with untouched_generators():
+        checks.check_infodisent_head(DEVICE, torch.float32, TINY)
+        checks.check_rotation(DEVICE, torch.float32, (17,))
 
 
 @runs
 def test_right_rotation_passes():
-    _selfcheck.check_rotation(DEVICE, torch.float32, (17,))
+    checks.check_rotation(DEVICE, torch.float32, (17,))
 
 
 @runs
@@ -67,8 +75,8 @@ def test_right_rotation_passes():
 def test_wrong_kernels_fail(monkeypatch, name, spoil, message):
     plain = getattr(triton_kernels, name)
     monkeypatch.setattr(triton_kernels, name, lambda *a: spoil(plain(*a)))
-    with pytest.raises(_selfcheck.WrongResultError, match=message):
-        _selfcheck.check_infodisent_head(DEVICE, torch.float32, TINY)
+    with pytest.raises(WrongResultError, match=message):
+        checks.check_infodisent_head(DEVICE, torch.float32, TINY)
 
 
 @pytest.fixture
@@ -80,14 +88,12 @@ def verdicts(monkeypatch, tmp_path):
     monkeypatch.setattr(_selfcheck, "_verdicts", {})
     monkeypatch.setattr(_selfcheck, "machine", lambda device: "a GPU")
     monkeypatch.setattr(_selfcheck, "pending", lambda device: False)
-    monkeypatch.setattr(
-        _selfcheck, "CHECKS", {"rotate_pool": lambda device, dtype: ran.append(dtype)}
-    )
+    monkeypatch.setattr(checks, "CHECKS", {"rotate_pool": lambda device, dtype: ran.append(dtype)})
     return ran
 
 
 def _ask(dtype=torch.float32):
-    return _selfcheck.objection("rotate_pool", torch.device("cpu"), dtype)
+    return _selfcheck.objection("rotate_pool", torch.device("cpu"), dtype, checks.run)
 
 
 @host
@@ -110,9 +116,9 @@ def test_checked_once_a_machine(verdicts, monkeypatch):
 def test_a_failure_is_remembered_with_its_reason(verdicts, monkeypatch, caplog):
     def wrong(device, dtype):
         verdicts.append(dtype)
-        raise _selfcheck.WrongResultError("values are off")
+        raise WrongResultError("values are off")
 
-    monkeypatch.setitem(_selfcheck.CHECKS, "rotate_pool", wrong)
+    monkeypatch.setitem(checks.CHECKS, "rotate_pool", wrong)
     assert "failed: WrongResultError: values are off" in _ask()
     assert "values are off" in caplog.text
     monkeypatch.setattr(_selfcheck, "_verdicts", {})
@@ -126,7 +132,7 @@ def test_no_memory_is_no_lasting_verdict(verdicts, monkeypatch):
         verdicts.append(dtype)
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setitem(_selfcheck.CHECKS, "rotate_pool", full)
+    monkeypatch.setitem(checks.CHECKS, "rotate_pool", full)
     assert "OutOfMemoryError" in _ask()
     assert "OutOfMemoryError" in _ask()
     assert len(verdicts) == 1
@@ -145,7 +151,7 @@ def test_what_the_caller_has_switched_on_does_not_matter(verdicts, monkeypatch):
             leaf.sum().backward()
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
-    monkeypatch.setitem(_selfcheck.CHECKS, "rotate_pool", check)
+    monkeypatch.setitem(checks.CHECKS, "rotate_pool", check)
     with torch.inference_mode(), torch.autocast("cpu"):
         assert _ask() is None
     assert len(verdicts) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from infodisent.backends import selfcheck
@@ -9,6 +10,12 @@ from infodisent.backends.base import Backend, Call, MaybeTensor
 from infodisent.backends.sparse.backend import unsupported
 from infodisent.backends.triton import kernels, loading
 from infodisent.contract import Extremes
+
+
+def _check(op: str, device: torch.device, dtype: torch.dtype) -> None:
+    from infodisent.backends.triton import checks  # loads what nothing but a check needs
+
+    checks.run(op, device, dtype)
 
 
 class Triton(Backend):
@@ -25,7 +32,7 @@ class Triton(Backend):
 
     def reservation(self, call: Call) -> str | None:
         """The verdict of the check on this machine, which may run now."""
-        return selfcheck.objection(call.op, call.device, call.dtype)
+        return selfcheck.objection(call.op, call.device, call.dtype, _check)
 
     def describe(self) -> str | None:
         """Whether the kernels load."""
