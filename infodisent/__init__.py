@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from infodisent.moved import install
 from infodisent.version import __version__
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from infodisent.explanations.local import Explanation, explain
     from infodisent.methods.infodisent import InfoDisentHead
     from infodisent.training.checkpoint import load, save
+
+install()
 
 # Imported on first use: `import infodisent.ops` must not load timm, matplotlib and the rest.
 _WHERE = {
