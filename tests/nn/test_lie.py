@@ -10,8 +10,8 @@ import torch
 from infodisent import ops
 from infodisent.classifier import attach
 from infodisent.nn import InfoDisentHead, Rotation
+from infodisent.testing import relative
 from infodisent.training import checkpoint
-from tests.conftest import relative
 
 
 def deviation(u: torch.Tensor) -> float:

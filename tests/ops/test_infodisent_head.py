@@ -9,7 +9,7 @@ import torch
 
 from infodisent import ops, reference
 from infodisent.layout import to_bpc
-from tests.conftest import relative
+from infodisent.testing import relative
 from tests.ops.test_rotate_pool import rotation_like
 
 NAMES = ("x", "U", "weight", "bias")

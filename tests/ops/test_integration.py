@@ -9,7 +9,7 @@ from torch import nn
 
 from infodisent import backends, ops, reference
 from infodisent.nn import InfoDisentHead
-from tests.conftest import relative
+from infodisent.testing import relative
 
 
 class Small(nn.Module):

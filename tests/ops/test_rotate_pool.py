@@ -14,7 +14,7 @@ from infodisent.backends.native import module as _native
 from infodisent.backends.native import rotate_pool as native_rotate_pool
 from infodisent.backends.sparse import rotate_pool as sparse_rotate_pool
 from infodisent.layout import to_bpc
-from tests.conftest import relative
+from infodisent.testing import check_extremes, relative
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -32,18 +32,6 @@ def rotation_like(c: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.linalg.qr(torch.randn(c, c, dtype=torch.float64))[0].to(dtype)
 
 
-def check_locations(pool: ops.SparsePool, y: torch.Tensor, tolerance: float) -> None:
-    """Locations are judged by the values found there, so a tie cannot fail; `y` is [B, P, C]."""
-    for value, index, signed in ((pool.pos, pool.pos_index, y), (pool.neg, pool.neg_index, -y)):
-        assert index.dtype == torch.int32
-        assert not index.requires_grad
-        found = signed.gather(1, index.clamp_min(0).long().unsqueeze(1)).squeeze(1)
-        best = signed.amax(1)
-        assert torch.all((index >= 0) == (value > 0))
-        assert torch.all(torch.where(index >= 0, best - found, 0) <= tolerance)
-        assert torch.all(torch.where(index < 0, best, 0) <= tolerance)
-
-
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_forward_every_layout(shape, layout):
@@ -59,7 +47,7 @@ def test_forward_every_layout(shape, layout):
         error = (actual - wanted).abs().max()
         assert error <= (getattr(eager, name) - wanted).abs().max() + 1e-6 * wanted.abs().max()
     y = x64.flatten(2).mT @ u64.mT
-    check_locations(pool, y, 1e-5)
+    check_extremes(pool, y, tolerance=1e-5, signed_zeros=True)
 
 
 @pytest.mark.parametrize("shape", SHAPES[2:])

@@ -12,7 +12,7 @@ from infodisent import backends, ops, reference
 from infodisent.backends.sparse import rotation as sparse_rotation
 from infodisent.backends.table import BY_NAME
 from infodisent.polynomials import plans as _plans
-from tests.conftest import relative
+from infodisent.testing import relative
 
 SIZES = [(1, 1.0), (2, 1.0), (5, 0.5), (33, 1e-13), (64, 0.05), (123, 0.3), (256, 0.02), (255, 2.0)]
 ALL_PLANS = [

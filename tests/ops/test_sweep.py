@@ -11,7 +11,8 @@ import torch
 from infodisent import ops, reference
 from infodisent.backends.native import rotate_pool as native_rotate_pool
 from infodisent.backends.sparse import rotate_pool as sparse_rotate_pool
-from tests.conftest import LAYOUTS, relative
+from infodisent.testing import relative
+from tests.conftest import LAYOUTS
 
 
 @pytest.mark.slow
