@@ -61,8 +61,8 @@ def once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, .
         raising = torch._C._functions.DelayedError(message.encode(), len(outputs))
         # detached, so that nothing of the operator is asked for before the message is shown
         given = [g.detach().requires_grad_() if isinstance(g, Tensor) else g for g in outputs]
-        found: tuple[Any, ...] = raising(*given)
-        return found
+        refusing: tuple[Any, ...] = raising(*given)
+        return refusing
 
     return wrapped
 

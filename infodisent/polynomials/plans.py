@@ -94,11 +94,11 @@ class Plan:
 
 
 def _plans(table: Sequence[tuple[str, float, float, Row | None, tuple[Row, ...]]]) -> list[Plan]:
-    found = []
+    made = []
     for name, theta, error, q, rows in table:
         pairs = tuple((rows[i], rows[i + 1]) for i in range(0, len(rows) - 1, 2))
-        found.append(Plan(name, theta, error, name.endswith("float64"), q, pairs, rows[-1]))
-    return found
+        made.append(Plan(name, theta, error, name.endswith("float64"), q, pairs, rows[-1]))
+    return made
 
 
 _FULL, _HALF, _WIDE = _plans(FULL), _plans(HALF), _plans(TAYLOR18)
