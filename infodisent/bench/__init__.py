@@ -1,1 +1,1 @@
-"""Side-by-side timings of the operators and their peers: shapes, cases, peers, one harness."""
+"""Comparisons: one table of map sizes, one way to time, the peers, and the cases made of them."""

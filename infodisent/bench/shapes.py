@@ -1,0 +1,64 @@
+"""The one table of map sizes: what is compared, tuned and reported is of these."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class MapSize(NamedTuple):
+    """The feature map of a backbone.
+
+    Attributes:
+        title: its usual name.
+        channels, height, width: C, H and W.
+        tokens: further pixels beside H·W: a class token that is pooled with the rest.
+    """
+
+    title: str
+    channels: int
+    height: int
+    width: int
+    tokens: int = 0
+
+    @property
+    def pixels(self) -> int:
+        """P, which counts the tokens."""
+        return self.height * self.width + self.tokens
+
+
+AT_224: dict[str, MapSize] = {
+    "resnet34": MapSize("ResNet-34", 512, 7, 7),
+    "resnet50": MapSize("ResNet-50", 2048, 7, 7),
+    "densenet121": MapSize("DenseNet-121", 1024, 7, 7),
+    "convnext_tiny": MapSize("ConvNeXt-T", 768, 7, 7),
+    "convnext_large": MapSize("ConvNeXt-L", 1536, 7, 7),
+    "vit_base_patch16_224": MapSize("ViT-B/16", 768, 14, 14),
+    "swin_small_patch4_window7_224": MapSize("Swin-S", 768, 7, 7),
+    "maxvit_tiny_tf_224": MapSize("MaxViT-T", 512, 7, 7),
+    "tf_efficientnet_lite0": MapSize("EfficientNet-Lite0", 1280, 7, 7),
+}
+"""Names of timm, and their maps of images of 224 x 224 pixels."""
+
+OTHERS: dict[str, MapSize] = {
+    "vit_base_patch16_224, class token": MapSize("ViT-B/16 with class token", 768, 14, 14, 1),
+    "convnext_large, 384": MapSize("ConvNeXt-L at 384", 1536, 12, 12),
+    "resnet50, 448": MapSize("ResNet-50 at 448", 2048, 14, 14),
+    "vit_base_patch16_384": MapSize("ViT-B/16 at 384", 768, 24, 24),
+}
+"""Larger images, and tokens that count as pixels: other tiles of the GPU kernels."""
+
+SHAPES: dict[str, tuple[int, int, int]] = {name: size[1:4] for name, size in AT_224.items()}
+"""``(C, H, W)`` of `AT_224`."""
+
+EACH_SIZE = (
+    "resnet34",
+    "convnext_tiny",
+    "vit_base_patch16_224",
+    "densenet121",
+    "convnext_large",
+    "resnet50",
+)
+"""A backbone of each map size that the paper's backbones have, smallest work first."""
+
+CHANNELS = tuple(sorted({size.channels for size in AT_224.values()}))
+"""Sizes of the rotation."""

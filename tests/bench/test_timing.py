@@ -1,0 +1,177 @@
+"""The harness: turns, medians, clocks, labels, and cases that refuse to time a wrong result."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from infodisent import ops
+from infodisent.bench import cases, labels, peers, shapes, timing
+from infodisent.testing import WrongResultError
+
+
+def test_implementations_take_turns():
+    order = []
+    clock = itertools.count()
+
+    def tick(run):
+        run()
+        return next(clock)
+
+    runs = {name: lambda name=name: order.append(name) for name in "ab"}
+    seconds = timing.samples(runs, 3, tick, warmup=2)
+    assert "".join(order) == "aabb" + "ab" * 3
+    assert seconds == {"a": [0, 2, 4], "b": [1, 3, 5]}
+    assert timing.medians(runs, 3, tick, warmup=0) == {"a": 8, "b": 9}
+
+
+def test_host_clock(monkeypatch):
+    now = itertools.count()
+    waits = []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(0))
+    calls = []
+    assert timing.host_clock(calls=4)(lambda: calls.append(0)) == 0.25
+    assert (len(calls), len(waits)) == (4, 0)
+    assert timing.host_clock("cuda")(lambda: None) == 1
+    assert len(waits) == 2  # before the first look at the clock and before the second
+
+
+def test_events_are_around_the_run_alone_after_the_flush(monkeypatch):
+    events = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            events.append("record")
+
+        def elapsed_time(self, end):
+            return 1500.0  # milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("wait"))
+    monkeypatch.setattr(timing, "flush_cache", lambda: events.append("flush"))
+    assert timing.event_clock()(lambda: events.append("run")) == 1.5
+    assert events == ["flush", "record", "run", "record", "wait"]
+
+
+def test_inputs_rotate():
+    x = torch.zeros(1000)
+    inputs = timing.like(x, total_bytes=12_000)
+    assert len(inputs) == 3
+    assert inputs[0] is x
+    assert len(timing.like(x, 10)) == 1
+    assert len(timing.like(x)) == 8
+    seen = []
+    run = timing.rotating(lambda t: seen.append(t), inputs)
+    for _ in range(4):
+        run()
+    assert [inputs.index(t) if t is x else t for t in seen] == [0, inputs[1], inputs[2], 0]
+
+
+def test_one_table():
+    assert set(shapes.EACH_SIZE) <= set(shapes.SHAPES)
+    sizes = [shapes.SHAPES[name] for name in shapes.EACH_SIZE]
+    assert len(set(sizes)) == len(sizes)
+    assert shapes.SHAPES["resnet50"] == (2048, 7, 7)
+    assert shapes.CHANNELS == (512, 768, 1024, 1280, 1536, 2048)
+    assert shapes.OTHERS["vit_base_patch16_224, class token"].pixels == 197
+    titles = [size.title for size in (shapes.AT_224 | shapes.OTHERS).values()]
+    assert len(set(titles)) == len(titles)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    for module in (cases, shapes):
+        monkeypatch.setattr(module, "SHAPES", {"resnet34": (12, 3, 2)})
+
+
+@pytest.mark.parametrize("mode", [*cases.MODES, "backward"])
+@pytest.mark.parametrize("op", cases.OPS)
+def test_cases(tiny, op, mode):
+    case = cases.Case(op, "resnet34", 2, mode)
+    functions = cases.peers(case)
+    functions.pop("torch.compile", None)  # half a minute of compiling
+    assert next(iter(functions)) == "infodisent"
+    errors = cases.check(case, functions)
+    assert set(errors) == {name for name in functions if not name.endswith("†")}
+    for function in functions.values():
+        cases.runner(case, function)()
+
+
+def test_compare(tiny, monkeypatch):
+    monkeypatch.setattr(cases.torch, "compile", lambda function: function)
+    row = cases.compare(cases.Case("rotate_pool", "resnet34", 2, "forward"), rounds=2)
+    assert row["size"] == [12, 3, 2]
+    assert row["speedup"]["infodisent"] == 1
+    assert set(row["milliseconds"]) == set(row["speedup"]) == {*row["error"], "GEMM alone†"}
+    plain = ops.rotate_pool
+    wrong = lambda x, u: plain(x, u)._replace(pooled=1.01 * plain(x, u).pooled)  # noqa: E731
+    monkeypatch.setattr(ops, "rotate_pool", wrong)
+    with pytest.raises(WrongResultError, match="infodisent is off by 1"):
+        cases.compare(cases.Case("rotate_pool", "resnet34", 2, "forward"), rounds=2)
+
+
+def test_every_pool_is_the_same():
+    x, u = torch.randn(3, 8, 4, 5), torch.randn(8, 8)
+    wanted = peers.eager(x, u)
+    for pool in (
+        peers.pooled,
+        peers.eager_values,
+        peers.conv_max_pool,
+        peers.product_aminmax,
+        peers.row_product_aminmax,
+        peers.by("sparse", peers.pooled),
+    ):
+        torch.testing.assert_close(pool(x, u), wanted)
+    torch.testing.assert_close(peers.product_alone()(x, u), peers.row_product(x, u))
+    a = 0.1 * torch.randn(8, 8)
+    torch.testing.assert_close(peers.eigenvalues(a), torch.matrix_exp(a - a.mT))
+    assert torch.equal(
+        peers.orthogonal(8, "matrix_exp", "cpu")(a).diagonal() > 0, torch.ones(8) > 0
+    )
+
+
+def step(backend: str):
+    """Forward in a block that chooses, backward outside of it."""
+    x, u = torch.randn(2, 6, 3, 3), torch.randn(6, 6, requires_grad=True)
+    return lambda: torch.autograd.grad(peers.by(backend, peers.pooled)(x, u).sum(), u)
+
+
+def test_a_label_is_what_runs():
+    labels.check_served("sparse", step("sparse"), ("sparse",))
+    a = torch.randn(6, 6, requires_grad=True)
+    rotation = peers.by("sparse", ops.rotation)
+    labels.check_served("it", lambda: torch.autograd.grad(rotation(a).sum(), a), ("sparse",))
+    with pytest.raises(ValueError, match="no backend is called 'fast'"):
+        labels.check_served("it", step("sparse"), ("fast",))
+    with pytest.raises(WrongResultError, match="it: ran no backend, not sparse"):
+        labels.check_served("it", lambda: None, ("sparse",))
+
+
+def test_a_wrong_label_is_found(monkeypatch):
+    with pytest.raises(WrongResultError, match="it: ran rotate_pool by sparse, rotate_pool_b"):
+        labels.check_served("it", step("sparse"), ("native",))
+    # the forward of one backend and the backward of another, as when backward asked again
+    sparse, reference = (type(labels.BY_NAME[name]) for name in ("sparse", "reference"))
+    backward = sparse.rotate_pool_backward
+    other = lambda self, *a: backward(self, *a)  # noqa: E731
+    monkeypatch.setattr(reference, "rotate_pool_backward", other)
+    handing_on = lambda self, *a: labels.BY_NAME["reference"].rotate_pool_backward(*a)  # noqa: E731
+    monkeypatch.setattr(sparse, "rotate_pool_backward", handing_on)
+    with pytest.raises(WrongResultError, match="it: ran rotate_pool_backward by reference, not"):
+        labels.check_served("it", step("sparse"), ("sparse",))
+
+
+def test_what_was_replaced_is_put_back():
+    before = [vars(type(b)).get("rotate_pool") for b in labels.BY_NAME.values()]
+    with labels.served() as calls:
+        step("sparse")()
+    assert calls == [("rotate_pool", "sparse"), ("rotate_pool_backward", "sparse")]
+    step("sparse")()
+    assert len(calls) == 2
+    assert before == [vars(type(b)).get("rotate_pool") for b in labels.BY_NAME.values()]
