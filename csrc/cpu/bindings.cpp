@@ -8,13 +8,15 @@
 #include <utility>
 #include <vector>
 
+#include "address.h"
 #include "mx_pool.h"
 #include "parallel.h"
 #include "rotate_pool.h"
 #include "rotation.h"
 
 namespace py = pybind11;
-using Address = std::uintptr_t;
+using infodisent::Address;
+using infodisent::at;
 
 namespace {
 
@@ -58,11 +60,6 @@ std::pair<double, double> norms(Address x, int64_t n, bool wide, int threads) {
       infodisent::norms(reinterpret_cast<const float*>(x), n, result, threads);
   }
   return {result[0], result[1]};
-}
-
-template <typename T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
 }
 
 // Calls f with a Map of the element type that `dtype` stands for; the codes are those of

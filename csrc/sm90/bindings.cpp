@@ -6,13 +6,15 @@
 #include <stdexcept>
 #include <string>
 
+#include "address.h"
 #include "grad_u_schedule.h"
 #include "rotate_pool.h"
 #include "rotate_pool_backward.h"
 #include "tile_schedule.h"
 
 namespace py = pybind11;
-using Address = std::uintptr_t;
+using infodisent::Address;
+using infodisent::at;
 
 namespace {
 
@@ -22,11 +24,6 @@ void check(const char* op, infodisent::sm90::Status status) {
       std::string(op) + ": " + status.where + ": " + cudaGetErrorString(status.error);
   if (status.error == cudaErrorInvalidValue) throw std::invalid_argument(message);
   throw std::runtime_error(message);
-}
-
-template <typename T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
 }
 
 infodisent::sm90::Rows rows(Address data, Address low, int64_t images, int64_t pixels,
@@ -137,10 +134,10 @@ py::tuple choose_grad_u(int32_t images, int32_t pixels, int32_t channels, int pr
 
 // (name, columns, images, pixels) of every tile; images = 0: any number of pixels.
 py::list tiles() {
-  py::list found;
+  py::list shapes;
   for (const auto& tile : infodisent::kTiles)
-    found.append(py::make_tuple(tile.name, tile.columns, tile.images, tile.pixels));
-  return found;
+    shapes.append(py::make_tuple(tile.name, tile.columns, tile.images, tile.pixels));
+  return shapes;
 }
 
 }  // namespace

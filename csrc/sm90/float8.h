@@ -29,9 +29,9 @@ INFODISENT_BOTH float float8_inverse(float scale) {
 }
 
 // Places do not change, as scales are positive; what underflows to 0 is nowhere, as any 0 is.
-INFODISENT_BOTH Pooled scaled(Pooled found, float u_scale, float x_scale) {
-  const float pos = found.pos * u_scale * x_scale, neg = found.neg * u_scale * x_scale;
-  return {pos, neg, pos == 0.0f ? -1 : found.pos_index, neg == 0.0f ? -1 : found.neg_index};
+INFODISENT_BOTH Pooled scaled(Pooled pooled, float u_scale, float x_scale) {
+  const float pos = pooled.pos * u_scale * x_scale, neg = pooled.neg * u_scale * x_scale;
+  return {pos, neg, pos == 0.0f ? -1 : pooled.pos_index, neg == 0.0f ? -1 : pooled.neg_index};
 }
 
 }  // namespace infodisent

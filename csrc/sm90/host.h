@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "rotate_pool.h"
+#include "tile_schedule.h"
 
 namespace infodisent {
 namespace sm90 {
@@ -53,6 +54,46 @@ constexpr Status refused(const char* why) { return {cudaErrorInvalidValue, why};
 inline bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 inline unsigned blocks_of(int64_t threads) { return static_cast<unsigned>((threads + 255) / 256); }
+
+// --- tensor maps ---
+
+// Bytes of an element of the operands.
+constexpr int size_of(Dtype dtype) { return dtype == kFloat8 ? 1 : 2; }
+
+using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
+                            const cuuint64_t*, const cuuint32_t*, const cuuint32_t*,
+                            CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
+                            CUtensorMapFloatOOBfill);
+// Null where the driver is too old.
+inline Encode encoder() {
+  static const auto entry = reinterpret_cast<Encode>(of_driver("cuTensorMapEncodeTiled"));
+  return entry;
+}
+
+// A map of [images, rows, channels] read in boxes of `box_rows` rows (of `box_images` images) by as
+// many channels as are 128 bytes. Strides in bytes.
+inline bool encode(CUtensorMap* map, Dtype dtype, const void* data, int64_t channels, int64_t rows,
+                   int64_t images, int64_t row_stride, int64_t image_stride, int box_rows,
+                   int box_images) {
+  const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(channels), static_cast<cuuint64_t>(rows),
+                               static_cast<cuuint64_t>(images)};
+  const cuuint64_t strides[2] = {static_cast<cuuint64_t>(row_stride),
+                                 static_cast<cuuint64_t>(image_stride)};
+  const cuuint32_t box[3] = {static_cast<cuuint32_t>(block_k(size_of(dtype))),
+                             static_cast<cuuint32_t>(box_rows),
+                             static_cast<cuuint32_t>(box_images)};
+  const cuuint32_t steps[3] = {1, 1, 1};
+  const CUtensorMapDataType type = dtype == kFloat8
+                                       ? CU_TENSOR_MAP_DATA_TYPE_UINT8  // there is none for float8
+                                   : dtype == kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                       : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  return encoder()(map, type, 3, const_cast<void*>(data), sizes, strides, box, steps,
+                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+// --- launches ---
 
 // Launches a kernel whose blocks stay and take one of `units` units of work after the other, in
 // clusters of CLUSTER. `KERNEL` is a parameter of the template so that each remembers for itself on

@@ -100,17 +100,17 @@ INFODISENT_BOTH Extremes merged(Extremes a, Extremes b) {
           pos ? b.at_largest : a.at_largest, neg ? b.at_smallest : a.at_smallest};
 }
 // In the order of columns: of equal values the first one stays.
-INFODISENT_BOTH void add(Extremes& found, uint32_t bits, int32_t column) {
-  const bool pos = static_cast<int32_t>(bits) > found.largest, neg = bits > found.smallest;
-  found.largest = pos ? static_cast<int32_t>(bits) : found.largest;
-  found.at_largest = pos ? column : found.at_largest;
-  found.smallest = neg ? bits : found.smallest;
-  found.at_smallest = neg ? column : found.at_smallest;
+INFODISENT_BOTH void add(Extremes& extremes, uint32_t bits, int32_t column) {
+  const bool pos = static_cast<int32_t>(bits) > extremes.largest, neg = bits > extremes.smallest;
+  extremes.largest = pos ? static_cast<int32_t>(bits) : extremes.largest;
+  extremes.at_largest = pos ? column : extremes.at_largest;
+  extremes.smallest = neg ? bits : extremes.smallest;
+  extremes.at_smallest = neg ? column : extremes.at_smallest;
 }
-INFODISENT_BOTH Extremes moved(Extremes found, int32_t columns) {
-  if (found.at_largest != kNowhere) found.at_largest += columns;
-  if (found.at_smallest != kNowhere) found.at_smallest += columns;
-  return found;
+INFODISENT_BOTH Extremes moved(Extremes extremes, int32_t columns) {
+  if (extremes.at_largest != kNowhere) extremes.at_largest += columns;
+  if (extremes.at_smallest != kNowhere) extremes.at_smallest += columns;
+  return extremes;
 }
 // Bits of a value, the same ones for every NaN, so that the first of them is found.
 INFODISENT_BOTH uint32_t plain_bits(float value) { return value != value ? kNaN : bits_of(value); }
@@ -162,16 +162,16 @@ template <int N, int HW>
 INFODISENT_BOTH Extremes extremes_of_image(const float (&d)[N / 2], int h, int image,
                                            int32_t lane) {
   const int begin = image * HW;
-  Extremes found = kNothing;
+  Extremes extremes = kNothing;
   INFODISENT_UNROLL
   for (int j = begin / 8; j < (begin + HW + 7) / 8; ++j) {
     INFODISENT_UNROLL
     for (int e = 0; e < 2; ++e) {
       const int pixel = 8 * j + e - begin;
-      add(found, has<HW>(pixel, lane) ? plain_bits(d[4 * j + 2 * h + e]) : 0, pixel);
+      add(extremes, has<HW>(pixel, lane) ? plain_bits(d[4 * j + 2 * h + e]) : 0, pixel);
     }
   }
-  return moved(found, 2 * lane);
+  return moved(extremes, 2 * lane);
 }
 
 // The same where column n is pixel n + shift of the image, if it has such a pixel.
@@ -194,17 +194,17 @@ INFODISENT_BOTH Keys keys_of_run(const float (&d)[N / 2], int h, int32_t lane, i
 template <int N>
 INFODISENT_BOTH Extremes extremes_of_run(const float (&d)[N / 2], int h, int32_t lane,
                                          int32_t shift, int32_t pixels) {
-  Extremes found = kNothing;
+  Extremes extremes = kNothing;
   INFODISENT_UNROLL
   for (int j = 0; j < N / 8; ++j) {
     INFODISENT_UNROLL
     for (int e = 0; e < 2; ++e) {
       const int32_t pixel = 8 * j + e + 2 * lane + shift;
       const bool inside = static_cast<uint32_t>(pixel) < static_cast<uint32_t>(pixels);
-      add(found, inside ? plain_bits(d[4 * j + 2 * h + e]) : 0, 8 * j + e);
+      add(extremes, inside ? plain_bits(d[4 * j + 2 * h + e]) : 0, 8 * j + e);
     }
   }
-  return moved(found, 2 * lane + shift);
+  return moved(extremes, 2 * lane + shift);
 }
 
 // Both sides as nonnegative integers; 0 is nothing. These are what tiles merge by integer maxima.
@@ -234,9 +234,9 @@ INFODISENT_BOTH Pooled pooled(uint32_t pos, int32_t pos_at, uint32_t neg, int32_
   return {float_of(nan ? kNaN : pos), float_of(nan ? kNaN : neg),
           nan ? at_nan : (pos == 0 ? -1 : pos_at), nan ? at_nan : (neg == 0 ? -1 : neg_at)};
 }
-INFODISENT_BOTH Pooled pooled(Extremes found) {
-  const Sides sides = sides_of(found.largest, found.smallest);
-  return pooled(sides.pos, found.at_largest, sides.neg, found.at_smallest);
+INFODISENT_BOTH Pooled pooled(Extremes extremes) {
+  const Sides sides = sides_of(extremes.largest, extremes.smallest);
+  return pooled(sides.pos, extremes.at_largest, sides.neg, extremes.at_smallest);
 }
 INFODISENT_BOTH Pooled unpacked(Sides sides, uint32_t mask) {
   return pooled(sides.pos & ~mask, static_cast<int32_t>(mask - (sides.pos & mask)),

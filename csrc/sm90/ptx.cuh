@@ -110,15 +110,15 @@ __device__ __forceinline__ void load_box_everywhere(uint32_t to, const CUtensorM
 
 // True in one thread of a converged warp, and the compiler knows that it is one.
 __device__ __forceinline__ bool elected() {
-  uint32_t found;
+  uint32_t is_elected;
   asm volatile(
       "{\n"
       ".reg .pred p;\n"
       "elect.sync _|p, 0xffffffff;\n"
       "selp.u32 %0, 1, 0, p;\n"
       "}\n"
-      : "=r"(found));
-  return found != 0;
+      : "=r"(is_elected));
+  return is_elected != 0;
 }
 // The same value, of which the compiler knows nothing: what is computed from it is computed again
 // instead of being kept in registers. A shuffle, which it does not look through; all lanes call it.
@@ -211,6 +211,38 @@ struct Wgmma;
 INFODISENT_WGMMAS("k16", __nv_bfloat16, "bf16", "1, 1, 0, 0")
 INFODISENT_WGMMAS("k16", __half, "f16", "1, 1, 0, 0")
 INFODISENT_WGMMAS("k32", __nv_fp8_e4m3, "e4m3", "1, 1")
+
+// d (+)= A B for 64 rows of A, 16 of K and 256 columns of B: A in registers, B in shared memory
+// with contiguous columns, which is what the last immediate says.
+template <typename T>
+struct WgmmaOfRegisters;
+
+#define INFODISENT_D128 \
+  INFODISENT_D96, INFODISENT_D8(96), INFODISENT_D8(104), INFODISENT_D8(112), INFODISENT_D8(120)
+#define INFODISENT_R128                                                          \
+  INFODISENT_R96                                                                 \
+  ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, " \
+  "%109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, "     \
+  "%121, %122, %123, %124, %125, %126, %127"
+#define INFODISENT_WGMMA_OF_REGISTERS(TYPE, NAME)                                              \
+  template <>                                                                                  \
+  struct WgmmaOfRegisters<TYPE> {                                                              \
+    static __device__ __forceinline__ void run(float (&d)[128], const uint32_t* a, uint64_t b, \
+                                               int32_t accumulate) {                           \
+      asm volatile(                                                                            \
+          "{\n"                                                                                \
+          ".reg .pred p;\n"                                                                    \
+          "setp.ne.b32 p, %133, 0;\n"                                                          \
+          "wgmma.mma_async.sync.aligned.m64n256k16.f32." NAME "." NAME " {" INFODISENT_R128    \
+          "}, {%128, %129, %130, %131}, %132, p, 1, 1, 1;\n"                                   \
+          "}\n"                                                                                \
+          : INFODISENT_D128                                                                    \
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate)                \
+          : "memory");                                                                         \
+    }                                                                                          \
+  };
+INFODISENT_WGMMA_OF_REGISTERS(__nv_bfloat16, "bf16")
+INFODISENT_WGMMA_OF_REGISTERS(__half, "f16")
 
 }  // namespace sm90
 }  // namespace infodisent

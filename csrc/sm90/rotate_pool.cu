@@ -27,16 +27,16 @@ __global__ void unpack_kernel(const KEY* keys,  // [2, count]
                               int64_t count, int32_t channels, uint32_t mask) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
-  Pooled found;
+  Pooled result;
   if constexpr (sizeof(KEY) == 8)
-    found = unpacked(keys[i], keys[count + i]);
+    result = unpacked(keys[i], keys[count + i]);
   else
-    found = unpacked(Sides{keys[i], keys[count + i]}, mask);
-  if (u_scale != nullptr) found = scaled(found, u_scale[i % channels], x_scale[i / channels]);
-  pos[i] = found.pos;
-  neg[i] = found.neg;
-  pos_index[i] = found.pos_index;
-  neg_index[i] = found.neg_index;
+    result = unpacked(Sides{keys[i], keys[count + i]}, mask);
+  if (u_scale != nullptr) result = scaled(result, u_scale[i % channels], x_scale[i / channels]);
+  pos[i] = result.pos;
+  neg[i] = result.neg;
+  pos_index[i] = result.pos_index;
+  neg_index[i] = result.neg_index;
 }
 
 // To nearest, towards zero where that would be Inf.
@@ -94,41 +94,6 @@ __global__ void split_rotation_kernel(const float* u,           // [count]
 }
 
 // --- host ---
-
-// Bytes of an element of the operands.
-constexpr int size_of(Dtype dtype) { return dtype == kFloat8 ? 1 : 2; }
-
-using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
-                            const cuuint64_t*, const cuuint32_t*, const cuuint32_t*,
-                            CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
-                            CUtensorMapFloatOOBfill);
-Encode encoder() {
-  static const auto found = reinterpret_cast<Encode>(of_driver("cuTensorMapEncodeTiled"));
-  return found;
-}
-
-// A map of [images, rows, channels] read in boxes of `box_rows` rows (of `box_images` images) by as
-// many channels as are 128 bytes. Strides in bytes.
-bool encode(CUtensorMap* map, Dtype dtype, const void* data, int64_t channels, int64_t rows,
-            int64_t images, int64_t row_stride, int64_t image_stride, int box_rows,
-            int box_images) {
-  const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(channels), static_cast<cuuint64_t>(rows),
-                               static_cast<cuuint64_t>(images)};
-  const cuuint64_t strides[2] = {static_cast<cuuint64_t>(row_stride),
-                                 static_cast<cuuint64_t>(image_stride)};
-  const cuuint32_t box[3] = {static_cast<cuuint32_t>(block_k(size_of(dtype))),
-                             static_cast<cuuint32_t>(box_rows),
-                             static_cast<cuuint32_t>(box_images)};
-  const cuuint32_t steps[3] = {1, 1, 1};
-  const CUtensorMapDataType type = dtype == kFloat8
-                                       ? CU_TENSOR_MAP_DATA_TYPE_UINT8  // there is none for float8
-                                   : dtype == kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                                       : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  return encoder()(map, type, 3, const_cast<void*>(data), sizes, strides, box, steps,
-                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
 
 // Null where there is no such kernel: float16 with whole values only of kind kFlat, float8 without.
 Launcher launcher(Dtype dtype, const Options& options) {

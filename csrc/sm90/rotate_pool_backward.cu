@@ -64,36 +64,12 @@ __global__ void add_kernel(const float* parts,  // [splits, C, C]
   }
 }
 
-using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
-                            const cuuint64_t*, const cuuint32_t*, const cuuint32_t*,
-                            CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
-                            CUtensorMapFloatOOBfill);
-
-// A map of x as three dimensions, so that a box that reaches beyond the last pixel of an image gets
-// zeros there and not pixels of the next one.
-bool encode(Encode encoder, CUtensorMap* map, Dtype dtype, const Rows& x, int64_t image_stride,
-            int piece) {
-  const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(x.channels),
-                               static_cast<cuuint64_t>(x.pixels),
-                               static_cast<cuuint64_t>(x.images)};
-  const cuuint64_t strides[2] = {static_cast<cuuint64_t>(x.pixel_stride * 2),
-                                 static_cast<cuuint64_t>(image_stride * 2)};
-  const cuuint32_t box[3] = {backward::kBoxColumns, static_cast<cuuint32_t>(16 * piece), 1};
-  const cuuint32_t steps[3] = {1, 1, 1};
-  const CUtensorMapDataType type =
-      dtype == kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  return encoder(map, type, 3, const_cast<void*>(x.data), sizes, strides, box, steps,
-                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
 template <int PIECE, int CLUSTER, typename T>
 Status launch_grad(const GradArguments& arguments, int device, int processors,
                    cudaStream_t stream) {
   using K = GradKernel<PIECE, CLUSTER, T>;
   return launch_persistent<grad_u_kernel<PIECE, CLUSTER, T>, CLUSTER>(
-      arguments, arguments.grid.units, kGradThreads, K::SHARED, device, processors, stream);
+      arguments, arguments.grid.units, kThreads, K::SHARED, device, processors, stream);
 }
 
 using GradLauncher = Status (*)(const GradArguments&, int, int, cudaStream_t);
@@ -148,8 +124,7 @@ Status grad_u(const Rows& x, Dtype dtype, const float* grad_pos, const float* gr
   if (dtype == kFloat16 && scales == nullptr) return refused("an argument is missing");
   const Device device(options.device);
   if (device.error() != cudaSuccess) return {device.error(), "the device"};
-  static const auto encoder = reinterpret_cast<Encode>(of_driver("cuTensorMapEncodeTiled"));
-  if (encoder == nullptr) return {cudaErrorNotSupported, "the driver has no tensor maps"};
+  if (encoder() == nullptr) return {cudaErrorNotSupported, "the driver has no tensor maps"};
   int processors = 0;
   const cudaError_t error =
       cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, options.device);
@@ -159,7 +134,10 @@ Status grad_u(const Rows& x, Dtype dtype, const float* grad_pos, const float* gr
   Rows rows = x;
   if (x.pixels == 1) rows.pixel_stride = x.channels;
   const int64_t image_stride = x.images > 1 ? x.image_stride : x.pixels * rows.pixel_stride;
-  if (!encode(encoder, &a.map, dtype, rows, image_stride, backward::kPieces[piece]))
+  // three dimensions, so that a box that reaches beyond the last pixel of an image gets zeros there
+  // and not pixels of the next one
+  if (!encode(&a.map, dtype, x.data, x.channels, x.pixels, x.images, rows.pixel_stride * 2,
+              image_stride * 2, 16 * backward::kPieces[piece], 1))
     return refused("the driver refused a tensor map");
   a.grad_pos = grad_pos;
   a.grad_neg = grad_neg;

@@ -16,46 +16,11 @@
 
 #include "grad_u_schedule.h"
 #include "ptx.cuh"
+#include "ring.cuh"
 #include "rotate_pool_backward.h"
 
 namespace infodisent {
 namespace sm90 {
-
-constexpr int kGradThreads = 384;
-// As in rotate_pool_kernel.cuh: 384 threads of 168 registers, 128 * 24 + 256 * 240.
-constexpr int kGradProducerRegisters = 24, kGradConsumerRegisters = 240;
-
-// d (+)= A B for 64 rows of A, 16 of K and 256 columns of B: A in registers, B in shared memory
-// with contiguous columns, which is what the last immediate says.
-template <typename T>
-struct WgmmaOfRegisters;
-
-#define INFODISENT_D128 \
-  INFODISENT_D96, INFODISENT_D8(96), INFODISENT_D8(104), INFODISENT_D8(112), INFODISENT_D8(120)
-#define INFODISENT_R128                                                          \
-  INFODISENT_R96                                                                 \
-  ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, " \
-  "%109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, "     \
-  "%121, %122, %123, %124, %125, %126, %127"
-#define INFODISENT_WGMMA_OF_REGISTERS(TYPE, NAME)                                              \
-  template <>                                                                                  \
-  struct WgmmaOfRegisters<TYPE> {                                                              \
-    static __device__ __forceinline__ void run(float (&d)[128], const uint32_t* a, uint64_t b, \
-                                               int32_t accumulate) {                           \
-      asm volatile(                                                                            \
-          "{\n"                                                                                \
-          ".reg .pred p;\n"                                                                    \
-          "setp.ne.b32 p, %133, 0;\n"                                                          \
-          "wgmma.mma_async.sync.aligned.m64n256k16.f32." NAME "." NAME " {" INFODISENT_R128    \
-          "}, {%128, %129, %130, %131}, %132, p, 1, 1, 1;\n"                                   \
-          "}\n"                                                                                \
-          : INFODISENT_D128                                                                    \
-          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate)                \
-          : "memory");                                                                         \
-    }                                                                                          \
-  };
-INFODISENT_WGMMA_OF_REGISTERS(__nv_bfloat16, "bf16")
-INFODISENT_WGMMA_OF_REGISTERS(__half, "f16")
 
 template <typename T>
 __device__ __forceinline__ uint32_t half_bits(float v) {
@@ -89,7 +54,7 @@ struct GradArguments {
 
 template <int PIECE, int CLUSTER, typename T>
 struct GradKernel {
-  static constexpr int STAGES = backward::stages_of(PIECE), GROUPS = 2;
+  static constexpr int STAGES = backward::stages_of(PIECE), GROUPS = kGroups;
   static constexpr int M = kTileChannels, N = backward::kTileColumns;
   static constexpr uint32_t BOX = backward::box_bytes(PIECE), SLOT = backward::slot_bytes(PIECE);
   static constexpr int SHARED = backward::shared_bytes(PIECE, STAGES);
@@ -97,46 +62,27 @@ struct GradKernel {
   static_assert(BOX % 1024 == 0, "the pattern of the swizzle begins at multiples of 1024");
   static_assert(M == 64 * GROUPS && N == 256, "64 rows and 128 registers of sums a warpgroup");
 
-  // Shared memory, from a multiple of 1024 on: STAGES slots, then the barriers. The offset is the
-  // same in every block of a cluster, which multicast and remote arrivals rely on.
-  struct Ring {
-    uint32_t base;
-    __device__ __forceinline__ uint32_t x(uint32_t stage) const { return base + stage * SLOT; }
-    __device__ __forceinline__ uint32_t full(uint32_t stage) const {
-      return base + STAGES * SLOT + stage * 8;
-    }
-    __device__ __forceinline__ uint32_t empty(uint32_t stage) const {
-      return full(stage) + STAGES * 8;
-    }
-  };
-
-  static __device__ __forceinline__ int32_t block_rank() {
-    return CLUSTER == 1 ? 0 : static_cast<int32_t>(cluster_rank());
-  }
+  // A slot holds boxes of x, of which in a cluster the other block sends half. Both warpgroups read
+  // it.
+  using Ring = sm90::Ring<STAGES, SLOT, 4 * GROUPS, CLUSTER>;
 
   // One thread. For every unit of the cluster and every piece of its images: wait until the slot
   // has been read, announce its bytes, start the copies.
-  //
-  // "full" of a slot: 1 arrival, this thread's, and all bytes of the slot, half of which the other
-  // block of a cluster sends; that these may come before the announcement but never a use too early
-  // is as in rotate_pool_kernel.cuh. "empty": 8 arrivals, one of each warp that reads, and 8
-  // of the other block.
   static __device__ __forceinline__ void produce(const GradArguments& a, Ring ring) {
-    const int32_t rank = block_rank();
+    const int32_t rank = block_rank<CLUSTER>();
     Slot slot = {0, 0};
     for (int32_t number = blockIdx.x / CLUSTER; number < a.grid.units;
          number += gridDim.x / CLUSTER) {
       const backward::Unit unit = backward::unit_of(a.grid, number, a.images, CLUSTER, rank);
       for (int32_t image = unit.first; image < unit.last; ++image) {
         for (int32_t block = 0; block < a.blocks; ++block) {
-          wait(ring.empty(slot.stage), slot.parity ^ 1);
-          const uint32_t full = ring.full(slot.stage);
-          arrive_expect(full, SLOT);
+          ring.wait_until_read(slot);
+          const uint32_t full = ring.announce(slot.stage, SLOT);
           // pixels beyond P are zeros, not those of the next image, and so are columns beyond C
 #pragma unroll
           for (int i = 0; i < backward::kBoxes / CLUSTER; ++i) {
             const int32_t box = rank * (backward::kBoxes / CLUSTER) + i;
-            const uint32_t to = ring.x(slot.stage) + box * BOX;
+            const uint32_t to = ring.slot(slot.stage) + box * BOX;
             const int32_t column = unit.n * N + box * backward::kBoxColumns;
             if (CLUSTER == 1)
               load_box(to, &a.map, column, block * 16 * PIECE, image, full);
@@ -147,21 +93,7 @@ struct GradKernel {
         }
       }
     }
-    // A block of a cluster must not end before the other is done with it.
-    if (CLUSTER != 1) {
-      for (int i = 0; i < STAGES; ++i) {
-        wait(ring.empty(slot.stage), slot.parity ^ 1);
-        slot.advance(STAGES);
-      }
-    }
-  }
-
-  static __device__ __forceinline__ void release(Ring ring, uint32_t stage, int lane) {
-    if (CLUSTER == 1) {
-      if (lane == 0) arrive(ring.empty(stage));
-    } else {
-      if (lane < CLUSTER) arrive_at(ring.empty(stage), lane);
-    }
+    ring.drain(slot);
   }
 
   // What a lane loads of an image: of channels `channel` and `channel` + 8.
@@ -225,7 +157,7 @@ struct GradKernel {
                                          uint32_t (&after)[4 * PIECE], int32_t number) {
       wait(ring.full(slot.stage), slot.parity);
       wgmma_fence();
-      const uint64_t x = backward::descriptor_of(ring.x(slot.stage), PIECE);
+      const uint64_t x = backward::descriptor_of(ring.slot(slot.stage), PIECE);
 #pragma unroll
       for (int k = 0; k < PIECE; ++k)
         WgmmaOfRegisters<T>::run(d, piece + 4 * k, x + backward::descriptor_step(k), number + k);
@@ -233,7 +165,7 @@ struct GradKernel {
       // At most this step's products are still running: the slot before has been read, and so have
       // the registers that are written next.
       wgmma_wait<1>();
-      if (number != 0) release(ring, before, lane);
+      if (number != 0) ring.release(before, lane);
       before = slot.stage;
       slot.advance(STAGES);
       make(after);
@@ -248,7 +180,7 @@ struct GradKernel {
     for (int32_t number = blockIdx.x / CLUSTER; number < a.grid.units;
          number += gridDim.x / CLUSTER) {
       const backward::Unit unit =
-          backward::unit_of(a.grid, number, a.images, CLUSTER, block_rank());
+          backward::unit_of(a.grid, number, a.images, CLUSTER, block_rank<CLUSTER>());
       c.channel = unit.m * M + warp * 16 + lane / 4;
       c.last = unit.last;
       c.image = unit.first;
@@ -268,11 +200,11 @@ struct GradKernel {
         c.step(d, odd, even, step + 1);
       }
       wgmma_wait<0>();
-      release(ring, c.before, lane);
+      ring.release(c.before, lane);
       touch(d);
       // anew: what only the end needs is not kept in registers until then
       const backward::Unit done =
-          backward::unit_of(a.grid, anew(number), a.images, CLUSTER, block_rank());
+          backward::unit_of(a.grid, anew(number), a.images, CLUSTER, block_rank<CLUSTER>());
       if (a.out_half)
         write<true>(a, d, done, c.channel, c.scale, lane);
       else
@@ -358,31 +290,24 @@ struct GradKernel {
 };
 
 template <int PIECE, int CLUSTER, typename T>
-__global__ void __launch_bounds__(kGradThreads, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     grad_u_kernel(const __grid_constant__ GradArguments a) {
   using K = GradKernel<PIECE, CLUSTER, T>;
   extern __shared__ uint8_t memory[];
-  const typename K::Ring ring = {(shared_address(memory) + 1023) & ~1023u};
+  const typename K::Ring ring = {K::Ring::base_of(memory)};
   // the same in all lanes, and known to be to the compiler
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
-    for (int stage = 0; stage < K::STAGES; ++stage) {
-      barrier_init(ring.full(stage), 1);
-      barrier_init(ring.empty(stage), 4 * K::GROUPS * CLUSTER);
-    }
+    ring.init();
     barrier_init_fence();
     prefetch(&a.map);
   }
-  // No copy or arrival may come from the other block before its barriers exist here.
-  if (CLUSTER == 1)
-    __syncthreads();
-  else
-    cluster_sync();
+  barriers_ready<CLUSTER>();
   if (warp >= 4 * K::GROUPS) {
-    fewer_registers<kGradProducerRegisters>();
+    fewer_registers<kProducerRegisters>();
     if (warp == 4 * K::GROUPS && elected()) K::produce(a, ring);
   } else {
-    more_registers<kGradConsumerRegisters>();
+    more_registers<kConsumerRegisters>();
     K::consume(a, ring, warp, lane);
   }
 }

@@ -53,7 +53,7 @@ __global__ void largest_kernel(const T* x,         // [n, P, C]
                                int32_t vectors,  // C / kVector
                                int64_t image_stride, int64_t pixel_stride) {
   const Vectors at(chunks, pixels, vectors);
-  uint32_t found = 0;
+  uint32_t most = 0;
   for (int64_t i = at.first; i < at.count; i += at.step) {
     const int64_t pixel = i / vectors;
     float v[kVector];
@@ -61,11 +61,11 @@ __global__ void largest_kernel(const T* x,         // [n, P, C]
 #pragma unroll
     for (int k = 0; k < kVector; ++k) {
       const uint32_t magnitude = bits_of(v[k]) & ~kSign;
-      found = larger(found, magnitude < kInfinity ? magnitude : 0);
+      most = larger(most, magnitude < kInfinity ? magnitude : 0);
     }
   }
-  found = __reduce_max_sync(~0u, found);
-  if (threadIdx.x % 32 == 0 && found != 0) atomicMax(largest + at.image, found);
+  most = __reduce_max_sync(~0u, most);
+  if (threadIdx.x % 32 == 0 && most != 0) atomicMax(largest + at.image, most);
 }
 
 template <typename T>

@@ -17,17 +17,12 @@
 #include "float8.h"
 #include "packed_key.h"
 #include "ptx.cuh"
+#include "ring.cuh"
 #include "rotate_pool.h"
 #include "tile_schedule.h"
 
 namespace infodisent {
 namespace sm90 {
-
-constexpr int kThreads = 128 * (kGroups + 1);
-// 384 threads are launched with 168 registers each, all that there are (65536 / 384, in eights).
-// The producer gives away what the consumers take: 128 * 24 + 256 * 240 = 384 * 168. Every warp of
-// a warpgroup executes its setmaxnreg, the four producer warps too of which only one goes on.
-constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 
 struct Arguments {
   CUtensorMap u, u_low, x, x_low;  // [C, C], [n, P, C] or [1, n P, C]; low: copies of the others
@@ -61,36 +56,18 @@ struct Kernel {
   static_assert(kTile.images * kTile.pixels <= N && N % 8 == 0 && N <= 256, "a wgmma of N columns");
   static_assert(kTile.images <= 4, "each of the four lanes of a row writes one image");
 
-  // Shared memory, from a multiple of 1024 on: STAGES slots of U [128, BLOCK_K] and x [slot_rows,
-  // BLOCK_K], then the barriers. The offset is the same in every block of a cluster, which
-  // multicast and remote arrivals rely on.
-  struct Ring {
-    uint32_t base;
-    __device__ __forceinline__ uint32_t u(uint32_t stage) const { return base + stage * SLOT; }
+  // A slot holds U [128, BLOCK_K] and then x [slot_rows, BLOCK_K], of which in a cluster the other
+  // block sends half. One warpgroup reads it.
+  struct Ring : sm90::Ring<STAGES, SLOT, 4, CLUSTER> {
+    __device__ __forceinline__ uint32_t u(uint32_t stage) const { return this->slot(stage); }
     __device__ __forceinline__ uint32_t x(uint32_t stage) const { return u(stage) + U_BYTES; }
-    __device__ __forceinline__ uint32_t full(uint32_t stage) const {
-      return base + STAGES * SLOT + stage * 8;
-    }
-    __device__ __forceinline__ uint32_t empty(uint32_t stage) const {
-      return full(stage) + STAGES * 8;
-    }
     __device__ __forceinline__ uint32_t turn(uint32_t group) const {
-      return base + STAGES * (SLOT + 16) + group * 8;
+      return this->end() + group * 8;
     }
   };
 
   // One thread. For every unit of the cluster and every step along K: wait until the slot has been
   // read, announce its bytes, start the copies.
-  //
-  // "full" of a slot: 1 arrival, this thread's, and all bytes of the slot, of which in a cluster
-  // the other block sends half of x. Those may arrive before the announcement: the count of bytes
-  // then goes below zero for a while, but the phase cannot complete before this thread's arrival.
-  // They cannot arrive while the phase before is incomplete: the other block sends for use u after
-  // its "empty" has the arrivals of this block's consumers for use u - 1, and those come after
-  // phase u - 1 of "full" here.
-  //
-  // "empty" of a slot: 4 arrivals, one of each warp of the warpgroup that reads this use, and in a
-  // cluster 4 of the other block: what this thread sends overwrites x in both.
   static __device__ __forceinline__ void produce(const Arguments& a, Ring ring, int32_t rank,
                                                  int32_t cluster_id, int32_t clusters) {
     const int32_t steps = (a.channels + BLOCK_K - 1) / BLOCK_K;
@@ -103,9 +80,8 @@ struct Kernel {
         const CUtensorMap* u = segment == 1 ? &a.u_low : &a.u;
         const CUtensorMap* x = segment == 0 ? &a.x_low : &a.x;
         for (int32_t k = 0; k < steps; ++k) {
-          wait(ring.empty(slot.stage), slot.parity ^ 1);
-          const uint32_t full = ring.full(slot.stage);
-          arrive_expect(full, U_BYTES + a.box_bytes);
+          ring.wait_until_read(slot);
+          const uint32_t full = ring.announce(slot.stage, U_BYTES + a.box_bytes);
           // rows beyond C and pixels beyond P (or n P) are zeros; so are channels beyond C, on both
           // sides of the product
           load_box(ring.u(slot.stage), u, k * BLOCK_K, work.m * M, 0, full);
@@ -119,23 +95,7 @@ struct Kernel {
         }
       }
     }
-    // A block of a cluster must not end before the other is done with it. Once every slot has been
-    // read in both blocks, all copies that involve this block have landed and all arrivals at its
-    // barriers have come. (A slot that was never used passes, as it did before its first use.)
-    if (CLUSTER != 1) {
-      for (int i = 0; i < STAGES; ++i) {
-        wait(ring.empty(slot.stage), slot.parity ^ 1);
-        slot.advance(STAGES);
-      }
-    }
-  }
-
-  static __device__ __forceinline__ void release(Ring ring, uint32_t stage, int lane) {
-    if (CLUSTER == 1) {
-      if (lane == 0) arrive(ring.empty(stage));
-    } else {
-      if (lane < CLUSTER) arrive_at(ring.empty(stage), lane);
-    }
+    ring.drain(slot);
   }
 
   // One warpgroup. `group` 0 or 1 takes the units of even or odd turns.
@@ -178,14 +138,14 @@ struct Kernel {
         wgmma_commit();
         // At most this step's products are still running: the slot before has been read.
         wgmma_wait<1>();
-        if (step != 0) release(ring, before, lane);
+        if (step != 0) ring.release(before, lane);
         before = slot.stage;
         slot.advance(STAGES);
       }
       // The other group's products may queue up behind the last of these.
       if (lane == 0) arrive(ring.turn(group ^ 1));
       wgmma_wait<0>();
-      release(ring, before, lane);
+      ring.release(before, lane);
       // The epilogue depends on this, and so comes after the release: the compiler would put the
       // release off until half of the epilogue is done. With EXACT it spills then; its products
       // take three times as long, and there a late release matters less.
@@ -212,14 +172,14 @@ struct Kernel {
                            __shfl_xor_sync(~0u, keys.smallest, lane)});
     return keys;
   }
-  static __device__ __forceinline__ Extremes across(Extremes found) {
+  static __device__ __forceinline__ Extremes across(Extremes extremes) {
 #pragma unroll
     for (int lane = 1; lane < 4; lane *= 2)
-      found = merged(found, {__shfl_xor_sync(~0u, found.largest, lane),
-                             __shfl_xor_sync(~0u, found.smallest, lane),
-                             __shfl_xor_sync(~0u, found.at_largest, lane),
-                             __shfl_xor_sync(~0u, found.at_smallest, lane)});
-    return found;
+      extremes = merged(extremes, {__shfl_xor_sync(~0u, extremes.largest, lane),
+                                   __shfl_xor_sync(~0u, extremes.smallest, lane),
+                                   __shfl_xor_sync(~0u, extremes.at_largest, lane),
+                                   __shfl_xor_sync(~0u, extremes.at_smallest, lane)});
+    return extremes;
   }
 
   // Whole images: the results, image i of the tile by lane i of the four. d is channel and
@@ -233,8 +193,8 @@ struct Kernel {
 #pragma unroll
       for (int i = 0; i < kTile.images; ++i) {
         if constexpr (EXACT) {
-          const Extremes found = across(extremes_of_image<N, kTile.pixels>(d, h, i, quad));
-          if (quad == i) mine = found;
+          const Extremes extremes = across(extremes_of_image<N, kTile.pixels>(d, h, i, quad));
+          if (quad == i) mine = extremes;
         } else {
           const Keys keys = across(keys_of_image<N, kTile.pixels>(d, h, i, quad));
           if (quad == i) mine = keys;
@@ -242,17 +202,17 @@ struct Kernel {
       }
       const int32_t row = channel + 8 * h;
       if (quad < kTile.images && image < a.images && row < a.channels) {
-        Pooled found;
+        Pooled result;
         if constexpr (EXACT)
-          found = pooled(mine);
+          result = pooled(mine);
         else
-          found = unpacked(sides_of(mine.largest, mine.smallest), mask_of(kTile.pixels));
-        if constexpr (FLOAT8) found = scaled(found, a.u_scale[row], a.x_scale[image]);
+          result = unpacked(sides_of(mine.largest, mine.smallest), mask_of(kTile.pixels));
+        if constexpr (FLOAT8) result = scaled(result, a.u_scale[row], a.x_scale[image]);
         const int64_t to = static_cast<int64_t>(image) * a.channels + row;
-        a.pos[to] = found.pos;
-        a.neg[to] = found.neg;
-        a.pos_index[to] = found.pos_index;
-        a.neg_index[to] = found.neg_index;
+        a.pos[to] = result.pos;
+        a.neg[to] = result.neg;
+        a.pos_index[to] = result.pos_index;
+        a.neg_index[to] = result.neg_index;
       }
     }
   }
@@ -272,10 +232,10 @@ struct Kernel {
             (static_cast<int64_t>(quad) * a.images + run.image + i) * a.channels + row;
         const bool mine = quad < 2 && row < a.channels;
         if constexpr (EXACT) {
-          const Extremes found = across(extremes_of_run<N>(d, h, anew(quad), shift, a.pixels));
-          const Sides sides = sides_of(found.largest, found.smallest);
-          const uint64_t key = quad == 0 ? wide_key(sides.pos, found.at_largest)
-                                         : wide_key(sides.neg, found.at_smallest);
+          const Extremes extremes = across(extremes_of_run<N>(d, h, anew(quad), shift, a.pixels));
+          const Sides sides = sides_of(extremes.largest, extremes.smallest);
+          const uint64_t key = quad == 0 ? wide_key(sides.pos, extremes.at_largest)
+                                         : wide_key(sides.neg, extremes.at_smallest);
           if (mine && key != 0) atomicMax(static_cast<unsigned long long*>(a.keys) + to, key);
         } else {
           const Keys keys = across(keys_of_run<N>(d, h, anew(quad), shift, a.pixels, a.mask));
@@ -293,26 +253,19 @@ __global__ void __launch_bounds__(kThreads, 1)
     rotate_pool_kernel(const __grid_constant__ Arguments a) {
   using K = Kernel<KIND, EXACT, CLUSTER, T>;
   extern __shared__ uint8_t memory[];
-  const typename K::Ring ring = {(shared_address(memory) + 1023) & ~1023u};
-  const int32_t rank = CLUSTER == 1 ? 0 : static_cast<int32_t>(cluster_rank());
+  const typename K::Ring ring = {{K::Ring::base_of(memory)}};
+  const int32_t rank = block_rank<CLUSTER>();
   const int32_t cluster_id = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
   // the same in all lanes, and known to be to the compiler
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
-    for (int stage = 0; stage < K::STAGES; ++stage) {
-      barrier_init(ring.full(stage), 1);
-      barrier_init(ring.empty(stage), 4 * CLUSTER);
-    }
+    ring.init();
     for (int group = 0; group < kGroups; ++group) barrier_init(ring.turn(group), 4);
     barrier_init_fence();
     prefetch(&a.u);
     prefetch(&a.x);
   }
-  // No copy or arrival may come from the other block before its barriers exist here.
-  if (CLUSTER == 1)
-    __syncthreads();
-  else
-    cluster_sync();
+  barriers_ready<CLUSTER>();
   if (warp >= 4 * kGroups) {
     fewer_registers<kProducerRegisters>();
     if (warp == 4 * kGroups && elected()) K::produce(a, ring, rank, cluster_id, clusters);

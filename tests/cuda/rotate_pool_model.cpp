@@ -59,30 +59,30 @@ float value_of(int kind) {
 
 // What the contract says of the values with their last bits cleared.
 Pooled scanned(const float* y, int pixels, uint32_t mask) {
-  Pooled found = {0.0f, 0.0f, -1, -1};
+  Pooled pool = {0.0f, 0.0f, -1, -1};
   for (int p = 0; p < pixels; ++p) {
     if (y[p] != y[p]) return {y[p], y[p], p, p};
     const float v = float_of(bits_of(y[p]) & ~mask);
-    if (v > found.pos) {
-      found.pos = v;
-      found.pos_index = p;
+    if (v > pool.pos) {
+      pool.pos = v;
+      pool.pos_index = p;
     }
-    if (-v > found.neg) {
-      found.neg = -v;
-      found.neg_index = p;
+    if (-v > pool.neg) {
+      pool.neg = -v;
+      pool.neg_index = p;
     }
   }
-  return found;
+  return pool;
 }
-void compare(const Pooled& found, const Pooled& wanted, const char* where) {
+void compare(const Pooled& ours, const Pooled& wanted, const char* where) {
   const bool nan = wanted.pos != wanted.pos;
   const bool values =
-      nan ? found.pos != found.pos && found.neg != found.neg
-          : bits_of(found.pos) == bits_of(wanted.pos) && bits_of(found.neg) == bits_of(wanted.neg);
-  if (values && found.pos_index == wanted.pos_index && found.neg_index == wanted.neg_index) return;
+      nan ? ours.pos != ours.pos && ours.neg != ours.neg
+          : bits_of(ours.pos) == bits_of(wanted.pos) && bits_of(ours.neg) == bits_of(wanted.neg);
+  if (values && ours.pos_index == wanted.pos_index && ours.neg_index == wanted.neg_index) return;
   char text[200];
   std::snprintf(text, sizeof text, "%s: found %g %g at %d %d, wanted %g %g at %d %d", where,
-                found.pos, found.neg, found.pos_index, found.neg_index, wanted.pos, wanted.neg,
+                ours.pos, ours.neg, ours.pos_index, ours.neg_index, wanted.pos, wanted.neg,
                 wanted.pos_index, wanted.neg_index);
   fail(text);
 }
@@ -105,9 +105,9 @@ struct Fragment {
 template <typename F>
 auto across(int row, F find) {
   const int first = row % 8 * 4;
-  auto found = find(first, 0);
-  for (int lane = 1; lane < 4; ++lane) found = merged(found, find(first + lane, lane));
-  return found;
+  auto all = find(first, 0);
+  for (int lane = 1; lane < 4; ++lane) all = merged(all, find(first + lane, lane));
+  return all;
 }
 
 template <int KIND>
@@ -125,10 +125,10 @@ void tile_of_images() {
         });
         const Sides sides = sides_of(keys.largest, keys.smallest);
         compare(unpacked(sides, mask_of(HW)), scanned(y, HW, mask_of(HW)), where);
-        const Extremes found = across(row, [&](int thread, int lane) {
+        const Extremes extremes = across(row, [&](int thread, int lane) {
           return extremes_of_image<N, HW>(fragment.d[thread], row / 8, image, lane);
         });
-        compare(pooled(found), scanned(y, HW, 0), where);
+        compare(pooled(extremes), scanned(y, HW, 0), where);
       }
   };
   for (int kind = 0; kind < kValueKinds; ++kind)
@@ -176,7 +176,7 @@ void flat(int images, int pixels, bool contiguous) {
       int shift = run.pixel;
       for (int i = 0; i < run.images; ++i, shift -= pixels)
         for (int row = 0; row < 16; ++row) {
-          const Keys found = across(row, [&](int thread, int lane) {
+          const Keys packed_keys = across(row, [&](int thread, int lane) {
             return keys_of_run<N>(fragment.d[thread], row / 8, lane, shift, pixels, mask);
           });
           const Extremes exact = across(row, [&](int thread, int lane) {
@@ -184,7 +184,7 @@ void flat(int images, int pixels, bool contiguous) {
           });
           const int to = (run.image + i) * 16 + row, other = to + 16 * images;
           check(run.image + i < images, "an image too many");
-          const Sides sides = sides_of(found.largest, found.smallest);
+          const Sides sides = sides_of(packed_keys.largest, packed_keys.smallest);
           keys[to] = larger(keys[to], static_cast<int32_t>(sides.pos));
           keys[other] = larger(keys[other], static_cast<int32_t>(sides.neg));
           const Sides whole = sides_of(exact.largest, exact.smallest);
@@ -363,8 +363,8 @@ void float8_pool() {
         after[p] = y[p] != y[p] ? y[p] : float_of(bits_of(y[p]) & ~mask) * u_scale * x_scale;
         add(keys, packed(bits_of(y[p]), p, mask));
       }
-      const Pooled found = unpacked(sides_of(keys.largest, keys.smallest), mask);
-      compare(scaled(found, u_scale, x_scale), scanned(after, pixels, 0), "float8");
+      const Pooled pool = unpacked(sides_of(keys.largest, keys.smallest), mask);
+      compare(scaled(pool, u_scale, x_scale), scanned(after, pixels, 0), "float8");
     }
   const Pooled tiny = scaled({1.0f, 2.0f, 3, 4}, std::ldexp(1.0f, -126), std::ldexp(1.0f, -126));
   check(tiny.pos == 0.0f && tiny.pos_index == -1 && tiny.neg == 0.0f && tiny.neg_index == -1,
