@@ -38,12 +38,14 @@ def bench(
     import torch
 
     from infodisent.bench import cases
+    from infodisent.bench.machine import machine
+    from infodisent.bench.shapes import SHAPES
     from infodisent.files import write_json
 
     ops = op or ["rotation", "rotate_pool", "infodisent_head"]
     shapes = shape or ["resnet34", "vit_base_patch16_224", "resnet50"]
     check_allowed("bench", "op", ops, cases.OPS)
-    check_allowed("bench", "shape", shapes, tuple(cases.SHAPES))
+    check_allowed("bench", "shape", shapes, tuple(SHAPES))
     check_allowed("bench", "dtype", [dtype], DTYPES)
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     check_allowed("bench", "device", [device], devices)
@@ -56,16 +58,16 @@ def bench(
             torch.compiler.reset()
             results.append(cases.compare(case, rounds))
             display.advance(task)
-    machine = cases.machine(device)
+    this_machine = machine(device)
     for name in ops:
         console.print(_table(name, [r for r in results if r["op"] == name]))
-    console.print("[dim]" + ", ".join(f"{k} {v}" for k, v in machine.items()))
+    console.print("[dim]" + ", ".join(f"{k} {v}" for k, v in this_machine.items()))
     if "rotation" in ops:
         console.print("[dim]* another map to the orthogonal matrices, for comparison of cost only")
     if "rotate_pool" in ops:
         console.print("[dim]† part of the work: the matrix product, on rows laid out beforehand")
     if json is not None:
-        write_json(json, {"machine": machine, "rounds": rounds, "results": results})
+        write_json(json, {"machine": this_machine, "rounds": rounds, "results": results})
 
 
 def _table(op: str, results: list[dict[str, Any]]) -> Table:

@@ -33,7 +33,7 @@ def tune(
     import torch
 
     from infodisent.backends.triton import loading
-    from infodisent.bench.cases import SHAPES
+    from infodisent.bench.shapes import SHAPES
 
     check_allowed("tune", "shape", shape or [], tuple(SHAPES))
     check_allowed("tune", "dtype", [dtype], DTYPES)
