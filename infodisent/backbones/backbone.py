@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class Backbone(nn.Module):
 
     Args:
         model: the classifier, kept as `model`; its own head stays in it, so its logits stay there.
-        plan: how its head works, from `timm_plan` or `infodisent.classifier.torchvision_plan`.
+        plan: how its head works, from `timm_plan` or `infodisent.backbones.torchvision`.
         features, classifier: ``(model, images) -> raw`` and ``(model, raw) -> logits [B, K]``, for
             models without forward_features and forward_head.
         freeze: no parameter trains, the model stays in eval mode and runs without gradients.
@@ -70,8 +70,8 @@ class Backbone(nn.Module):
         num_classes: the original's classes, 0 where it has no classifier.
         model, plan, frozen, image_size, in_chans: as given.
         pretrained_cfg: input size, mean, std, interpolation … as timm names them.
-        origin: JSON-able where possible: source, name and model_kwargs that build the model again;
-            name None for an instance.
+        origin: JSON-able: source, name and model_kwargs that build the model again; name None where
+            it was an instance, or built with arguments that JSON can't hold.
 
     Raises ValueError where the features are not one map laid out as the model's attributes say, or
     where its head computes something the plan does not reproduce.
@@ -279,6 +279,19 @@ class Backbone(nn.Module):
             grads = torch.autograd.grad(self(x).float().sum(), weights, allow_unused=True)
         for weight, grad in zip(weights, grads, strict=True):
             weight.requires_grad_(grad is not None)
+
+
+class HasBackbone(Protocol):
+    """A model that keeps its backbone under that name, such as `InfoDisentClassifier`."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone."""
+
+
+def backbone_of(model: Backbone | HasBackbone) -> Backbone:
+    """The backbone itself, or that of a model that has one."""
+    return model if isinstance(model, Backbone) else model.backbone
 
 
 def _forward_features(model: Any, x: Tensor) -> Any:

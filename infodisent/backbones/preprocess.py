@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from infodisent.backbones.backbone import Backbone, HasBackbone, backbone_of
 from infodisent.backbones.torchvision_import import ensure_torchvision
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from infodisent.classifier import InfoDisentClassifier
 
 _KEYS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
 
-def transform_config(model: InfoDisentClassifier) -> dict[str, Any]:
+def transform_config(model: Backbone | HasBackbone) -> dict[str, Any]:
     """Input size, interpolation, mean, std and crop of a model, JSON-able, from its own config."""
     ensure_torchvision()
     from timm.data import resolve_data_config
 
-    config = resolve_data_config(pretrained_cfg=model.pretrained_cfg or {}, verbose=False)
+    cfg = backbone_of(model).pretrained_cfg
+    config = resolve_data_config(pretrained_cfg=cfg or {}, verbose=False)
     return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if k in _KEYS}
 
 
@@ -37,7 +35,10 @@ def transform_from(config: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
     return transform
 
 
-def to_picture(x: Tensor, config: dict[str, Any]) -> Image.Image:
+def to_picture(
+    x: Tensor,  # [3, H, W]
+    config: dict[str, Any],
+) -> Image.Image:
     """Undo the normalisation: what the network sees, ``[3, H, W]``, as an 8-bit RGB picture."""
     mean = torch.tensor(config["mean"]).view(3, 1, 1)
     std = torch.tensor(config["std"]).view(3, 1, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -58,7 +59,11 @@ def read_backbone(
     size, in_chans = _input_size(model, cfg, kwargs)
     backbone = Backbone(model, freeze=freeze, image_size=size, in_chans=in_chans, **reading)
     backbone.pretrained_cfg = cfg
-    backbone.origin = {"source": source, "name": name, "model_kwargs": kwargs}
+    try:
+        json.dumps(kwargs)
+        backbone.origin = {"source": source, "name": name, "model_kwargs": kwargs}
+    except TypeError:  # built from objects, so it can't be rebuilt from text
+        backbone.origin = {"source": source, "name": None, "model_kwargs": {}}
     return backbone
 
 

@@ -67,15 +67,15 @@ def scan_folder(
     train = _subfolder(base, TRAIN_NAMES)
     val = _subfolder(base, VAL_NAMES)
     if train is not None and val is not None:
-        found = {"train": _classes(train), "val": _classes(val)}
-        if set(found["val"]) - set(found["train"]):
-            unknown = ", ".join(sorted(set(found["val"]) - set(found["train"])))
+        splits = {"train": _classes(train), "val": _classes(val)}
+        if set(splits["val"]) - set(splits["train"]):
+            unknown = ", ".join(sorted(set(splits["val"]) - set(splits["train"])))
             raise ValueError(f"{val} has classes that {train} lacks: {unknown}")
-        classes = tuple(sorted(found["train"]))
+        classes = tuple(sorted(splits["train"]))
         _check_classes(base, classes)
         items = [
             ImageItem(path, classes.index(name), split)
-            for split, by_class in found.items()
+            for split, by_class in splits.items()
             for name in sorted(by_class)
             for path in by_class[name]
         ]
@@ -154,15 +154,16 @@ def _subfolder(base: Path, names: Sequence[str]) -> Path | None:
 
 
 def _classes(folder: Path) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    """Image files by class folder, both sorted."""
+    files_of: dict[str, list[str]] = {}
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not entry.name.startswith("."):
             files = sorted(
                 str(p) for p in _below(entry) if p.suffix.lower() in EXTENSIONS and p.is_file()
             )
             if files:
-                found[entry.name] = files
-    return found
+                files_of[entry.name] = files
+    return files_of
 
 
 def _below(folder: Path) -> Iterator[Path]:

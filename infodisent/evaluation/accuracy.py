@@ -1,21 +1,25 @@
-"""Accuracy and explanation size of a head, and the two yardsticks beside it."""
+"""Accuracy and explanation size of a head, and the two yardsticks beside it.
+
+Nothing here holds a table of all images and channels in memory: figures are gathered batch by
+batch, and what has to be read again and again lies in `infodisent.data.rows`.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from infodisent.backbones.torchvision_import import ensure_torchvision
-from infodisent.data.features import FeatureStore
-from infodisent.methods.infodisent import InfoDisentHead
-from infodisent.nn import NonNegativeLinear
-
-CARRIED = 0.95
-"""Part of the predicted class's logit that the counted channels carry together."""
+from infodisent.data.rows import empty_rows
+from infodisent.data.store import FeatureStore
+from infodisent.evaluation.logistic import fit_logistic, standardise
+from infodisent.explanations.sparsity import explanation_sizes
+from infodisent.methods import Head
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Evaluation:
         accuracy, balanced_accuracy, f1: top-1, its mean over the classes that have images, and the
             mean of their F1; all in [0, 1].
         loss: mean cross-entropy, nats.
-        explanation_size: median number of channels, largest contributions first, that carry 95 % of
+        explanation_size: median number of units, largest contributions first, that carry 95 % of
             the predicted class's logit (without bias); None where it is not defined.
         explained: part of the images whose logit is positive, where that number exists.
     """
@@ -45,102 +49,144 @@ class Evaluation:
         return asdict(self)
 
 
-def score(logits: Tensor, labels: Tensor) -> Evaluation:
-    """Figures of given logits ``[n, K]`` against labels ``[n]``.
-
-    Raises:
-        ValueError: no images.
-    """
-    if not len(labels):
-        raise ValueError("evaluate: there are no images to score")
-    ensure_torchvision()  # torchmetrics imports torchvision where it is installed
-    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
-
-    if not torch.isfinite(logits).all():
-        raise ValueError("evaluate: the logits hold NaN or Inf; check the weights")
-    classes = logits.shape[1]
-    present = labels.bincount(minlength=classes) > 0
-    return Evaluation(
-        images=len(labels),
-        accuracy=(logits.argmax(1) == labels).float().mean().item(),
-        balanced_accuracy=multiclass_accuracy(logits, labels, classes, average=None)[present]
-        .mean()
-        .item(),
-        f1=multiclass_f1_score(logits, labels, classes, average=None)[present].mean().item(),
-        loss=nn.functional.cross_entropy(logits, labels).item(),
-    )
-
-
-def explanation_sizes(contributions: Tensor) -> Tensor:
-    """How many channels carry 95 % of a logit.
+class Figures:
+    """Gathers the figures of an `Evaluation` from batches.
 
     Args:
-        contributions: ``W[k] * pooled[b]`` of the predicted class, ``[n, C]``.
-
-    Returns:
-        ``[n]`` int64, the smallest number of channels, largest first, whose sum is at least 95 % of
-        the whole; 0 where the whole is not positive and the number does not exist.
+        classes: K, of the labels.
+        columns: the column of the logits that each class has; default: its own number. Other
+            columns are answers that are always wrong.
     """
-    total = contributions.sum(1, keepdim=True)
-    running = contributions.sort(dim=1, descending=True).values.cumsum(1)
-    enough = running >= CARRIED * total - 1e-6 * total.abs()
-    first = enough.to(torch.uint8).argmax(1) + 1
-    return torch.where(total.squeeze(1) > 0, first, 0)
+
+    def __init__(self, classes: int, columns: Sequence[int] | None = None) -> None:
+        ensure_torchvision()  # torchmetrics imports torchvision where it is installed
+        from torchmetrics import MeanMetric, MetricCollection
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+        self._classes = classes
+        self._columns = torch.arange(classes) if columns is None else torch.tensor(columns)
+        # All answers that no class has count as one: the metrics' tables are classes x classes.
+        options: dict[str, Any] = {"num_classes": classes + 1, "average": None}
+        self._by_class = MetricCollection(
+            {"accuracy": MulticlassAccuracy(**options), "f1": MulticlassF1Score(**options)}
+        )
+        self._right, self._loss = MeanMetric(), MeanMetric()
+        self._labelled = torch.zeros(classes, dtype=torch.int64)
+        self._sizes: list[Tensor] = []
+
+    def update(
+        self,
+        logits: Tensor,  # [n, K or more]
+        labels: Tensor,  # [n] int64
+        sizes: Tensor | None = None,  # [n] int64, 0 where there is none
+    ) -> None:
+        """Add a batch: logits of any device and dtype, labels, and explanation sizes if any.
+
+        Raises:
+            ValueError: a logit is NaN or Inf.
+        """
+        logits = logits.float().cpu()
+        if not torch.isfinite(logits).all():
+            raise ValueError("evaluate: the logits hold NaN or Inf; check the weights")
+        wanted, answers = self._columns[labels], logits.argmax(1)
+        class_of = torch.full((logits.shape[1],), self._classes)
+        class_of[self._columns] = torch.arange(self._classes)
+        self._by_class.update(class_of[answers], labels)
+        self._right.update((answers == wanted).float())
+        self._loss.update(nn.functional.cross_entropy(logits, wanted, reduction="none"))
+        self._labelled += labels.bincount(minlength=self._classes)
+        if sizes is not None:
+            self._sizes.append(sizes.cpu())
+
+    def evaluation(self) -> Evaluation:
+        """The figures of everything added.
+
+        Raises:
+            ValueError: nothing was.
+        """
+        images = int(self._labelled.sum())
+        if not images:
+            raise ValueError("evaluate: there are no images to score")
+        by_class, present = self._by_class.compute(), self._labelled > 0
+        size = explained = None
+        if self._sizes:
+            sizes = torch.cat(self._sizes)
+            defined = sizes[sizes > 0]
+            size = defined.float().median().item() if len(defined) else None
+            explained = len(defined) / len(sizes)
+        return Evaluation(
+            images=images,
+            accuracy=self._right.compute().item(),
+            balanced_accuracy=by_class["accuracy"][:-1][present].mean().item(),
+            f1=by_class["f1"][:-1][present].mean().item(),
+            loss=self._loss.compute().item(),
+            explanation_size=size,
+            explained=explained,
+        )
+
+
+def score(
+    logits: Tensor,  # [n, K]
+    labels: Tensor,  # [n] int64
+) -> Evaluation:
+    """Figures of given logits.
+
+    Raises:
+        ValueError: no images, or a logit that is NaN or Inf.
+    """
+    figures = Figures(logits.shape[1])
+    if len(labels):
+        figures.update(logits, labels)
+    return figures.evaluation()
 
 
 @torch.no_grad()
 def pool_features(
-    head: InfoDisentHead, store: FeatureStore, indices: Tensor, batch_size: int = 256
+    head: Head,
+    store: FeatureStore,
+    indices: Tensor,  # [n] int64
+    batch_size: int = 256,
 ) -> Tensor:
-    """The pooled features of stored images, ``[n, C]`` float32, in the order of `indices`."""
+    """The pooled units of stored images, ``[n, M]`` float32, in the order of `indices`.
+
+    In memory, or beside the store where that is too much, see `empty_rows`.
+    """
     head.eval()
-    parts = [store_pool(head, maps) for maps, _, _ in store.batches(indices, batch_size)]
-    return torch.cat(parts) if parts else torch.empty(0, store.channels)
-
-
-def store_pool(head: InfoDisentHead, maps: Tensor) -> Tensor:
-    """Pool stored maps ``[n, P, C]``, whatever layout the head has in its model: ``[n, C]``."""
-    where = next(head.parameters()).device
-    return head.pool(maps.to(where), input_fmt="NLC").pooled.cpu()
+    rows = empty_rows(len(indices), head.num_features, store.path)
+    at = 0
+    for maps, _, _ in store.batches(indices, batch_size):
+        pooled = head.pool(maps.to(head.device), input_fmt="NLC").pooled
+        rows[at : at + len(pooled)] = pooled
+        at += len(pooled)
+    return rows
 
 
 @torch.no_grad()
-def evaluate_pooled(head: InfoDisentHead, pooled: Tensor, labels: Tensor) -> Evaluation:
-    """Figures of a head on pooled features ``[n, C]``."""
-    fc = head.fc
-    assert isinstance(fc, NonNegativeLinear)
-    weight = fc.effective_weight().float().cpu()
-    logits = pooled @ weight.T
-    if fc.bias is not None:
-        logits = logits + fc.bias.float().cpu()
-    base = score(logits, labels)
-    sizes = torch.cat(
-        [
-            explanation_sizes(weight[part_logits.argmax(1)] * part)
-            for part, part_logits in zip(pooled.split(1024), logits.split(1024), strict=True)
-        ]
-    )
-    defined = sizes[sizes > 0]
-    return Evaluation(
-        **{
-            **asdict(base),
-            "explanation_size": defined.float().median().item() if len(defined) else None,
-            "explained": len(defined) / len(sizes),
-        }
-    )
-
-
 def evaluate_head(
-    head: InfoDisentHead, store: FeatureStore, indices: Tensor, batch_size: int = 256
+    head: Head,
+    store: FeatureStore,
+    indices: Tensor,  # [n] int64
+    batch_size: int = 256,
 ) -> Evaluation:
-    """Figures of a head on stored images."""
-    return evaluate_pooled(
-        head, pool_features(head, store, indices, batch_size), store.labels[indices]
-    )
+    """Figures of a head on stored images, whatever layout the head has in its model."""
+    head.eval()
+    figures = Figures(head.num_classes)
+    for maps, labels, _ in store.batches(indices, batch_size):
+        if not len(labels):
+            continue
+        pooled = head.pool(maps.to(head.device), input_fmt="NLC").pooled
+        logits = head.classify(pooled)
+        contributions = head.contributions(pooled, logits.argmax(1))
+        figures.update(logits, labels, explanation_sizes(contributions))
+    return figures.evaluation()
 
 
 def linear_probe(
-    store: FeatureStore, train: Tensor, test: Tensor, *, weight_decay: float = 0.1
+    store: FeatureStore,
+    train: Tensor,  # [n] int64
+    test: Tensor,  # [m] int64
+    *,
+    weight_decay: float = 0.1,
 ) -> Evaluation:
     """Logistic regression on the average-pooled map, the usual uninterpretable head.
 
@@ -148,30 +194,22 @@ def linear_probe(
     """
     if len(train) < 2:
         raise ValueError(f"linear_probe: {len(train)} training image(s), at least 2 are needed")
-    average = store.average()
-    mean, std = average[train].mean(0), average[train].std(0) + 1e-6
-    x, y = (average[train] - mean) / std, store.labels[train]
-    layer = nn.Linear(store.channels, len(store.classes))
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.LBFGS(
-        layer.parameters(), max_iter=300, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(layer(x), y)
-        loss = loss + weight_decay / 2 * layer.weight.square().sum()
-        loss.backward()
-        return loss
-
-    with torch.enable_grad():
-        optimizer.step(closure)
+    rows = store.average()  # [N, C], ours to change
+    standardise(rows, train)
+    classes = len(store.classes)
+    layer = fit_logistic(rows, store.labels, train, classes, weight_decay)
+    figures = Figures(classes)
     with torch.no_grad():
-        return score(layer((average[test] - mean) / std), store.labels[test])
+        for part in test.split(4096):
+            if len(part):
+                figures.update(layer(rows[part]), store.labels[part])
+    return figures.evaluation()
 
 
-def original_head(store: FeatureStore, indices: Tensor) -> Evaluation | None:
+def original_head(
+    store: FeatureStore,
+    indices: Tensor,  # [n] int64
+) -> Evaluation | None:
     """The original head's figures, or None where it does not know these classes.
 
     It counts among all the classes it knows: a dog that it calls a wolf is wrong even if "wolf" is
@@ -182,7 +220,11 @@ def original_head(store: FeatureStore, indices: Tensor) -> Evaluation | None:
     known = match_classes(store.classes, store.original_logits.shape[1])
     if known is None:
         return None
-    return score(store.original_logits[indices], torch.tensor(known)[store.labels[indices]])
+    figures = Figures(len(known), known)
+    for part in indices.split(4096):
+        if len(part):
+            figures.update(store.original_logits[part], store.labels[part])
+    return figures.evaluation()
 
 
 def match_classes(classes: Sequence[str], original: int) -> list[int] | None:

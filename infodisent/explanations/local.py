@@ -1,16 +1,15 @@
-"""Why an image got its class: the channels that count, where they look, and a sum that adds up.
+"""Why an image got its class: the units that count, where they look, and a sum that adds up.
 
-The contribution of channel c to class k is ``W[k, c] · pooled[c]``, and the logit is their sum (and
-the bias). Whatever part an explanation shows, the rest is stated, and the whole is checked
-against the model's own logit.
+A head says what each of its units (channels, prototypes) contributes to a class, and the logit is
+their sum (and the bias). Whatever part an explanation shows, the rest is stated, and the whole is
+checked against the model's own logit.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -18,128 +17,38 @@ from torch import Tensor
 
 from infodisent.backbones.backbone import evaluating
 from infodisent.backbones.preprocess import to_picture, transform_config, transform_from
+from infodisent.classifier import InfoDisentClassifier
+from infodisent.contract import SparsePool
 from infodisent.data.images import load_image
+from infodisent.explanations.evidence import (
+    TOLERANCE,
+    Box,
+    ChannelEvidence,
+    Explanation,
+    cell_box,
+)
+from infodisent.explanations.sparsity import explanation_sizes
 from infodisent.layout import to_bpc
-from infodisent.methods.infodisent import InfoDisentHead
-from infodisent.nn import NonNegativeLinear
+from infodisent.methods import Head
 from infodisent.progress import bar
 
-if TYPE_CHECKING:
-    from infodisent.classifier import InfoDisentClassifier
+ImageSource = str | os.PathLike[str] | Image.Image
 
-TOLERANCE = 1e-3
-"""How far the contributions may be from the model's logit."""
-
-Box = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True, eq=False)
-class ChannelEvidence:
-    """What one channel adds to the explained class.
-
-    Attributes:
-        channel: its index.
-        weight: ``W[k, channel]``, >= 0.
-        pos, neg: largest positive value and magnitude of the largest negative one, both >= 0.
-        pooled: ``pos - neg``.
-        contribution: ``weight * pooled``.
-        pos_box, neg_box: the feature cell of `pos` and `neg`, ``(x0, y0, x1, y1)`` in pixels of the
-            picture; None where the value is 0.
-        pos_heat, neg_heat: ReLU(±Y) of the channel over its maximum, in [0, 1], ``[gh, gw]``.
-    """
-
-    channel: int
-    weight: float
-    pos: float
-    neg: float
-    pooled: float
-    contribution: float
-    pos_box: Box | None
-    neg_box: Box | None
-    pos_heat: Tensor = field(repr=False)
-    neg_heat: Tensor = field(repr=False)
-
-    @property
-    def sign(self) -> int:
-        """The side that decides: 1 where the channel supports the class, -1 where it opposes."""
-        return 1 if self.contribution >= 0 else -1
-
-    @property
-    def box(self) -> Box | None:
-        """The cell of the side that decides."""
-        return self.pos_box if self.sign == 1 else self.neg_box
-
-    @property
-    def heat(self) -> Tensor:
-        """The heat map of the side that decides, ``[gh, gw]``."""
-        return self.pos_heat if self.sign == 1 else self.neg_heat
-
-
-@dataclass(frozen=True, eq=False)
-class Explanation:
-    """Why one image got the logit of one class.
-
-    ``sum(contributions shown) + rest + bias = logit``, see `total`.
-
-    Attributes:
-        path: of the image; "" where it came from memory.
-        picture: exactly what the network sees.
-        class_index, class_name: the explained class.
-        true_name: the image's own class, or None where it is not known.
-        classes: all K class names.
-        logits, probabilities: ``[K]`` float32, on the CPU.
-        logit, bias: of the explained class; bias is 0 where the head has none.
-        supporting, opposing: channels shown, strongest first.
-        rest, rest_count: sum and number of all contributions that are not shown.
-        size95: how many channels, largest contributions first, carry 95 % of the logit (without
-            bias); None where the logit is not positive.
-    """
-
-    path: str
-    picture: Image.Image = field(repr=False)
-    class_index: int
-    class_name: str
-    true_name: str | None
-    classes: tuple[str, ...] = field(repr=False)
-    logits: Tensor = field(repr=False)
-    probabilities: Tensor = field(repr=False)
-    logit: float
-    bias: float
-    supporting: tuple[ChannelEvidence, ...] = field(repr=False)
-    opposing: tuple[ChannelEvidence, ...] = field(repr=False)
-    rest: float
-    rest_count: int
-    size95: int | None
-
-    @property
-    def shown(self) -> tuple[ChannelEvidence, ...]:
-        """Supporting, then opposing channels, in the order the figures number them."""
-        return self.supporting + self.opposing
-
-    @property
-    def channels(self) -> int:
-        """C, all channels of the head."""
-        return len(self.shown) + self.rest_count
-
-    @property
-    def total(self) -> float:
-        """Contributions shown + rest + bias: the logit, within `TOLERANCE`."""
-        return sum(e.contribution for e in self.shown) + self.rest + self.bias
-
-    @property
-    def predicted_name(self) -> str:
-        """The class with the largest logit, explained or not."""
-        return self.classes[int(self.logits.argmax())]
-
-    @property
-    def correct(self) -> bool | None:
-        """Whether the prediction is the image's own class; None where that is not known."""
-        return None if self.true_name is None else self.predicted_name == self.true_name
+__all__ = [
+    "TOLERANCE",
+    "Box",
+    "ChannelEvidence",
+    "Explanation",
+    "ImageSource",
+    "cell_box",
+    "explain",
+    "explain_many",
+]
 
 
 def explain(
     model: InfoDisentClassifier,
-    image: str | os.PathLike[str] | Image.Image,
+    image: ImageSource,
     *,
     classes: Sequence[str] | None = None,
     class_index: int | None = None,
@@ -155,8 +64,8 @@ def explain(
         image: a file or a picture.
         classes: K class names; default "0", "1", …
         class_index: class to explain; default: the predicted one.
-        top, top_opposing: at most so many channels with the largest positive and the largest
-            negative contributions are shown; channels that contribute 0 never are.
+        top, top_opposing: at most so many units with the largest positive and the largest
+            negative contributions are shown; units that contribute 0 never are.
         transform: configuration of the evaluation transform, as a checkpoint holds it; default:
             the model's own.
         true_name: the image's own class, if known; only handed on.
@@ -167,70 +76,67 @@ def explain(
         RuntimeError: the contributions do not add up to the model's own logit.
     """
     names = _check(model, classes, class_index, top, top_opposing)
-    if isinstance(image, Image.Image):
-        path, decoded = str(getattr(image, "filename", "") or ""), image.convert("RGB")
-    else:
-        path, decoded = os.fspath(image), load_image(image)
-    config = transform if transform is not None else transform_config(model)
-    x = transform_from(config)(decoded)  # [3, H, W]
-    with evaluating(model), torch.no_grad():
-        found = _explain(model, x, class_index, top, top_opposing)
-    return Explanation(
-        path=path,
-        picture=to_picture(x, config),
-        class_name=names[found["class_index"]],
-        true_name=true_name,
-        classes=names,
-        **found,
+    return _explain_picture(
+        model, *_decode(image), true_name, names, class_index, (top, top_opposing), transform
     )
 
 
 def explain_many(
     model: InfoDisentClassifier,
-    images: Sequence[str | os.PathLike[str] | Image.Image],
+    images: Sequence[ImageSource],
     *,
+    classes: Sequence[str] | None = None,
+    class_index: int | None = None,
+    top: int = 4,
+    top_opposing: int = 2,
+    transform: dict[str, Any] | None = None,
     true_names: Sequence[str | None] | None = None,
+    on_error: Callable[[ImageSource, Exception], None] | None = None,
     progress: bool = True,
-    **options: Any,
 ) -> list[Explanation]:
-    """`explain` for every image, with a progress bar.
+    """`explain` for every image, each decoded once, with a progress bar.
 
     Args:
-        model, images: see `explain`.
+        model, images, classes, class_index, top, top_opposing, transform: see `explain`.
         true_names: the images' own classes, as many as images.
+        on_error: called with an image that is missing or cannot be decoded and the error, and the
+            image is left out of the result; by default the error is raised.
         progress: show the bar.
-        **options: of `explain`, the same for all.
 
     Raises:
         ValueError: `true_names` has another length; otherwise as `explain`.
     """
-    names = [None] * len(images) if true_names is None else list(true_names)
-    if len(names) != len(images):
+    true = [None] * len(images) if true_names is None else list(true_names)
+    if len(true) != len(images):
         raise ValueError(
-            f"explain_many: {len(names)} true_names were given for {len(images)} images"
+            f"explain_many: {len(true)} true_names were given for {len(images)} images"
         )
-    result = []
+    names = _check(model, classes, class_index, top, top_opposing)
+    explanations = []
     with bar(progress) as display:
         task = display.add_task("explain", total=len(images), note="")
-        for image, name in zip(images, names, strict=True):
-            result.append(explain(model, image, true_name=name, **options))
+        for image, true_name in zip(images, true, strict=True):
+            try:
+                path, decoded = _decode(image)
+            except (FileNotFoundError, ValueError) as error:
+                if on_error is None:
+                    raise
+                on_error(image, error)
+            else:
+                explanations.append(
+                    _explain_picture(
+                        model,
+                        path,
+                        decoded,
+                        true_name,
+                        names,
+                        class_index,
+                        (top, top_opposing),
+                        transform,
+                    )
+                )
             display.update(task, advance=1)
-    return result
-
-
-def cell_box(index: int, grid: tuple[int, int], size: tuple[int, int]) -> Box:
-    """The feature cell at flat pixel `index` of `grid` (rows, columns), scaled to a picture.
-
-    `size` is (width, height), as PIL gives it. The box ``(x0, y0, x1, y1)`` is never empty nor
-    outside the picture.
-    """
-    (rows, columns), (width, height) = grid, size
-    row, column = divmod(index, columns)
-    x0 = min(round(column * width / columns), width - 1)
-    y0 = min(round(row * height / rows), height - 1)
-    x1 = min(max(round((column + 1) * width / columns), x0 + 1), width)
-    y1 = min(max(round((row + 1) * height / rows), y0 + 1), height)
-    return x0, y0, x1, y1
+    return explanations
 
 
 def _check(
@@ -241,8 +147,8 @@ def _check(
     top_opposing: int,
 ) -> tuple[str, ...]:
     head = model.head
-    if not isinstance(head, InfoDisentHead) or not isinstance(head.fc, NonNegativeLinear):
-        raise ValueError("explain: the model has no InfoDisent head with classes")
+    if not isinstance(head, Head) or not head.num_classes:
+        raise ValueError("explain: the model has no interpretable head with classes")
     names = tuple(classes) if classes is not None else tuple(map(str, range(head.num_classes)))
     if len(names) != head.num_classes:
         raise ValueError(
@@ -261,24 +167,57 @@ def _check(
     return names
 
 
-def _explain(
-    model: InfoDisentClassifier, x: Tensor, class_index: int | None, top: int, top_opposing: int
-) -> dict[str, Any]:
-    """The fields of an `Explanation` that follow from the image ``[3, H, W]`` alone."""
-    from infodisent.evaluation.accuracy import explanation_sizes
+def _decode(image: ImageSource) -> tuple[str, Image.Image]:
+    """The path ("" where there is none) and the RGB picture; errors as `load_image`."""
+    if isinstance(image, Image.Image):
+        return str(getattr(image, "filename", "") or ""), image.convert("RGB")
+    return os.fspath(image), load_image(image)
 
+
+def _explain_picture(
+    model: InfoDisentClassifier,
+    path: str,
+    decoded: Image.Image,
+    true_name: str | None,
+    names: tuple[str, ...],
+    class_index: int | None,
+    counts: tuple[int, int],
+    transform: dict[str, Any] | None,
+) -> Explanation:
+    """`explain` after its checks; `counts` are `top` and `top_opposing`."""
+    config = transform if transform is not None else transform_config(model)
+    x = transform_from(config)(decoded)  # [3, H, W]
+    with evaluating(model), torch.no_grad():
+        fields = _explain(model, x, class_index, *counts)
+    return Explanation(
+        path=path,
+        picture=to_picture(x, config),
+        class_name=names[fields["class_index"]],
+        true_name=true_name,
+        classes=names,
+        unit=model.head.unit,
+        **fields,
+    )
+
+
+def _explain(
+    model: InfoDisentClassifier,
+    x: Tensor,  # [3, H, W]
+    class_index: int | None,
+    top: int,
+    top_opposing: int,
+) -> dict[str, Any]:
+    """The fields of an `Explanation` that follow from the image alone."""
     head, like = model.head, next(model.parameters())
-    fc = head.fc
-    assert isinstance(fc, NonNegativeLinear)
     features = model.forward_features(x[None].to(like.device, like.dtype))
-    logits = model.forward_head(features)[0].float().cpu()  # [K], what the user gets
+    raw_logits = model.forward_head(features)[0]  # [K], what the user gets
+    logits = raw_logits.float().cpu()
     if not torch.isfinite(logits).all():
         raise ValueError("explain: the model's logits are not finite; check its weights")
-    target = int(logits.argmax()) if class_index is None else class_index
+    target = torch.tensor([int(logits.argmax()) if class_index is None else class_index])
     pool = head.pool(features)
-    weight = fc.effective_weight()[target].double().cpu()  # [C]
-    contribution = weight * pool.pooled[0].double().cpu()  # [C]
-    bias = 0.0 if fc.bias is None else float(fc.bias[target])
+    contribution = head.contributions(pool.pooled.double().cpu(), target)[0]  # [M]
+    bias = float(head.offsets(target)[0])
 
     order = contribution.argsort(descending=True, stable=True)
     positive = order[contribution[order] > 0][:top]
@@ -290,39 +229,21 @@ def _explain(
 
     grid = model.grid_size((x.shape[1], x.shape[2]))
     pixels = to_bpc(features, head.input_fmt, head.num_prefix_tokens)[0]  # [P, C]
-    heats = _rows(head, pixels, shown).unflatten(0, grid).cpu()  # [gh, gw, n]
-    evidence = []
-    for i, c in enumerate(shown.tolist()):
-        boxes = [
-            cell_box(int(index[0, c]), grid, (x.shape[2], x.shape[1])) if index[0, c] >= 0 else None
-            for index in (pool.pos_index, pool.neg_index)
-        ]
-        evidence.append(
-            ChannelEvidence(
-                channel=c,
-                weight=float(weight[c]),
-                pos=float(pool.pos[0, c]),
-                neg=float(pool.neg[0, c]),
-                pooled=float(pool.pooled[0, c]),
-                contribution=float(contribution[c]),
-                pos_box=boxes[0],
-                neg_box=boxes[1],
-                pos_heat=_heat(heats[..., i]),
-                neg_heat=_heat(-heats[..., i]),
-            )
-        )
+    heats = head.maps(pixels, shown).unflatten(0, grid).cpu()  # [gh, gw, n]
+    weight = head.class_weights()[int(target)].double().cpu()  # [M]
+    evidence = _evidence(shown, weight, pool, contribution, heats, (x.shape[2], x.shape[1]))
     rest, logit = float(contribution[hidden].sum()), float(logits[target])
     total = sum(e.contribution for e in evidence) + rest + bias
     # A logit of thousands, or one rounded to half precision, is not exact to 1e-3 in itself.
     scale = float(contribution.abs().sum()) + abs(bias)
-    if not abs(total - logit) <= max(TOLERANCE, 8 * torch.finfo(fc.weight.dtype).eps * scale):
+    if not abs(total - logit) <= max(TOLERANCE, 8 * torch.finfo(raw_logits.dtype).eps * scale):
         raise RuntimeError(
             f"explain: contributions, rest and bias add up to {total:.6f}, but the model's logit "
-            f"of class {target} is {logit:.6f}"
+            f"of class {int(target)} is {logit:.6f}"
         )
     size = int(explanation_sizes(contribution[None])[0])
     return {
-        "class_index": target,
+        "class_index": int(target),
         "logits": logits,
         "probabilities": logits.softmax(0),
         "logit": logit,
@@ -335,15 +256,42 @@ def _explain(
     }
 
 
-def _rows(head: InfoDisentHead, pixels: Tensor, channels: Tensor) -> Tensor:
-    """Y of a few channels only, ``[P, n]``: their rows of U times X."""
-    channels = channels.to(pixels.device)
-    if head.rotation is None:
-        return pixels[:, channels].float()
-    rows: Tensor = head.rotation()[channels].float()  # [n, C]
-    return pixels.float() @ rows.t()
+def _evidence(
+    shown: Tensor,  # [n] int64
+    weight: Tensor,  # [M]
+    pool: SparsePool,  # [1, M] each
+    contribution: Tensor,  # [M]
+    heats: Tensor,  # [gh, gw, n]
+    size: tuple[int, int],
+) -> list[ChannelEvidence]:
+    """The units shown, in order; `size` is (width, height) of the picture."""
+    grid = (heats.shape[0], heats.shape[1])
+    evidence = []
+    for i, unit in enumerate(shown.tolist()):
+        pos_box, neg_box = (
+            cell_box(int(index[0, unit]), grid, size) if index[0, unit] >= 0 else None
+            for index in (pool.pos_index, pool.neg_index)
+        )
+        evidence.append(
+            ChannelEvidence(
+                channel=unit,
+                weight=float(weight[unit]),
+                pos=float(pool.pos[0, unit]),
+                neg=float(pool.neg[0, unit]),
+                pooled=float(pool.pooled[0, unit]),
+                contribution=float(contribution[unit]),
+                pos_box=pos_box,
+                neg_box=neg_box,
+                pos_heat=_heat(heats[..., i]),
+                neg_heat=_heat(-heats[..., i]),
+            )
+        )
+    return evidence
 
 
-def _heat(values: Tensor) -> Tensor:
+def _heat(
+    values: Tensor,  # [gh, gw]
+) -> Tensor:
+    """The positive part over its maximum, in [0, 1]."""
     heat = values.clamp_min(0)
     return heat / heat.max().clamp_min(torch.finfo(heat.dtype).tiny)

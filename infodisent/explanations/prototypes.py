@@ -1,8 +1,7 @@
-"""What a channel means: the training images that excite it most, and where in them.
+"""What a unit of a head means: the training images that excite it most, and where in them.
 
-One streaming pass over the stored features. Each batch of maps is rotated and pooled by the fused
-operator (the rotated maps never exist whole), and a running top-k of every channel, both sides, is
-kept by `torch.topk` over ``[k + batch, C]``.
+One streaming pass over the stored features. The head pools each batch of maps, and a running top-k
+of every unit, both sides, is kept by `torch.topk` over ``[k + batch, M]``.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infodisent import ops
-from infodisent.data.features import FeatureStore
+from infodisent.backbones.backbone import evaluating
+from infodisent.data.store import FeatureStore
 from infodisent.files import read_tensors, write_tensors
-from infodisent.methods.infodisent import InfoDisentHead
+from infodisent.methods import Head
 from infodisent.progress import bar
 
 FORMAT = 1
@@ -26,12 +25,12 @@ _LOW = (1 << 32) - 1
 
 @dataclass(frozen=True)
 class Prototype:
-    """One training image of one side of a channel.
+    """One training image of one side of a unit.
 
     Attributes:
         file: path of the image.
         label_name: its class.
-        value: how strongly the channel responds, > 0 on either side.
+        value: how strongly the unit responds, > 0 on either side.
         pixel: (row, column) of the feature cell that responds.
     """
 
@@ -43,12 +42,12 @@ class Prototype:
 
 @dataclass
 class Prototypes:
-    """The k strongest images of every channel, for its positive and its negative side.
+    """The k strongest images of every unit (channel, prototype), for either side of it.
 
     Attributes:
-        pos_value: activations, falling along dim 0, 0 where there is no image, ``[k, C]`` float32.
-        pos_image: index into `files`, -1 where there is none, ``[k, C]`` int64.
-        pos_index: flat pixel in row-major `grid`, -1 where there is none, ``[k, C]`` int32.
+        pos_value: activations, falling along dim 0, 0 where there is no image, ``[k, M]`` float32.
+        pos_image: index into `files`, -1 where there is none, ``[k, M]`` int64.
+        pos_index: flat pixel in row-major `grid`, -1 where there is none, ``[k, M]`` int32.
         neg_value, neg_image, neg_index: the same for the magnitude of the negative side.
         files: N paths.
         labels: ``[N]`` int64, index into `classes`.
@@ -71,19 +70,19 @@ class Prototypes:
 
     @property
     def k(self) -> int:
-        """Images kept per channel and side."""
+        """Images kept per unit and side."""
         return self.pos_value.shape[0]
 
     @property
     def channels(self) -> int:
-        """C."""
+        """M, the units."""
         return self.pos_value.shape[1]
 
     def of(self, channel: int, sign: int = 1) -> list[Prototype]:
-        """The images of one side of a channel, strongest first; fewer than k where fewer respond.
+        """The images of one side of a unit, strongest first; fewer than k where fewer respond.
 
         Args:
-            channel: in 0 … C-1.
+            channel: the unit, in 0 … M-1.
             sign: 1 for the positive side, -1 for the negative.
 
         Raises:
@@ -97,7 +96,7 @@ class Prototypes:
             if sign == 1
             else (self.neg_value, self.neg_image, self.neg_index)
         )
-        found = zip(
+        rows = zip(
             value[:, channel].tolist(),
             image[:, channel].tolist(),
             index[:, channel].tolist(),
@@ -105,12 +104,12 @@ class Prototypes:
         )
         return [
             Prototype(self.files[i], self.classes[int(self.labels[i])], v, divmod(p, self.grid[1]))
-            for v, i, p in found
+            for v, i, p in rows
             if i >= 0
         ]
 
     def check_channel(self, channel: int) -> None:
-        """Raise ValueError unless `channel` is one of 0 … C-1."""
+        """Raise ValueError unless `channel` is one of 0 … M-1."""
         if not 0 <= channel < self.channels:
             raise ValueError(
                 f"Prototypes: channel is {channel}, allowed are 0 … {self.channels - 1}"
@@ -163,7 +162,7 @@ _TENSORS = (
 
 @torch.no_grad()
 def find_prototypes(
-    head: InfoDisentHead,
+    head: Head,
     store: FeatureStore,
     *,
     k: int = 5,
@@ -171,14 +170,14 @@ def find_prototypes(
     batch_size: int = 256,
     progress: bool = True,
 ) -> Prototypes:
-    """The k images of a split with the highest activation, for every channel and side.
+    """The k images of a split with the highest activation, for every unit and side of it.
 
     Args:
-        head: trained; rotates on the device it is on.
+        head: trained; pools in evaluation mode, on the device it is on.
         store: features of C channels.
         k: images to keep; where fewer respond, the rest is 0 / -1.
         split: "train" or "val".
-        batch_size: maps rotated at a time.
+        batch_size: maps pooled at a time.
         progress: show a progress bar.
 
     Equal activations: the image that comes first in the store wins.
@@ -199,23 +198,14 @@ def find_prototypes(
     if not len(indices):
         allowed = ", ".join(repr(s) for s in sorted(set(store.splits)))
         raise ValueError(f"find_prototypes: split is {split!r}, the store has images in {allowed}")
-    device = next(head.parameters()).device
-    U = None if head.rotation is None else head.rotation()
-    sides = [_TopK(k, store.channels, device) for _ in range(2)]
-    with bar(progress) as display:
+    sides = [_TopK(k, head.num_features, head.device) for _ in range(2)]
+    with bar(progress) as display, evaluating(head):
         task = display.add_task("find prototypes", total=len(indices), note="")
         for maps, _, images in store.batches(indices, batch_size):
-            x = maps.to(device)  # [n, P, C]
-            pool = (
-                ops.mx_pool(x, input_fmt="NLC")
-                if U is None
-                else ops.rotate_pool(x, U, input_fmt="NLC")
-            )
+            pool = head.pool(maps.to(head.device), input_fmt="NLC")
             if not torch.isfinite(pool.pooled).all():
-                raise ValueError(
-                    "find_prototypes: an activation is NaN or Inf; check the head's rotation"
-                )
-            images = images.to(device)
+                raise ValueError("find_prototypes: an activation is NaN or Inf; check the weights")
+            images = images.to(head.device)
             sides[0].update(pool.pos, pool.pos_index, images)
             sides[1].update(pool.neg, pool.neg_index, images)
             display.update(task, advance=len(images))
@@ -232,19 +222,24 @@ def find_prototypes(
 
 
 class _TopK:
-    """A running top-k along images, per channel.
+    """A running top-k along images, per unit.
 
     Value and image share one integer, ``bits(value) << 32 | (2^32 - 1 - image)``: the bits of
     nonnegative floats are ordered as the floats are, so the larger value wins and, among equals,
     the earlier image; `torch.topk` alone promises nothing about ties. A value of 0 is the key 0.
     """
 
-    def __init__(self, k: int, channels: int, device: torch.device) -> None:
-        self.key = torch.zeros(k, channels, dtype=torch.int64, device=device)
-        self.pixel = torch.full((k, channels), -1, dtype=torch.int32, device=device)
+    def __init__(self, k: int, units: int, device: torch.device) -> None:
+        self.key = torch.zeros(k, units, dtype=torch.int64, device=device)
+        self.pixel = torch.full((k, units), -1, dtype=torch.int32, device=device)
 
-    def update(self, value: Tensor, pixel: Tensor, image: Tensor) -> None:
-        """Merge a batch: value, pixel ``[n, C]``, image ``[n]``."""
+    def update(
+        self,
+        value: Tensor,  # [n, M] >= 0
+        pixel: Tensor,  # [n, M] int32
+        image: Tensor,  # [n] int64
+    ) -> None:
+        """Merge a batch."""
         value = value.float().contiguous()
         key = (value.view(torch.int32).long() << 32) | (_LOW - image)[:, None]
         key = torch.where(value > 0, key, 0)
@@ -252,9 +247,9 @@ class _TopK:
         self.pixel = torch.cat([self.pixel, pixel]).gather(0, place)
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Value float32, image int64 and pixel int32, each ``[k, C]``."""
+        """Value float32, image int64 and pixel int32, each ``[k, M]``."""
         value = (self.key >> 32).to(torch.int32).view(torch.float32)
-        found = self.key > 0
-        image = torch.where(found, _LOW - (self.key & _LOW), -1)
-        index = torch.where(found, self.pixel, -1)
+        filled = self.key > 0
+        image = torch.where(filled, _LOW - (self.key & _LOW), -1)
+        index = torch.where(filled, self.pixel, -1)
         return value.cpu(), image.cpu(), index.cpu()

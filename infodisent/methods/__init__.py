@@ -1,1 +1,55 @@
-"""Heads: one file a method, on the protocol of `infodisent.methods.base`."""
+"""Heads: one file a method, on the protocol of `infodisent.methods.base`, and the list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from infodisent.methods.base import Head, Stage
+from infodisent.methods.infodisent import InfoDisentHead
+
+METHODS: dict[str, type[Head]] = {
+    head.method: head
+    for head in (
+        InfoDisentHead,  # rotate, keep the extreme pixels, classify with nonnegative weights
+    )
+}
+"""Every method by its name; a new one is one line above."""
+
+DEFAULT = InfoDisentHead.method
+"""The method where none is named, and that of files from before there was a choice."""
+
+__all__ = ["DEFAULT", "METHODS", "Head", "Stage", "build_head", "check_options", "method_class"]
+
+
+def method_class(name: str) -> type[Head]:
+    """The head of a method.
+
+    Raises:
+        ValueError: there is no such method; the message names those there are.
+    """
+    if name not in METHODS:
+        raise ValueError(f"method is {name!r}, allowed are {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Raise TypeError unless every name is an option of the method called `name`."""
+    allowed = method_class(name).option_names()
+    unknown = [option for option in options if option not in allowed]
+    if unknown:
+        raise TypeError(
+            f"{name} has no option {', '.join(unknown)}; its options are {', '.join(allowed)}"
+        )
+
+
+def build_head(name: str, in_features: int, num_classes: int, **arguments: Any) -> Head:
+    """A new head of the method called `name`, by its constructor's keyword arguments.
+
+    Raises:
+        TypeError: an argument is none of the method's.
+        ValueError: there is no such method, or an argument's value is not allowed.
+    """
+    make: Any = method_class(name)
+    head: Head = make(in_features, num_classes, **arguments)
+    return head

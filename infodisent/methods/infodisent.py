@@ -1,26 +1,27 @@
-"""`InfoDisentHead`: the whole head."""
+"""`InfoDisentHead`: rotate, keep the extreme pixels, classify with nonnegative weights."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from infodisent import ops
-from infodisent.checks import check_choice, check_positive
-from infodisent.layout import check_input_fmt
+from infodisent.checks import check_choice
+from infodisent.contract import SparsePool
+from infodisent.methods.base import Head, Stage, TrainingOptions
 from infodisent.nn.linear import NONNEG, NonNegativeLinear
 from infodisent.nn.rotation import PARAMETRIZATIONS, Rotation
-from infodisent.ops import SparsePool
 from infodisent.polynomials.plans import PRECISIONS
 
 
-class InfoDisentHead(nn.Module):
+class InfoDisentHead(Head):
     """Feature map to logits: rotate, keep the extreme pixels, classify with nonnegative weights.
 
-    Follows timm's ``ClassifierHead``: ``forward(x, pre_logits=False)``, ``reset(num_classes)``,
-    attributes ``in_features``, ``num_features``, ``input_fmt``, ``fc``, ``drop_rate``.
+    Its units are the C rotated channels. Besides the attributes of `Head` it has ``rotation`` (None
+    without one) and ``fc``, its `NonNegativeLinear` (an identity without classes).
 
     Args:
         in_features: channels C of the map.
@@ -30,15 +31,19 @@ class InfoDisentHead(nn.Module):
         bias: add a bias to the logits.
         nonneg: how the weights stay nonnegative, see `NonNegativeLinear`.
         rotate: learn a rotation; without it U is the identity and channels are used as they are.
+        drop_rate: dropout on the pooled features in training.
         parametrization: of the rotation, "exp" or "lie", see `Rotation`.
         rotation_precision: of the rotation's exponential, "full" or "half", see
             `infodisent.ops.rotation`.
-        drop_rate: dropout on the pooled features in training.
         device, dtype: of the parameters.
 
     Raises:
         ValueError: a size, layout or option that is not allowed, named.
     """
+
+    method = "infodisent"
+    title = "InfoDisent"
+    unit = "channel"
 
     def __init__(
         self,
@@ -50,23 +55,24 @@ class InfoDisentHead(nn.Module):
         bias: bool = False,
         nonneg: str = "projection",
         rotate: bool = True,
+        drop_rate: float = 0.0,
         parametrization: str = "exp",
         rotation_precision: str = "full",
-        drop_rate: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        check_positive("InfoDisentHead", "in_features", in_features)
-        check_input_fmt("InfoDisentHead", input_fmt, num_prefix_tokens)
+        super().__init__(
+            in_features,
+            in_features,
+            input_fmt=input_fmt,
+            num_prefix_tokens=num_prefix_tokens,
+            drop_rate=drop_rate,
+        )
         check_choice("InfoDisentHead", "nonneg", nonneg, NONNEG)
-        if not 0 <= drop_rate < 1:
-            raise ValueError(f"InfoDisentHead: drop_rate is {drop_rate}, must be in [0, 1)")
-        self.in_features = self.num_features = in_features
-        self.input_fmt, self.num_prefix_tokens = input_fmt, num_prefix_tokens
-        self.bias, self.nonneg, self.drop_rate = bias, nonneg, drop_rate
         check_choice("InfoDisentHead", "parametrization", parametrization, PARAMETRIZATIONS)
         check_choice("InfoDisentHead", "rotation_precision", rotation_precision, PRECISIONS)
+        self.bias, self.nonneg, self.rotate = bias, nonneg, rotate
+        self.parametrization, self.rotation_precision = parametrization, rotation_precision
         self.rotation = (
             Rotation(
                 in_features,
@@ -78,7 +84,6 @@ class InfoDisentHead(nn.Module):
             if rotate
             else None
         )
-        self.drop = nn.Dropout(drop_rate)
         self.fc: nn.Module
         self._build_classifier(num_classes, device, dtype)
 
@@ -122,61 +127,113 @@ class InfoDisentHead(nn.Module):
         )
         self.fc.train(self.training)
 
-    def _layout(self, input_fmt: str | None) -> dict[str, Any]:
-        if input_fmt is not None:
-            return {"input_fmt": input_fmt}
-        return {"input_fmt": self.input_fmt, "num_prefix_tokens": self.num_prefix_tokens}
-
-    def pool(self, x: Tensor, *, input_fmt: str | None = None) -> SparsePool:
-        """Rotate and pool a map to a `SparsePool` of ``[B, C]`` tensors.
-
-        Args:
-            x: the map, in the head's own layout.
-            input_fmt: another layout, without prefix tokens: that of a map from elsewhere than the
-                backbone, such as a feature store.
-        """
+    def pool(
+        self,
+        x: Tensor,  # a map [B, ...] in layout input_fmt
+        *,
+        input_fmt: str | None = None,
+    ) -> SparsePool:
+        """Rotate and pool a map, see `Head.pool`; unit c is channel c of the rotated map."""
         if self.rotation is None:
-            return ops.mx_pool(x, **self._layout(input_fmt))
-        return ops.rotate_pool(x, self.rotation(), **self._layout(input_fmt))
+            return ops.mx_pool(x, **self.layout(input_fmt))
+        return ops.rotate_pool(x, self.rotation(), **self.layout(input_fmt))
+
+    def classify(
+        self,
+        pooled: Tensor,  # [n, C]
+    ) -> Tensor:
+        """``drop(pooled) · W^T (+ b)``, ``[n, K]`` in the weights' dtype."""
+        fc = self._classifier()
+        logits: Tensor = fc(self.drop(pooled).to(fc.weight.dtype))
+        return logits
 
     def forward(
-        self, x: Tensor, pre_logits: bool = False, *, input_fmt: str | None = None
+        self,
+        x: Tensor,  # a map [B, ...] in layout input_fmt
+        pre_logits: bool = False,
+        *,
+        input_fmt: str | None = None,
     ) -> Tensor:
-        """Logits ``[B, K]``, or the pooled features ``[B, C]`` if `pre_logits`.
+        """Logits ``[B, K]``, or the pooled features ``[B, C]`` if `pre_logits`, see `Head.forward`.
 
-        `x` and `input_fmt` as in `pool`.
+        One fused operator from the map to the logits wherever nothing is wanted in between.
         """
         dropping = self.training and self.drop_rate > 0
         if pre_logits or dropping or self.rotation is None or self.num_classes == 0:
-            pooled: Tensor = self.drop(self.pool(x, input_fmt=input_fmt).pooled)
-            if pre_logits or self.num_classes == 0:
-                return pooled
-            fc = self.fc
-            assert isinstance(fc, NonNegativeLinear)
-            logits: Tensor = fc(pooled.to(fc.weight.dtype))
-            return logits
-        assert isinstance(self.fc, NonNegativeLinear)
-        weight, nonneg = self.fc.operator_weight()
+            return super().forward(x, pre_logits, input_fmt=input_fmt)
+        fc = self._classifier()
+        weight, nonneg = fc.operator_weight()
         result = ops.infodisent_head(
             x,
             self.rotation(),
             weight,
-            self.fc.bias,
+            fc.bias,
             nonneg=nonneg,
-            **self._layout(input_fmt),
+            **self.layout(input_fmt),
         )
         assert isinstance(result, Tensor)
         return result
 
-    def options(self) -> dict[str, Any]:
-        """The keyword arguments that rebuild this head's structure."""
-        found: dict[str, Any] = {
-            "bias": self.bias,
-            "nonneg": self.nonneg,
-            "rotate": self.rotation is not None,
-            "drop_rate": self.drop_rate,
-        }
+    def class_weights(self) -> Tensor:
+        """W ``[K, C]``, nonnegative."""
+        return self._classifier().effective_weight()
+
+    def offsets(
+        self,
+        classes: Tensor,  # [n] int64
+    ) -> Tensor:
+        """The bias of each class, ``[n]``; 0 without bias."""
+        bias = self._classifier().bias
+        if bias is None:
+            return super().offsets(classes)
+        return bias[classes.to(bias.device)]
+
+    def maps(
+        self,
+        pixels: Tensor,  # [P, C]
+        units: Tensor,  # [n] int64
+    ) -> Tensor:
+        """Y of a few channels, ``[P, n]`` float32: their rows of U times X."""
+        units = units.to(pixels.device)
+        if self.rotation is None:
+            return pixels[:, units].float()
+        rows: Tensor = self.rotation()[units].float()  # [n, C]
+        return pixels.float() @ rows.t()
+
+    def stages(self, config: TrainingOptions) -> tuple[Stage, ...]:
+        """One stage: the class weights at ``lr``, the rotation at ``rotation_lr``."""
+        groups = [{"params": list(self.fc.parameters()), "lr": config.lr}]
         if self.rotation is not None:
-            found["parametrization"] = self.rotation.parametrization
-            found["rotation_precision"] = self.rotation.precision
-        return found
+            groups.append({"params": list(self.rotation.parameters()), "lr": config.rotation_lr})
+        return (Stage("train", groups, pool_is_fixed=self.rotation is None),)
+
+    def penalty(
+        self,
+        config: TrainingOptions,
+        feature_scale: float,
+        pooled: Tensor | None,
+        labels: Tensor,  # [n] int64
+    ) -> Tensor | None:
+        """``l1 · feature_scale · sum(W) / K``: what makes explanations short."""
+        strength = config.l1 * feature_scale / self.num_classes
+        return strength * self.class_weights().sum() if strength else None
+
+    def after_step(self) -> None:
+        """Negative weights become 0 where ``nonneg`` is "projection"."""
+        self._classifier().project_()
+
+    def ablations(self) -> Mapping[str, Mapping[str, Any]]:
+        """The same head without rotation, to see what the rotation does."""
+        return {"no rotation": {"rotate": False}} if self.rotate else {}
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments that rebuild this head; the rotation's only where it has one."""
+        options = super().options()
+        if not self.rotate:
+            del options["parametrization"], options["rotation_precision"]
+        return options
+
+    def _classifier(self) -> NonNegativeLinear:
+        if not isinstance(self.fc, NonNegativeLinear):
+            raise ValueError("InfoDisentHead: this head has no classes (num_classes=0)")
+        return self.fc

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from infodisent.backbones.preprocess import transform_config
 from infodisent.classifier import InfoDisentClassifier, attach
 from infodisent.files import read_tensors, reading, write_tensors
+from infodisent.methods import DEFAULT, method_class
 
-FORMAT = 1
-HEAD_OPTIONS = {
-    "bias", "nonneg", "rotate", "drop_rate", "parametrization", "rotation_precision",
-}  # fmt: skip
+FORMAT = 2
+"""Format 1 is that of version 0.1, which has one method and reads no other."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,16 @@ def save(
     except (TypeError, ValueError) as error:
         raise TypeError(f"save: info must be JSON-able: {error}") from error
     # the head may have been replaced since `attach`
-    spec = {**model.spec, "num_classes": model.num_classes, "head_options": model.head.options()}
+    spec = {
+        **model.spec,
+        "num_classes": model.num_classes,
+        "method": model.head.method,
+        "head_options": model.head.options(),
+    }
     dtype = next(model.head.parameters()).dtype
     metadata = {
         "kind": "model",
-        "format": FORMAT,
+        "format": 1 if model.head.method == DEFAULT else FORMAT,
         "spec": spec,
         "dtype": str(dtype).removeprefix("torch."),
         "classes": names,
@@ -113,7 +117,7 @@ def _rebuild(
             f"{path} has format {metadata['format']}, this version reads up to {FORMAT}: update "
             "infodisent"
         )
-    spec = metadata["spec"]
+    spec = {"method": DEFAULT, **metadata["spec"]}
     if module is None and spec["name"] is None:
         raise ValueError(
             f"{path} was made from a model instance whose architecture has no name: pass the same "
@@ -124,7 +128,7 @@ def _rebuild(
             f"{path} names {len(metadata['classes'])} classes for {spec['num_classes']} outputs"
         )
     # Only what describes a structure: a file must not make this function fetch or open others.
-    strange = set(spec["head_options"]) - HEAD_OPTIONS
+    strange = set(spec["head_options"]) - set(method_class(spec["method"]).option_names())
     strange |= {
         k for k in spec["model_kwargs"] if k.startswith(("pretrained", "checkpoint", "cache"))
     }
@@ -134,7 +138,7 @@ def _rebuild(
             f"{path} asks for {refused}, which may read other files or the network; pass the "
             "architecture as load(path, module=...)"
         )
-    common = {"freeze": spec["freeze"], "source": spec["source"], **spec["head_options"]}
+    common = {k: spec[k] for k in ("freeze", "source", "method")} | spec["head_options"]
     if module is not None:
         model = attach(module, spec["num_classes"], **common)
     else:
@@ -147,5 +151,6 @@ def _rebuild(
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit {spec['name'] or 'the module'}: {error}") from error
     model.spec = spec
+    model.backbone.origin = {k: spec[k] for k in ("source", "name", "model_kwargs")}
     model.eval()
     return Checkpoint(model, tuple(metadata["classes"]), metadata["transform"], metadata["info"])

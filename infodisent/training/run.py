@@ -5,49 +5,35 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from infodisent.data.features import FeatureStore, extract
-from infodisent.data.images import ImageSet
+from infodisent.backbones.weights import load_backbone
+from infodisent.classifier import InfoDisentClassifier
+from infodisent.data.extraction import extract
+from infodisent.data.images import ImageSet, all_for_testing
+from infodisent.data.store import FeatureStore
+from infodisent.devices import pick_device
 from infodisent.evaluation.accuracy import Evaluation, evaluate_head, linear_probe, original_head
-from infodisent.explanations.prototypes import Prototypes, find_prototypes
-from infodisent.files import locked, read_json, reading, write_json
+from infodisent.explanations.prototypes import find_prototypes
+from infodisent.files import locked, write_json
 from infodisent.training import checkpoint
 from infodisent.training.fit import FitConfig, fit_head, new_head
+from infodisent.training.folder import FEATURES, METRICS, MODEL, PROTOTYPES, STATE, Run, open_run
 from infodisent.version import __version__
 
-if TYPE_CHECKING:
-    from infodisent.classifier import InfoDisentClassifier
-
-MODEL, STATE, METRICS, PROTOTYPES, FEATURES = (
-    "model.safetensors",
-    "training.safetensors",
-    "metrics.json",
-    "prototypes.safetensors",
-    "features",
-)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        folder: holds ``model.safetensors``, ``metrics.json``, ``features/`` and the rest.
-        metrics: what ``metrics.json`` holds; ``metrics["rows"]`` is the comparison table.
-    """
-
-    folder: Path
-    metrics: dict[str, Any] = field(repr=False)
-
-    @property
-    def store(self) -> FeatureStore:
-        """The run's features."""
-        return FeatureStore(self.folder / FEATURES)
+__all__ = [
+    "MODEL",
+    "PROTOTYPES",
+    "Run",
+    "evaluate_run",
+    "fit",
+    "load_backbone",
+    "open_run",
+    "pick_device",
+]
 
 
 class _Laps:
@@ -84,8 +70,9 @@ def fit(
         images: from `infodisent.data.images.scan_folder`.
         out: folder of the run.
         config: of the training.
-        batch_size, num_workers, dtype: of the extraction, see `infodisent.data.features.extract`.
-        compare_identity: also train the same head without rotation, to see what the rotation does.
+        batch_size, num_workers, dtype: of the extraction, see `infodisent.data.extraction.extract`.
+        compare_identity: also train the heads that the method names for comparison, such as the
+            same without rotation, see `Head.ablations`.
         keep: prototypes per channel and side.
         overwrite: replace a run of other images, weights or options.
         progress: show progress bars.
@@ -145,17 +132,21 @@ def _fit(
     state = folder / STATE
     options = model.head.options()
     head = new_head(model.num_features, len(images.classes), config.seed, model.head, **options)
-    model.head = head.to(next(model.head.parameters()).device)
+    model.head = head.to(model.head.device)
     history = fit_head(model.head, store, config, train=train, state=state, progress=progress)
-    rows.append(("InfoDisent", evaluate_head(model.head, store, test)))
+    rows.append((model.head.title, evaluate_head(model.head, store, test)))
     laps.lap("train")
-    if compare_identity and options["rotate"]:
-        plain = new_head(
-            model.num_features, len(images.classes), config.seed, **{**options, "rotate": False}
+    for title, changes in model.head.ablations().items() if compare_identity else ():
+        ablation = new_head(
+            model.num_features,
+            len(images.classes),
+            config.seed,
+            method=model.head.method,
+            **{**options, **changes},
         )
-        fit_head(plain, store, config, train=train, progress=progress, label="the same with U = I")
-        rows.append(("no rotation", evaluate_head(plain, store, test)))
-        laps.lap("train with U = I")
+        fit_head(ablation, store, config, train=train, progress=progress, label=f"train {title}")
+        rows.append((title, evaluate_head(ablation, store, test)))
+        laps.lap(f"train {title}")
 
     metrics = _metrics(model, images, store, rows)
     metrics |= {"config": dataclasses.asdict(config), "head": options, "history": history}
@@ -177,6 +168,8 @@ def _metrics(
         "version": __version__,
         "torch": torch.__version__,
         "backbone": model.spec["name"],
+        "method": model.head.method,
+        "unit": model.head.unit,
         "channels": store.channels,
         "features": store.meta["made_from"],
         "images": {
@@ -188,26 +181,6 @@ def _metrics(
         },
         "rows": [{"head": name, **result.as_dict()} for name, result in rows],
     }
-
-
-def open_run(folder: str | os.PathLike[str]) -> tuple[checkpoint.Checkpoint, Prototypes, Run]:
-    """Read back a folder that `fit` has written.
-
-    Raises:
-        FileNotFoundError: a file of the run is missing; the message names it.
-        ValueError: one is damaged.
-    """
-    base = Path(folder)
-    if not base.is_dir():
-        raise FileNotFoundError(f"{base} is not a run: no such folder (made by `infodisent fit`)")
-    loaded = checkpoint.load(base / MODEL)
-    with reading(base / PROTOTYPES):
-        prototypes = Prototypes.load(base / PROTOTYPES)
-    metrics = read_json(base / METRICS)
-    with reading(base / METRICS):
-        for key in ("backbone", "rows", "images", "features"):
-            metrics[key]
-    return loaded, prototypes, Run(base, metrics)
 
 
 def evaluate_run(
@@ -234,62 +207,15 @@ def evaluate_run(
                 f"{run.folder}: its features are not those its model was trained on; run fit again"
             )
         test = store.indices("val")
-        rows = [("InfoDisent", evaluate_head(loaded.model.head, store, test))]
+        head = loaded.model.head
+        rows = [(head.title, evaluate_head(head, store, test))]
         original = original_head(store, test)
         if original is not None:
             rows.insert(0, ("original head", original))
         return {**run.metrics, "rows": [{"head": n, **r.as_dict()} for n, r in rows]}
-    from infodisent.data.images import all_for_testing
-
-    found = all_for_testing(images, loaded.classes)
-    name = f"evaluate-{Path(found.root).name}"
-    store = extract(loaded.model, found, run.folder / name, overwrite=True, progress=progress)
-    everything = torch.arange(len(store))
-    rows = [("InfoDisent", evaluate_head(loaded.model.head, store, everything))]
-    return _metrics(loaded.model, found, store, rows)
-
-
-def pick_device(name: str | None) -> torch.device:
-    """The named device, or CUDA where it is present.
-
-    Raises:
-        ValueError: no such device.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("allowed are cpu, cuda and mps")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {error}") from error
-    return device
-
-
-def load_backbone(model: InfoDisentClassifier, path: str | os.PathLike[str]) -> None:
-    """Load a backbone's weights from a local file, without running any code from it.
-
-    Args:
-        path: ``.safetensors``, or a PyTorch file of plain tensors (read with ``weights_only``).
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: unreadable, or the weights do not fit the architecture.
-    """
-    source = Path(path)
-    if not source.is_file():
-        raise FileNotFoundError(f"{source} is not a file")
-    try:
-        if source.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(source)
-        else:
-            state = torch.load(source, map_location="cpu", weights_only=True)
-            state = state.get("state_dict", state)
-        model.backbone.model.load_state_dict(state)
-    except Exception as error:  # each reader fails in ways of its own; all mean "not usable"
-        raise ValueError(
-            f"{source} does not hold weights for {model.spec['name']}: {error}"
-        ) from error
+    others = all_for_testing(images, loaded.classes)
+    name = f"evaluate-{Path(others.root).name}"
+    store = extract(loaded.model, others, run.folder / name, overwrite=True, progress=progress)
+    head, everything = loaded.model.head, torch.arange(len(store))
+    rows = [(head.title, evaluate_head(head, store, everything))]
+    return _metrics(loaded.model, others, store, rows)

@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 
 from infodisent import attach
 from infodisent.backbones.preprocess import transform_config, transform_from
-from infodisent.data import features
-from infodisent.data.features import FeatureStore, extract
+from infodisent.data import extraction
+from infodisent.data.extraction import extract
 from infodisent.data.images import ImageItem, ImageSet, load_image, scan_folder
+from infodisent.data.store import FeatureStore
 from infodisent.layout import to_bpc
 
 
@@ -58,7 +59,7 @@ def test_killed_extraction_goes_on(tmp_path, image_folder, tiny, monkeypatch):
     images = scan_folder(image_folder)
     whole = extract(tiny, images, tmp_path / "whole", shard_size=10, progress=False)
     calls = []
-    plain = features._forward
+    plain = extraction._forward
 
     def dies(*args):
         calls.append(1)
@@ -66,7 +67,7 @@ def test_killed_extraction_goes_on(tmp_path, image_folder, tiny, monkeypatch):
             raise KeyboardInterrupt
         return plain(*args)
 
-    monkeypatch.setattr(features, "_forward", dies)
+    monkeypatch.setattr(extraction, "_forward", dies)
     with pytest.raises(KeyboardInterrupt):
         extract(tiny, images, tmp_path / "part", shard_size=10, batch_size=5, progress=False)
     left = sorted(p.name for p in (tmp_path / "part").iterdir())
@@ -75,7 +76,7 @@ def test_killed_extraction_goes_on(tmp_path, image_folder, tiny, monkeypatch):
         FeatureStore(tmp_path / "part")
     # a shard cut short by a full disk counts as missing
     (tmp_path / "part" / "shard-00001.safetensors").write_bytes(b"\x10\0\0\0")
-    monkeypatch.setattr(features, "_forward", lambda *a: (calls.append(1), plain(*a))[1])
+    monkeypatch.setattr(extraction, "_forward", lambda *a: (calls.append(1), plain(*a))[1])
     calls.clear()
     resumed = extract(tiny, images, tmp_path / "part", shard_size=10, progress=False)
     assert len(calls) == 2  # the two missing shards, the finished one is not computed again

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infodisent import reference
-from infodisent.data.features import FeatureStore
+from infodisent.data.store import FeatureStore
 from infodisent.explanations.prototypes import Prototypes, find_prototypes
 from infodisent.files import write_json, write_tensors
 from infodisent.nn import InfoDisentHead

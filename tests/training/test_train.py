@@ -7,13 +7,13 @@ import torch
 
 from infodisent.evaluation.accuracy import (
     evaluate_head,
-    explanation_sizes,
     linear_probe,
     match_classes,
     original_head,
     pool_features,
     score,
 )
+from infodisent.explanations.sparsity import explanation_sizes
 from infodisent.nn import NONNEG
 from infodisent.training.fit import FitConfig, fit_head, new_head
 
@@ -57,18 +57,18 @@ def test_resumed_is_bitwise_the_uninterrupted_run(tmp_path, store, options, monk
     expected = fit_head(whole, store, CONFIG, progress=False)
     from infodisent.training import fit as module
 
-    plain, state = module._store_state, tmp_path / "state.safetensors"
+    plain, state = module.save_state, tmp_path / "state.safetensors"
 
     def dies(path, identity, head, optimizer, history):
         plain(path, identity, head, optimizer, history)
         if len(history) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_store_state", dies)
+    monkeypatch.setattr(module, "save_state", dies)
     part = new_head(store.channels, 2, seed=0, **options)
     with pytest.raises(KeyboardInterrupt):
         fit_head(part, store, CONFIG, state=state, progress=False)
-    monkeypatch.setattr(module, "_store_state", plain)
+    monkeypatch.setattr(module, "save_state", plain)
     resumed = new_head(store.channels, 2, seed=5, **options)
     assert fit_head(resumed, store, CONFIG, state=state, progress=False) == expected
     assert all(torch.equal(v, whole.state_dict()[k]) for k, v in resumed.state_dict().items())

@@ -1,0 +1,146 @@
+"""`FeatureStore`: feature maps on disk, as `infodisent.data.extraction` writes them.
+
+A store is a folder: ``store.json`` says what it holds, ``shard-00000.safetensors`` … hold the maps.
+A shard appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infodisent.data.images import ImageItem
+from infodisent.data.rows import ShardedRows, empty_rows, locate
+from infodisent.files import read_json, read_tensors, reading
+
+MANIFEST = "store.json"
+
+
+class FeatureStore:
+    """Feature maps of a labelled image set, read through memory maps.
+
+    Args:
+        path: a folder that `extract` has completed.
+
+    Attributes:
+        classes: K class names.
+        files: path of every stored image, N.
+        labels: ``[N]`` int64.
+        splits: "train" or "val" for every image, N.
+        original_logits: ``[N, K']`` logits of the original head, or None; ``original_logits[i]``
+            reads the rows at the positions ``i`` as float32, the whole is never in memory.
+        skipped: ``(path, reason)`` of the images that could not be read.
+        channels, pixels, grid: C, P and ``(H, W)`` with ``H·W = P``.
+        meta: everything else that ``store.json`` says (backbone, transform, fingerprint …).
+
+    Raises:
+        FileNotFoundError: no store there.
+        ValueError: the store is incomplete or damaged; the message names the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        manifest = self.path / MANIFEST
+        if not manifest.is_file():
+            raise FileNotFoundError(f"{self.path} is not a feature store: it has no store.json")
+        self.meta: dict[str, Any] = read_json(manifest)
+        with reading(manifest):
+            self._open()
+
+    def _open(self) -> None:
+        items = [ImageItem(*item) for item in self.meta["items"]]
+        self.classes = tuple(self.meta["classes"])
+        self.channels, self.pixels = self.meta["channels"], self.meta["pixels"]
+        self.grid: tuple[int, int] = tuple(self.meta["grid"])
+        self.skipped: list[tuple[str, str]] = []
+        self._shards: list[Tensor] = []
+        kept: list[Tensor] = []
+        logits: list[Tensor] = []
+        for number in range(shard_count(len(items), self.meta["shard_size"])):
+            tensors, skipped = read_shard(shard_path(self.path, number), self.meta)
+            self._shards.append(tensors["features"])
+            kept.append(tensors["item"])
+            if "original_logits" in tensors:
+                logits.append(tensors["original_logits"])
+            self.skipped += [(items[i].path, reason) for i, reason in skipped]
+        order = [items[i] for i in torch.cat(kept).tolist()] if kept else []
+        self.files = [item.path for item in order]
+        self.labels = torch.tensor([item.label for item in order], dtype=torch.int64)
+        self.splits = [item.split for item in order]
+        self.original_logits = ShardedRows(logits) if logits else None
+        self._starts = torch.tensor([0] + [len(s) for s in self._shards]).cumsum(0)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def indices(self, split: str) -> Tensor:
+        """Positions of the images of one split, ``[n]`` int64."""
+        return torch.tensor([i for i, s in enumerate(self.splits) if s == split], dtype=torch.int64)
+
+    def gather(
+        self,
+        indices: Tensor,  # [n] int64
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """The maps at `indices`, channels last: ``[n, P, C]``.
+
+        Raises:
+            IndexError: an index outside 0 … N-1.
+        """
+        maps = torch.empty(len(indices), self.pixels, self.channels, dtype=dtype)
+        for shard, here, within in locate(indices, self._starts):
+            maps[here] = self._shards[shard][within].to(dtype)
+        return maps
+
+    def batches(
+        self,
+        indices: Tensor,  # [n] int64
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield ``(maps [n, P, C], labels [n], indices [n])``; shuffled if a generator is given."""
+        if generator is not None:
+            indices = indices[torch.randperm(len(indices), generator=generator)]
+        for part in indices.split(batch_size):
+            yield self.gather(part, dtype), self.labels[part], part
+
+    def average(self) -> Tensor:
+        """The average-pooled features of every image, ``[N, C]`` float32, for linear probes.
+
+        A new table on every call, in memory or beside the store, see `empty_rows`.
+        """
+        rows = empty_rows(len(self), self.channels, self.path)
+        at = 0
+        for shard in self._shards:
+            for maps in shard.split(64):
+                rows[at : at + len(maps)] = maps.float().mean(1)
+                at += len(maps)
+        return rows
+
+
+def read_shard(path: Path, meta: dict[str, Any]) -> tuple[dict[str, Tensor], list[Any]]:
+    """A shard's tensors and its skipped items; ValueError where it is of another store."""
+    tensors, written = read_tensors(path)
+    with reading(path):
+        shape = tensors["features"].shape[1:]
+        if written["made_from"] != meta["made_from"] or shape != (meta["pixels"], meta["channels"]):
+            raise ValueError(f"{path} belongs to features of something else")
+        skipped: list[Any] = written["skipped"]
+        return tensors, skipped
+
+
+def shard_count(items: int, shard_size: int) -> int:
+    """How many shards hold so many images."""
+    return -(-items // shard_size)
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """The file of a shard."""
+    return folder / f"shard-{number:05d}.safetensors"

@@ -1,0 +1,280 @@
+"""`Head`: what the rest of the package knows of a method.
+
+A head turns a feature map into logits through M *units* (channels, prototypes, nodes), each with a
+value per image and the pixel it comes from. Training, evaluation, explanations, prototypes,
+checkpoints and the page speak to the methods below and to nothing else, so that a new method is one
+file here and one line in `infodisent.methods`.
+
+The default implementations are those of a linear classifier on pooled units. A method overrides
+what it does otherwise.
+"""
+
+from __future__ import annotations
+
+import abc
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from infodisent.checks import check_positive
+from infodisent.contract import SparsePool
+from infodisent.layout import check_input_fmt
+
+_PLACEMENT = {"input_fmt", "num_prefix_tokens", "device", "dtype"}
+"""Keyword arguments of a head that follow from its backbone: not options of the method."""
+
+Batches = Callable[[], Iterator[tuple[Tensor, Tensor, Tensor]]]
+"""Starts one pass over the training images: maps ``[n, P, C]``, labels ``[n]``, positions ``[n]``,
+on the head's device."""
+
+
+class TrainingOptions(Protocol):
+    """What a head may read of `infodisent.training.fit.FitConfig`."""
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate of what classifies."""
+
+    @property
+    def rotation_lr(self) -> float:
+        """Peak learning rate of what the pool depends on."""
+
+    @property
+    def l1(self) -> float:
+        """Strength of the penalty on the class weights."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training with an optimiser of its own.
+
+    Attributes:
+        name: shown while it runs and kept in the training state.
+        groups: parameter groups as `torch.optim` takes them (``{"params": [...], "lr": ...}``); the
+            rate is the peak of a cosine that ends at zero with the stage. Parameters in no group
+            do not train.
+        epochs: passes over the training images; None for the number that the configuration says.
+        pool_is_fixed: nothing that the pool depends on trains, so that the pooled features are
+            computed once for the whole stage.
+    """
+
+    name: str
+    groups: Sequence[dict[str, Any]] = field(repr=False)
+    epochs: int | None = None
+    pool_is_fixed: bool = False
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters that train."""
+        return [parameter for group in self.groups for parameter in group["params"]]
+
+
+class Head(nn.Module, abc.ABC):
+    """A feature map to logits, and the evidence for them.
+
+    Follows timm's ``ClassifierHead``: ``forward(x, pre_logits=False)``, ``reset(num_classes)``, and
+    the attributes below. A method's constructor takes ``(in_features, num_classes, *, input_fmt,
+    num_prefix_tokens, device, dtype)`` and, by keyword only, its options; each option is kept as an
+    attribute of the same name, see `options`.
+
+    Args:
+        in_features: channels C of the map.
+        num_features: units M.
+        input_fmt: layout of the map: NCHW, NHWC, NCL or NLC.
+        num_prefix_tokens: leading tokens of a token map that are not pixels.
+        drop_rate: dropout on the pooled units in training.
+
+    Attributes:
+        method: name in `infodisent.methods.METHODS`, in files and on the command line.
+        title: its name for people.
+        unit: what its evidence is counted in, singular: "channel", "prototype" …
+        penalty_needs_pool: `penalty` wants the units of the batch, which costs the fused
+            map-to-logits operator where a method has one.
+        num_classes: classes K; 0 leaves the pooled units as output. Set by the method.
+        drop: the dropout.
+
+    Raises:
+        ValueError: a size, layout or rate that is not allowed, named.
+    """
+
+    method: ClassVar[str]
+    title: ClassVar[str]
+    unit: ClassVar[str] = "channel"
+    penalty_needs_pool: ClassVar[bool] = False
+
+    num_classes: int
+
+    def __init__(
+        self,
+        in_features: int,
+        num_features: int,
+        *,
+        input_fmt: str = "NCHW",
+        num_prefix_tokens: int = 0,
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        check_positive(name, "in_features", in_features)
+        check_positive(name, "num_features", num_features)
+        check_input_fmt(name, input_fmt, num_prefix_tokens)
+        if not 0 <= drop_rate < 1:
+            raise ValueError(f"{name}: drop_rate is {drop_rate}, must be in [0, 1)")
+        self.in_features, self.num_features = in_features, num_features
+        self.input_fmt, self.num_prefix_tokens = input_fmt, num_prefix_tokens
+        self.drop_rate = drop_rate
+        self.drop = nn.Dropout(drop_rate)
+
+    # -- from a map to logits ---------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def pool(
+        self,
+        x: Tensor,  # a map [B, ...] in layout input_fmt
+        *,
+        input_fmt: str | None = None,
+    ) -> SparsePool:
+        """The units of a map, ``[B, M]`` each, with their places.
+
+        A method with one side only gives ``neg = 0`` and ``neg_index = -1``.
+
+        Args:
+            x: the map, in the head's own layout.
+            input_fmt: another layout, without prefix tokens: that of a map from elsewhere than the
+                backbone, such as a feature store.
+        """
+
+    @abc.abstractmethod
+    def classify(
+        self,
+        pooled: Tensor,  # [n, M]
+    ) -> Tensor:
+        """Pooled units to logits ``[n, K]``; drops units in training."""
+
+    def forward(
+        self,
+        x: Tensor,  # a map [B, ...] in layout input_fmt
+        pre_logits: bool = False,
+        *,
+        input_fmt: str | None = None,
+    ) -> Tensor:
+        """Logits ``[B, K]``, or the pooled units ``[B, M]`` if `pre_logits` or without classes.
+
+        `x` and `input_fmt` as in `pool`.
+        """
+        pooled = self.pool(x, input_fmt=input_fmt).pooled
+        if pre_logits or self.num_classes == 0:
+            units: Tensor = self.drop(pooled)
+            return units
+        return self.classify(pooled)
+
+    # -- evidence ---------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def class_weights(self) -> Tensor:
+        """How much each unit counts for each class, ``[K, M]``, differentiable."""
+
+    @abc.abstractmethod
+    def maps(
+        self,
+        pixels: Tensor,  # [P, C]
+        units: Tensor,  # [n] int64
+    ) -> Tensor:
+        """The values of a few units at every pixel, ``[P, n]`` float32: their heat maps."""
+
+    def contributions(
+        self,
+        pooled: Tensor,  # [n, M]
+        classes: Tensor,  # [n] int64
+    ) -> Tensor:
+        """What each unit adds to the logit of a class, ``[n, M]``, in `pooled`'s dtype and device.
+
+        ``contributions(pooled, k).sum(1) + offsets(k)`` is the logit of class k.
+        """
+        weights = self.class_weights()
+        return weights[classes.to(weights.device)].to(pooled) * pooled
+
+    def offsets(
+        self,
+        classes: Tensor,  # [n] int64
+    ) -> Tensor:
+        """What a logit has besides its contributions (a bias), ``[n]``; 0 here."""
+        return torch.zeros(len(classes), device=classes.device)
+
+    # -- training ---------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def stages(self, config: TrainingOptions) -> tuple[Stage, ...]:
+        """What trains, in which order and at which rates; at least one stage."""
+
+    def start_stage(self, stage: Stage, batches: Batches) -> None:
+        """Called once before a stage's first epoch, without gradients; nothing to do here.
+
+        For steps that need the training images, such as moving prototypes onto their nearest
+        patches. Must give the same result whenever it is called in the same state.
+        """
+
+    def penalty(
+        self,
+        config: TrainingOptions,
+        feature_scale: float,
+        pooled: Tensor | None,  # [n, M]; None unless penalty_needs_pool
+        labels: Tensor,  # [n] int64
+    ) -> Tensor | None:
+        """Terms added to the cross-entropy of a batch: a scalar, or None for nothing.
+
+        Args:
+            config: of the training.
+            feature_scale: mean of the max-pooled map over channels and training images, which makes
+                a strength mean the same for all backbones.
+            pooled: the batch's units, with gradients where the stage trains what they depend on.
+            labels: the batch's classes.
+        """
+        return None
+
+    def after_step(self) -> None:
+        """Called after every optimiser step: projections of weights. Nothing to do here."""
+
+    def ablations(self) -> Mapping[str, Mapping[str, Any]]:
+        """Heads to train beside this one for comparison: their row's title, and what differs."""
+        return {}
+
+    # -- description ------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def reset(self, num_classes: int, pool_type: str | None = None) -> None:
+        """Replace the classifier by a fresh one for `num_classes` classes.
+
+        Raises:
+            ValueError: `pool_type` is given, as timm allows, and it is another pool.
+        """
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments that rebuild this head's structure, JSON-able."""
+        return {name: getattr(self, name) for name in self.option_names()}
+
+    @classmethod
+    def option_names(cls) -> tuple[str, ...]:
+        """The options of the method: what its constructor takes by keyword, but for placement."""
+        return tuple(
+            name
+            for name, parameter in inspect.signature(cls).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY and name not in _PLACEMENT
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are; the CPU for a head without any."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    def layout(self, input_fmt: str | None = None) -> dict[str, Any]:
+        """``input_fmt`` and ``num_prefix_tokens`` of a map, as the operators take them.
+
+        The head's own, or `input_fmt` without prefix tokens.
+        """
+        if input_fmt is not None:
+            return {"input_fmt": input_fmt, "num_prefix_tokens": 0}
+        return {"input_fmt": self.input_fmt, "num_prefix_tokens": self.num_prefix_tokens}

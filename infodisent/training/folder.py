@@ -1,0 +1,59 @@
+"""The folder of a run: the names of its files, and reading it back."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infodisent.data.store import FeatureStore
+from infodisent.explanations.prototypes import Prototypes
+from infodisent.files import read_json, reading
+from infodisent.training import checkpoint
+
+MODEL, STATE, METRICS, PROTOTYPES, FEATURES = (
+    "model.safetensors",
+    "training.safetensors",
+    "metrics.json",
+    "prototypes.safetensors",
+    "features",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: holds ``model.safetensors``, ``metrics.json``, ``features/`` and the rest.
+        metrics: what ``metrics.json`` holds; ``metrics["rows"]`` is the comparison table.
+    """
+
+    folder: Path
+    metrics: dict[str, Any] = field(repr=False)
+
+    @property
+    def store(self) -> FeatureStore:
+        """The run's features."""
+        return FeatureStore(self.folder / FEATURES)
+
+
+def open_run(folder: str | os.PathLike[str]) -> tuple[checkpoint.Checkpoint, Prototypes, Run]:
+    """Read back a folder that `fit` has written.
+
+    Raises:
+        FileNotFoundError: a file of the run is missing; the message names it.
+        ValueError: one is damaged.
+    """
+    base = Path(folder)
+    if not base.is_dir():
+        raise FileNotFoundError(f"{base} is not a run: no such folder (made by `infodisent fit`)")
+    loaded = checkpoint.load(base / MODEL)
+    with reading(base / PROTOTYPES):
+        prototypes = Prototypes.load(base / PROTOTYPES)
+    metrics = read_json(base / METRICS)
+    with reading(base / METRICS):
+        for key in ("backbone", "rows", "images", "features"):
+            metrics[key]
+    return loaded, prototypes, Run(base, metrics)
