@@ -138,6 +138,8 @@ class build_ext(_build_ext):  # noqa: N801  (setuptools' name)
         gpu = [extension for extension in self.extensions if extension.name == CUDA]
         self.extensions = [extension for extension in self.extensions if extension.name != CUDA]
         try:
+            if self.compiler.compiler_type == "msvc":
+                self._use_clang_cl()
             if self._has_openmp():
                 for extension in self.extensions:
                     extension.extra_compile_args.append("-fopenmp")
@@ -159,6 +161,16 @@ class build_ext(_build_ext):  # noqa: N801  (setuptools' name)
                     raise
                 self.note_cuda = f"nvcc failed at installation: {str(error).splitlines()[0]}"
                 print(f"infodisent: {self.note_cuda}", file=sys.stderr)
+
+    def _use_clang_cl(self):
+        """Compile with LLVM's clang-cl, which takes the same options: cl has no vector types."""
+        path = os.pathsep.join([os.environ.get("PATH", ""), r"C:\Program Files\LLVM\bin"])
+        clang_cl = shutil.which("clang-cl", path=path)
+        if clang_cl is None:
+            raise RuntimeError("csrc needs clang-cl (part of LLVM) on Windows, which is not there")
+        if not self.compiler.initialized:
+            self.compiler.initialize()
+        self.compiler.cc = clang_cl
 
     def _nvcc(self, extension):
         """Objects of the .cu files, compiled unless they are newer than all they depend on."""

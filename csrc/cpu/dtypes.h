@@ -34,7 +34,8 @@ inline float widen(BFloat16 x) {
   return value;
 }
 inline float widen(Float16 x) {
-#if defined(__aarch64__) || defined(__FLT16_MAX__)
+// not on Windows, where the function that widens without F16C is in no library that is linked
+#if defined(__aarch64__) || (defined(__FLT16_MAX__) && !defined(_WIN32))
 #ifdef __aarch64__  // where C++ has no _Float16 before GCC 13
   __fp16 value;
 #else

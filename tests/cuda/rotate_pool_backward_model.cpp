@@ -6,31 +6,17 @@
 //   rotate_pool_backward_model [mutant]    with one thing left out, which must be found
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
-#include <deque>
-#include <limits>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "grad_u_schedule.h"
+#include "model.h"
 
 namespace infodisent {
 namespace backward {
 namespace {
 
-std::mt19937 generator(1);
-uint32_t below(uint32_t n) { return generator() % n; }
-
-[[noreturn]] void fail(const std::string& what) {
-  std::printf("wrong: %s\n", what.c_str());
-  std::exit(1);
-}
-void check(bool ok, const char* what) {
-  if (!ok) fail(what);
-}
-
-std::string mutant;
+using namespace model;
 
 // --- the left operand ---
 
@@ -98,9 +84,6 @@ void scales() {
 }
 
 // --- the right operand ---
-
-// The 128-byte swizzle, of the copy engine and of wgmma: bits 4-6 of an address by its bits 7-9.
-uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
 
 // Address of element (k, n) of an N-major operand with the 128-byte swizzle, from the fields of its
 // descriptor: the canonical layout ((8, 8, n), (8, k)) : ((1, 8, LBO), (64, SBO)) in elements.
@@ -287,186 +270,59 @@ void product(int images, int pixels, int channels, int cluster, int splits) {
 
 // --- the barriers ---
 
-struct Barrier {
-  int arrivals = 0, pending = 0, phase = 0;
-  long bytes = 0;
-  void init(int count) { arrivals = pending = count; }
-  bool passed(uint32_t parity) const { return phase % 2 != static_cast<int>(parity); }
-  void complete() {
-    if (pending == 0 && bytes == 0) {
-      ++phase;
-      pending = arrivals;
-    }
-  }
-  void arrive(long expected = 0) {
-    bytes += expected;
-    check(pending > 0, "an arrival too many in a phase");
-    --pending;
-    complete();
-  }
-  void receive(long count) {
-    bytes -= count;
-    complete();
-  }
-};
+// A slot has two parts: the halves of the columns.
+struct Simulation : SimulatedRing<Simulation, 2> {
+  int unit, steps;  // steps of a unit, and of all
 
-struct SlotMemory {
-  int half[2] = {-1, -1};  // number of the step that each half of the columns is of
-  int readers = 0;
-};
-struct Block {
-  std::vector<Barrier> full, empty;
-  std::vector<SlotMemory> slots;
-  int running = 0;  // threads of control that have not ended
-};
-// Something on its way: a copy into a slot of one block, or an arrival at a barrier of one.
-struct Flight {
-  int block, stage, step, half;  // half -1: an arrival at "empty"
-};
-
-struct Simulation {
-  int cluster, steps, stages;  // steps of all units
-  std::vector<Block> blocks;
-  std::deque<Flight> flights;
-
-  struct Producer {
-    int block, step = 0, tail = 0;
-    Slot slot = {0, 0};
-    bool done = false;
-  };
   struct Warp {
     int block, step = 0, before = -1;
     bool started = false, done = false;
     Slot slot = {0, 0};
   };
-  std::vector<Producer> producers;
   std::vector<Warp> warps;
-  int unit;  // steps of a unit
 
   Simulation(int cluster, int unit, int units, int stages)
-      : cluster(cluster), steps(unit * units), stages(stages), blocks(cluster), unit(unit) {
+      : SimulatedRing(cluster, stages, unit * units,
+                      mutant == "own"     ? 8
+                      : mutant == "group" ? 4 * cluster
+                                          : 8 * cluster),
+        unit(unit),
+        steps(unit * units) {
     for (int b = 0; b < cluster; ++b) {
-      Block& block = blocks[b];
-      block.full.resize(stages);
-      block.empty.resize(stages);
-      block.slots.resize(stages);
-      for (Barrier& barrier : block.full) barrier.init(1);
-      for (Barrier& barrier : block.empty)
-        barrier.init(mutant == "own" ? 8 : mutant == "group" ? 4 * cluster : 8 * cluster);
-      Producer producer;
-      producer.block = b;
-      producers.push_back(producer);
       for (int w = 0; w < 8; ++w) {
         Warp warp;
         warp.block = b;
         warps.push_back(warp);
       }
-      block.running = 9;
+      blocks[b].running += 8;
     }
   }
 
-  bool move(Producer& p) {
-    if (p.done) return false;
-    Block& block = blocks[p.block];
-    if (p.step == steps) {  // the tail
-      if (cluster == 1 || p.tail == stages || mutant == "tail") {
-        p.done = true;
-        --block.running;
-        return true;
-      }
-      if (!block.empty[p.slot.stage].passed(p.slot.parity ^ 1)) return false;
-      p.slot.advance(stages);
-      ++p.tail;
-      return true;
-    }
-    if (!block.empty[p.slot.stage].passed(p.slot.parity ^ 1)) return false;
-    const int stage = static_cast<int>(p.slot.stage);
-    block.full[stage].arrive(20);
+  // All, or the half of this block, for both.
+  void send(const Producer& p, int stage) {
     if (cluster == 1)
-      for (int half = 0; half < 2; ++half) flights.push_back({0, stage, p.step, half});
+      for (int half : {0, 1}) flights.push_back({0, stage, p.step, half});
     else
       for (int b = 0; b < cluster; ++b) flights.push_back({b, stage, p.step, p.block});
-    p.slot.advance(stages);
-    ++p.step;
-    return true;
-  }
-
-  void verify(const Warp& w, int stage, int number) const {
-    const SlotMemory& slot = blocks[w.block].slots[stage];
-    check(slot.half[0] == number && slot.half[1] == number,
-          "a slot holds something else than what is read");
-  }
-  void release(const Warp& w, int stage, int number) {
-    verify(w, stage, number);
-    --blocks[w.block].slots[stage].readers;
-    if (cluster == 1) return blocks[0].empty[stage].arrive();
-    for (int b = 0; b < cluster; ++b)
-      if (mutant != "own" || b == w.block) flights.push_back({b, stage, number, -1});
   }
 
   bool move(Warp& w) {
     if (w.done) return false;
-    Block& block = blocks[w.block];
     if (w.started) {  // the products of the step before are complete
-      if (w.step % unit != 0) release(w, w.before, w.step - 1);
+      if (w.step % unit != 0) release(w.block, w.before, w.step - 1);
       w.before = static_cast<int>(w.slot.stage);
       w.slot.advance(stages);
       w.started = false;
-      if (++w.step % unit == 0) release(w, w.before, w.step - 1);  // the end of a unit
+      if (++w.step % unit == 0) release(w.block, w.before, w.step - 1);  // the end of a unit
       return true;
     }
     if (w.step == steps) {
       w.done = true;
-      --block.running;
+      --blocks[w.block].running;
       return true;
     }
-    const int stage = static_cast<int>(w.slot.stage);
-    if (!block.full[stage].passed(w.slot.parity)) return false;
-    verify(w, stage, w.step);
-    ++block.slots[stage].readers;
-    w.started = true;
-    return true;
-  }
-
-  void land(const Flight& f) {
-    Block& block = blocks[f.block];
-    check(block.running > 0, "something comes to a block that has ended");
-    if (f.half == -1) {
-      block.empty[f.stage].arrive();
-      return;
-    }
-    SlotMemory& slot = block.slots[f.stage];
-    check(slot.readers == 0, "a copy overwrites what is being read");
-    slot.half[f.half] = f.step;
-    block.full[f.stage].receive(10);
-  }
-
-  void run() {
-    const uint32_t hurry = below(3);  // slow copies, slow warps, or neither
-    int idle = 0;
-    for (;;) {
-      const size_t actors = producers.size() + warps.size();
-      bool moved = false;
-      if (!flights.empty() && below(hurry == 0 ? 8 : 2) == 0) {
-        // any order: copies and remote arrivals overtake each other
-        const size_t i = below(static_cast<uint32_t>(flights.size()));
-        const Flight flight = flights[i];
-        flights.erase(flights.begin() + static_cast<long>(i));
-        land(flight);
-        moved = true;
-      } else {
-        const size_t i = below(static_cast<uint32_t>(actors));
-        if (i < producers.size())
-          moved = move(producers[i]);
-        else if (hurry != 1 || below(4) == 0)
-          moved = move(warps[i - producers.size()]);
-      }
-      idle = moved ? 0 : idle + 1;
-      bool over = flights.empty();
-      for (const Block& block : blocks) over = over && block.running == 0;
-      if (over) return;
-      check(idle < 20000, "deadlock");
-    }
+    w.started = read(w.block, w.slot, w.step);
+    return w.started;
   }
 };
 
@@ -483,6 +339,7 @@ void protocol() {
 }  // namespace infodisent
 
 using namespace infodisent::backward;
+using infodisent::model::mutant;
 
 int main(int count, char** arguments) {
   if (count > 1) mutant = arguments[1];

@@ -3,89 +3,23 @@
 // copies, arrivals and warps interleaved at random. Prints "clean", or what is wrong and exits 1.
 //
 //   rotate_pool_model [mutant]    the protocol with one thing left out, which must be found
+#include <array>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
-#include <deque>
-#include <limits>
-#include <random>
-#include <string>
 #include <vector>
 
 #include "float8.h"
+#include "model.h"
 #include "packed_key.h"
+#include "pools.h"
 #include "tile_schedule.h"
 
 using namespace infodisent;
+using namespace infodisent::model;
 
 namespace {
 
-std::mt19937 generator(1);
-uint32_t below(uint32_t n) { return generator() % n; }
-
-[[noreturn]] void fail(const std::string& what) {
-  std::printf("wrong: %s\n", what.c_str());
-  std::exit(1);
-}
-void check(bool ok, const char* what) {
-  if (!ok) fail(what);
-}
-
 // --- the epilogue ---
-
-enum Values { kSmall, kSparse, kNegative, kRandom, kInfinite, kNaNs, kZeros };
-constexpr int kValueKinds = 7;
-
-float value_of(int kind) {
-  const float infinity = std::numeric_limits<float>::infinity();
-  const float number = static_cast<float>(below(1 << 16)) / 4096.0f - 8.0f;
-  switch (kind) {
-    case kSmall:
-      return static_cast<float>(below(5)) - 2.0f;  // ties
-    case kSparse:
-      return below(40) == 0 ? number : 0.0f;
-    case kNegative:
-      return -std::fabs(number);
-    case kRandom:
-      return number * std::ldexp(1.0f, static_cast<int>(below(40)) - 20);
-    case kInfinite:
-      return below(50) == 0 ? (below(2) ? infinity : -infinity) : number;
-    case kNaNs:  // the tensor cores write this one; its sign is not relied on
-      return below(60) == 0 ? float_of(0x7fffffffu | (below(2) ? kSign : 0)) : number;
-    default:
-      return below(2) ? 0.0f : -0.0f;
-  }
-}
-
-// What the contract says of the values with their last bits cleared.
-Pooled scanned(const float* y, int pixels, uint32_t mask) {
-  Pooled pool = {0.0f, 0.0f, -1, -1};
-  for (int p = 0; p < pixels; ++p) {
-    if (y[p] != y[p]) return {y[p], y[p], p, p};
-    const float v = float_of(bits_of(y[p]) & ~mask);
-    if (v > pool.pos) {
-      pool.pos = v;
-      pool.pos_index = p;
-    }
-    if (-v > pool.neg) {
-      pool.neg = -v;
-      pool.neg_index = p;
-    }
-  }
-  return pool;
-}
-void compare(const Pooled& ours, const Pooled& wanted, const char* where) {
-  const bool nan = wanted.pos != wanted.pos;
-  const bool values =
-      nan ? ours.pos != ours.pos && ours.neg != ours.neg
-          : bits_of(ours.pos) == bits_of(wanted.pos) && bits_of(ours.neg) == bits_of(wanted.neg);
-  if (values && ours.pos_index == wanted.pos_index && ours.neg_index == wanted.neg_index) return;
-  char text[200];
-  std::snprintf(text, sizeof text, "%s: found %g %g at %d %d, wanted %g %g at %d %d", where,
-                ours.pos, ours.neg, ours.pos_index, ours.neg_index, wanted.pos, wanted.neg,
-                wanted.pos_index, wanted.neg_index);
-  fail(text);
-}
 
 // D [16, N] of one warp as its lanes hold it.
 template <int N>
@@ -283,9 +217,6 @@ void schedule() {
 
 // --- operands in shared memory ---
 
-// The 128-byte swizzle, of the copy engine and of wgmma: bits 4-6 of an address by its bits 7-9.
-uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
-
 // Of elements of BYTES bytes.
 template <int BYTES>
 void operands() {
@@ -373,60 +304,11 @@ void float8_pool() {
 
 // --- the barriers ---
 
-std::string mutant;
+// A slot has three parts: U, and two halves of x.
+struct Simulation : SimulatedRing<Simulation, 3> {
+  int steps, units;
+  std::vector<std::array<Barrier, kGroups>> turns;  // of each block
 
-struct Barrier {
-  int arrivals = 0, pending = 0, phase = 0;
-  long bytes = 0;
-  void init(int count) { arrivals = pending = count; }
-  bool passed(uint32_t parity) const { return phase % 2 != static_cast<int>(parity); }
-  void complete() {
-    if (pending == 0 && bytes == 0) {
-      ++phase;
-      pending = arrivals;
-    }
-  }
-  void arrive(long expected = 0) {
-    bytes += expected;
-    check(pending > 0, "an arrival too many in a phase");
-    --pending;
-    complete();
-  }
-  void receive(long count) {
-    bytes -= count;
-    complete();
-  }
-};
-
-// What a part of a slot holds: number of the step, counted over all units.
-struct SlotMemory {
-  int u = -1, x[2] = {-1, -1};
-  int readers = 0;
-};
-
-struct Block {
-  std::vector<Barrier> full, empty;
-  Barrier turn[kGroups];
-  std::vector<SlotMemory> slots;
-  int running = 0;  // threads of control that have not ended
-};
-
-// Something on its way: a copy into a slot of one block, or an arrival at a barrier of one.
-struct Flight {
-  int block, stage, step, half;  // half -1: U; -2: an arrival at "empty"
-};
-
-struct Simulation {
-  int cluster, steps, units, stages;
-  std::vector<Block> blocks;
-  std::deque<Flight> flights;
-  static constexpr int kBytes = 100;  // of U; each half of x: 10
-
-  struct Producer {
-    int block, unit = 0, step = 0, tail = 0;
-    Slot slot = {0, 0};
-    bool done = false;
-  };
   struct Warp {
     int block, group, turn = 0, step = 0, state = 0, before = -1;
     uint32_t turn_parity;
@@ -434,22 +316,15 @@ struct Simulation {
     Slot slot = {0, 0};
     bool done = false;
   };
-  std::vector<Producer> producers;
   std::vector<Warp> warps;
 
   Simulation(int cluster, int steps, int units, int stages)
-      : cluster(cluster), steps(steps), units(units), stages(stages), blocks(cluster) {
+      : SimulatedRing(cluster, stages, steps * units, mutant == "own" ? 4 : 4 * cluster),
+        steps(steps),
+        units(units),
+        turns(cluster) {
     for (int b = 0; b < cluster; ++b) {
-      Block& block = blocks[b];
-      block.full.resize(stages);
-      block.empty.resize(stages);
-      block.slots.resize(stages);
-      for (Barrier& barrier : block.full) barrier.init(1);
-      for (Barrier& barrier : block.empty) barrier.init(mutant == "own" ? 4 : 4 * cluster);
-      for (Barrier& barrier : block.turn) barrier.init(4);
-      Producer producer;
-      producer.block = b;
-      producers.push_back(producer);
+      for (Barrier& barrier : turns[b]) barrier.init(4);
       for (int group = 0; group < kGroups; ++group)
         for (int w = 0; w < 4; ++w) {
           Warp warp;
@@ -459,63 +334,26 @@ struct Simulation {
           warp.number = group * steps;
           warps.push_back(warp);
         }
-      block.running = 1 + 4 * kGroups;
+      blocks[b].running += 4 * kGroups;
     }
   }
 
-  bool step(Producer& p) {
-    if (p.done) return false;
-    Block& block = blocks[p.block];
-    if (p.unit == units) {  // the tail
-      if (cluster == 1 || p.tail == stages || mutant == "tail") {
-        p.done = true;
-        --block.running;
-        return true;
-      }
-      if (!block.empty[p.slot.stage].passed(p.slot.parity ^ 1)) return false;
-      p.slot.advance(stages);
-      ++p.tail;
-      return true;
-    }
-    if (!block.empty[p.slot.stage].passed(p.slot.parity ^ 1)) return false;
-    const int stage = p.slot.stage, number = p.unit * steps + p.step;
-    block.full[stage].arrive(kBytes + 20);
-    flights.push_back({p.block, stage, number, -1});
-    if (cluster == 1) {
-      flights.push_back({0, stage, number, 0});
-      flights.push_back({0, stage, number, 1});
-    } else {
-      for (int b = 0; b < cluster; ++b) flights.push_back({b, stage, number, p.block});
-    }
-    p.slot.advance(stages);
-    if (++p.step == steps) {
-      p.step = 0;
-      ++p.unit;
-    }
-    return true;
+  // U for itself, and of x all or the half of this block, for both.
+  void send(const Producer& p, int stage) {
+    flights.push_back({p.block, stage, p.step, 0});
+    if (cluster == 1)
+      for (int half : {1, 2}) flights.push_back({0, stage, p.step, half});
+    else
+      for (int b = 0; b < cluster; ++b) flights.push_back({b, stage, p.step, 1 + p.block});
   }
 
-  void verify(Warp& w, int stage, int number) {
-    const SlotMemory& slot = blocks[w.block].slots[stage];
-    check(slot.u == number && slot.x[0] == number && slot.x[1] == number,
-          "a slot holds something else than what is read");
-  }
-  void release(Warp& w, int stage, int number) {
-    verify(w, stage, number);
-    --blocks[w.block].slots[stage].readers;
-    if (cluster == 1) return blocks[0].empty[stage].arrive();
-    for (int b = 0; b < cluster; ++b)
-      if (mutant != "own" || b == w.block) flights.push_back({b, stage, number, -2});
-  }
-
-  bool step(Warp& w) {
+  bool move(Warp& w) {
     if (w.done) return false;
-    Block& block = blocks[w.block];
     switch (w.state) {
       case 0:  // next unit
         if (w.group + kGroups * w.turn >= units) {
           w.done = true;
-          --block.running;
+          --blocks[w.block].running;
           return true;
         }
         w.slot = Slot::at(w.number, stages);
@@ -523,73 +361,30 @@ struct Simulation {
         w.state = 1;
         return true;
       case 1:
-        if (mutant != "turn" && !block.turn[w.group].passed(w.turn_parity)) return false;
+        if (mutant != "turn" && !turns[w.block][w.group].passed(w.turn_parity)) return false;
         w.turn_parity ^= 1;
         w.state = 2;
         return true;
       case 2:  // start the products of a step
-        if (!block.full[w.slot.stage].passed(w.slot.parity)) return false;
-        verify(w, w.slot.stage, w.number + w.step);
-        ++block.slots[w.slot.stage].readers;
+        if (!read(w.block, w.slot, w.number + w.step)) return false;
         w.state = 3;
         return true;
       case 3:  // those of the step before are complete
-        if (w.step != 0) release(w, w.before, w.number + w.step - 1);
-        w.before = w.slot.stage;
+        if (w.step != 0) release(w.block, w.before, w.number + w.step - 1);
+        w.before = static_cast<int>(w.slot.stage);
         w.slot.advance(stages);
         w.state = ++w.step == steps ? 4 : 2;
         return true;
       case 4:
-        block.turn[w.group ^ 1].arrive();
+        turns[w.block][w.group ^ 1].arrive();
         w.state = 5;
         return true;
       default:
-        release(w, w.before, w.number + steps - 1);
+        release(w.block, w.before, w.number + steps - 1);
         w.number += kGroups * steps;
         ++w.turn;
         w.state = 0;
         return true;
-    }
-  }
-
-  void land(const Flight& f) {
-    Block& block = blocks[f.block];
-    check(block.running > 0, "something comes to a block that has ended");
-    if (f.half == -2) {
-      block.empty[f.stage].arrive();
-      return;
-    }
-    SlotMemory& slot = block.slots[f.stage];
-    check(slot.readers == 0, "a copy overwrites what is being read");
-    (f.half == -1 ? slot.u : slot.x[f.half]) = f.step;
-    block.full[f.stage].receive(f.half == -1 ? kBytes : 10);
-  }
-
-  void run() {
-    const uint32_t hurry = below(3);  // slow copies, slow warps, or neither
-    int idle = 0;
-    for (;;) {
-      const size_t actors = producers.size() + warps.size();
-      bool moved = false;
-      if (!flights.empty() && below(hurry == 0 ? 8 : 2) == 0) {
-        // any order: copies and remote arrivals overtake each other
-        const size_t i = below(static_cast<uint32_t>(flights.size()));
-        const Flight flight = flights[i];
-        flights.erase(flights.begin() + static_cast<long>(i));
-        land(flight);
-        moved = true;
-      } else {
-        const size_t i = below(static_cast<uint32_t>(actors));
-        if (i < producers.size())
-          moved = step(producers[i]);
-        else if (hurry != 1 || below(4) == 0)
-          moved = step(warps[i - producers.size()]);
-      }
-      idle = moved ? 0 : idle + 1;
-      bool over = flights.empty();
-      for (const Block& block : blocks) over = over && block.running == 0;
-      if (over) return;
-      check(idle < 20000, "deadlock");
     }
   }
 };
