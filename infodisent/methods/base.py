@@ -58,8 +58,8 @@ class Stage:
             rate is the peak of a cosine that ends at zero with the stage. Parameters in no group
             do not train.
         epochs: passes over the training images; None for the number that the configuration says.
-        pool_is_fixed: nothing that the pool depends on trains, so that the pooled features are
-            computed once for the whole stage.
+        pool_is_fixed: nothing that the pool depends on trains (nor does `Head.after_step` change
+            it), so that the pooled units are computed once for the whole stage.
     """
 
     name: str
