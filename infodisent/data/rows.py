@@ -104,7 +104,7 @@ def locate(
     """
     if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= int(starts[-1])):
         raise IndexError(f"feature indices must be in 0 … {int(starts[-1]) - 1}")
-    part_of = torch.searchsorted(starts, indices, right=True) - 1
+    part_of = torch.searchsorted(starts, indices.contiguous(), right=True) - 1
     for part in part_of.unique().tolist():
         here = (part_of == part).nonzero().flatten()
         yield part, here, indices[here] - starts[part]

@@ -7,7 +7,7 @@ import os
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from infodisent import attach
 from infodisent.backbones.preprocess import transform_config, transform_from
@@ -123,6 +123,29 @@ def test_values_beyond_float16_are_an_error_not_an_infinity(tmp_path, tiny, imag
     with pytest.raises(ValueError, match="does not fit float16; store the maps as float32"):
         extract(tiny, images, tmp_path / "a", progress=False)
     extract(tiny, images, tmp_path / "b", dtype="bfloat16", progress=False)
+
+
+def test_original_logits_beyond_float16_are_kept(tmp_path, tiny, image_folder):
+    plain = tiny.backbone.classify
+    tiny.backbone.classify = lambda raw: plain(raw) * 1e6
+    made = extract(tiny, scan_folder(image_folder), tmp_path / "a", shard_size=10, progress=False)
+    logits = made.original_logits[torch.arange(len(made))]
+    assert logits.isfinite().all()
+    assert logits.abs().max() > torch.finfo(torch.float16).max
+    shard = load_file(tmp_path / "a" / "shard-00000.safetensors")
+    assert shard["original_logits"].dtype == torch.float32
+    tiny.backbone.classify = plain  # and half of the room where they fit
+    extract(tiny, scan_folder(image_folder), tmp_path / "b", shard_size=10, progress=False)
+    shard = load_file(tmp_path / "b" / "shard-00000.safetensors")
+    assert shard["original_logits"].dtype == torch.float16
+
+
+def test_a_backbone_alone_is_enough(tmp_path, tiny, image_folder, store):
+    images = scan_folder(image_folder)
+    alone = extract(tiny.backbone, images, tmp_path / "b", shard_size=10, progress=False)
+    assert alone.meta["made_from"] == store.meta["made_from"]
+    index = torch.arange(len(store))
+    assert torch.equal(alone.gather(index), store.gather(index))
 
 
 def test_damaged_store(tmp_path, store):

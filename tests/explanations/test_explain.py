@@ -13,6 +13,7 @@ from PIL import Image
 from infodisent import attach, reference
 from infodisent.backbones.preprocess import transform_config, transform_from
 from infodisent.data.images import load_image
+from infodisent.explanations import local
 from infodisent.explanations.local import TOLERANCE, cell_box, explain, explain_many
 from infodisent.layout import to_bpc
 
@@ -256,12 +257,45 @@ def test_training_mode_is_left_alone(tiny):
 
 def test_many(image_folder, tiny):
     files = sorted((image_folder / "green").glob("*.png"))[:3]
-    found = explain_many(tiny, files, true_names=["green", None, "red"], progress=False, top=1)
-    assert [e.path for e in found] == [str(f) for f in files]
-    assert [e.true_name for e in found] == ["green", None, "red"]
-    assert all(len(e.supporting) <= 1 for e in found)
+    explanations = explain_many(
+        tiny, files, true_names=["green", None, "red"], progress=False, top=1
+    )
+    assert [e.path for e in explanations] == [str(f) for f in files]
+    assert [e.true_name for e in explanations] == true
+    assert all(len(e.supporting) <= 1 for e in explanations)
     with pytest.raises(ValueError, match="2 true_names were given for 3 images"):
         explain_many(tiny, files, true_names=["a", "b"], progress=False)
+
+
+def test_unreadable_images_are_handed_over_and_every_image_is_decoded_once(
+    tmp_path, image_folder, tiny, monkeypatch
+):
+    files = [image_folder / "red" / f"{i:02d}.png" for i in (6, 7, 8)] + [tmp_path / "gone.png"]
+    decoded, failures = [], []
+    plain = local.load_image
+    monkeypatch.setattr(local, "load_image", lambda f: (decoded.append(f), plain(f))[1])
+    explanations = explain_many(
+        tiny,
+        files,
+        true_names=["a", "b", "c", "d"],
+        on_error=lambda image, error: failures.append((image, type(error), str(error))),
+        progress=False,
+    )
+    assert [(e.path, e.true_name) for e in explanations] == [
+        (str(files[0]), "a"),
+        (str(files[2]), "c"),
+    ]
+    assert [(image, kind) for image, kind, _ in failures] == [
+        (files[1], ValueError), (files[3], FileNotFoundError),
+    ]  # fmt: skip
+    assert "07.png cannot be read" in failures[0][2]
+    assert decoded == files
+    with pytest.raises(ValueError, match=r"07\.png cannot be read"):
+        explain_many(tiny, files, progress=False)
+    with torch.no_grad():  # a fault of the model is not one of an image
+        tiny.head.fc.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        explain_many(tiny, files, on_error=lambda *_: None, progress=False)
 
 
 def test_bad_arguments(tmp_path, image_folder, tiny):

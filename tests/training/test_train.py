@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from infodisent.devices import own_generators, seed_generators
 from infodisent.evaluation.accuracy import (
     evaluate_head,
     linear_probe,
@@ -195,3 +196,41 @@ def test_averages_are_over_the_classes_present():
     assert result.balanced_accuracy == result.accuracy == 0.75
     with pytest.raises(ValueError, match="NaN"):
         score(logits * float("nan"), torch.zeros(4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("what", ["new_head", "fit_head"])
+def test_generators_of_the_caller_go_on_as_if_nothing_was_drawn(store, monkeypatch, what):
+    """A GPU's generator that this work does not use is not touched; there may be no way back."""
+    seeded = []
+    for module in (torch.cuda, torch.mps, torch.xpu):
+        for name in ("manual_seed", "manual_seed_all"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, lambda seed, n=name: seeded.append(n))
+    before = torch.get_rng_state()
+    if what == "new_head":
+        new_head(store.channels, 2, seed=0)
+    else:
+        fit_head(new_head(store.channels, 2, 0), store, FitConfig(epochs=1), progress=False)
+    assert seeded == []
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_generators_of_the_device_in_use_are_seeded_and_restored(monkeypatch):
+    """With a stand-in for CUDA: its generator is an integer."""
+    from contextlib import nullcontext
+
+    state = {"cuda": 7}
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: state.update(cuda=seed))
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: state["cuda"])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda value, device: state.update(cuda=value))
+    device, before = torch.device("cuda", 0), torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        with own_generators(device):
+            seed_generators(3, device)
+            assert state["cuda"] == 3
+            expected = torch.rand(1, generator=torch.Generator().manual_seed(3))
+            assert torch.equal(torch.rand(1), expected)
+            raise KeyboardInterrupt
+    assert state["cuda"] == 7
+    assert torch.equal(torch.get_rng_state(), before)
