@@ -100,8 +100,8 @@ def _split_head(head: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...], tupl
 
 
 def _classifier_names(model: Any) -> list[str]:
-    found = model.get_classifier()
-    layers = found if isinstance(found, tuple) else (found, getattr(model, "head_dist", None))
+    own = model.get_classifier()
+    layers = own if isinstance(own, tuple) else (own, getattr(model, "head_dist", None))
     # the direct child: a classifier inside a Sequential or NormLinear is used as a whole
     names = {id(m): path.split(".")[0] for path, m in model.named_modules()}
     return [names[id(m)] for m in layers if id(m) in names]

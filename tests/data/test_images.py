@@ -12,13 +12,13 @@ from infodisent.data.images import all_for_testing, load_image, scan_folder, spl
 
 
 def test_scan_is_stratified_and_repeatable(image_folder):
-    found = scan_folder(image_folder, val_fraction=0.25, seed=3)
-    assert found.classes == ("green", "red")
+    images = scan_folder(image_folder, val_fraction=0.25, seed=3)
+    assert images.classes == ("green", "red")
     for label in (0, 1):
-        splits = [i.split for i in found.items if i.label == label]
+        splits = [i.split for i in images.items if i.label == label]
         assert (splits.count("train"), splits.count("val")) == (9, 3)
-    assert found == scan_folder(image_folder, val_fraction=0.25, seed=3)
-    assert found != scan_folder(image_folder, val_fraction=0.25, seed=4)
+    assert images == scan_folder(image_folder, val_fraction=0.25, seed=3)
+    assert images != scan_folder(image_folder, val_fraction=0.25, seed=4)
 
 
 def test_existing_split_is_kept(tmp_path):
@@ -26,8 +26,8 @@ def test_existing_split_is_kept(tmp_path):
         for name in ("a", "b"):
             (tmp_path / split / name).mkdir(parents=True)
             Image.new("RGB", (4, 4)).save(tmp_path / split / name / "x.PNG")
-    found = scan_folder(tmp_path)
-    assert sorted((i.split, i.label) for i in found.items) == [
+    images = scan_folder(tmp_path)
+    assert sorted((i.split, i.label) for i in images.items) == [
         ("train", 0),
         ("train", 1),
         ("val", 0),
@@ -60,10 +60,10 @@ def test_bad_folders(tmp_path, image_folder):
 def test_split_never_empties_a_class(counts, fraction, seed):
     labels = [y for y, n in enumerate(counts) for _ in range(n)]
     names = [str(y) for y in range(len(counts))]
-    found = split_items("x", names, [str(i) for i in range(len(labels))], labels, fraction, seed)
+    images = split_items("x", names, [str(i) for i in range(len(labels))], labels, fraction, seed)
     for y in range(len(counts)):
-        assert {i.split for i in found.items if i.label == y} == {"train", "val"}
-    assert [i.path for i in found.items] == [str(i) for i in range(len(labels))]
+        assert {i.split for i in images.items if i.label == y} == {"train", "val"}
+    assert [i.path for i in images.items] == [str(i) for i in range(len(labels))]
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
@@ -111,8 +111,8 @@ def test_hidden_folders_are_left_out_and_links_followed_once(tmp_path):
     (tmp_path / "b").rename(tmp_path / "root" / "b")
     (tmp_path / "root" / "a" / "more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "root" / "b" / "circle").symlink_to(tmp_path / "root" / "b")
-    found = scan_folder(tmp_path / "root")
-    assert [sum(i.label == label for i in found.items) for label in (0, 1)] == [6, 3]
+    images = scan_folder(tmp_path / "root")
+    assert [sum(i.label == label for i in images.items) for label in (0, 1)] == [6, 3]
 
 
 def test_a_class_may_be_called_valid(tmp_path):

@@ -257,11 +257,10 @@ def test_training_mode_is_left_alone(tiny):
 
 def test_many(image_folder, tiny):
     files = sorted((image_folder / "green").glob("*.png"))[:3]
-    explanations = explain_many(
-        tiny, files, true_names=["green", None, "red"], progress=False, top=1
-    )
+    names = ["green", None, "red"]
+    explanations = explain_many(tiny, files, true_names=names, progress=False, top=1)
     assert [e.path for e in explanations] == [str(f) for f in files]
-    assert [e.true_name for e in explanations] == true
+    assert [e.true_name for e in explanations] == ["green", None, "red"]
     assert all(len(e.supporting) <= 1 for e in explanations)
     with pytest.raises(ValueError, match="2 true_names were given for 3 images"):
         explain_many(tiny, files, true_names=["a", "b"], progress=False)

@@ -43,7 +43,7 @@ def make_store(folder, maps, splits=None, grid=None):
 
 def by_hand(y, images, k):
     """{(channel, sign): [(value, image, pixel)]} of maps y [N, P, C], one channel at a time."""
-    found = {}
+    strongest = {}
     for c in range(y.shape[2]):
         for sign in (1, -1):
             rows = []
@@ -52,8 +52,8 @@ def by_hand(y, images, k):
                 best = max(values)
                 if best > 0:
                     rows.append((best, i, values.index(best)))
-            found[c, sign] = sorted(rows, key=lambda row: (-row[0], row[1]))[:k]
-    return found
+            strongest[c, sign] = sorted(rows, key=lambda row: (-row[0], row[1]))[:k]
+    return strongest
 
 
 def rows(prototypes, channel, sign):
@@ -86,10 +86,10 @@ def test_equals_brute_force_with_ties_and_zeros(
     head = InfoDisentHead(channels, 2, rotate=rotate).eval()  # U is the identity at the start
     with tempfile.TemporaryDirectory() as folder:
         store = make_store(Path(folder), maps, splits)
-        found = find_prototypes(head, store, k=k, batch_size=batch_size, progress=False)
+        prototypes = find_prototypes(head, store, k=k, batch_size=batch_size, progress=False)
     images = [i for i, s in enumerate(splits) if s == "train"]
     for (c, sign), wanted in by_hand(maps, images, k).items():
-        assert rows(found, c, sign) == wanted + [(0.0, -1, -1)] * (k - len(wanted))
+        assert rows(prototypes, c, sign) == wanted + [(0.0, -1, -1)] * (k - len(wanted))
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 256])
@@ -103,15 +103,15 @@ def test_rotated_maps(tmp_path, batch_size):
     splits = ["val" if i % 5 == 0 else "train" for i in range(23)]
     store = make_store(tmp_path, maps, splits, grid=(2, 3))
     for split in ("train", "val"):
-        found = find_prototypes(
+        prototypes = find_prototypes(
             head, store, k=4, split=split, batch_size=batch_size, progress=False
         )
         images = [i for i, s in enumerate(splits) if s == split]
         for (c, sign), wanted in by_hand(y, images, 4).items():
-            actual = [row for row in rows(found, c, sign) if row[1] >= 0]
+            actual = [row for row in rows(prototypes, c, sign) if row[1] >= 0]
             assert [r[1:] for r in actual] == [r[1:] for r in wanted]
             assert [r[0] for r in actual] == pytest.approx([r[0] for r in wanted], abs=1e-5)
-            named = found.of(c, sign)
+            named = prototypes.of(c, sign)
             assert [p.file for p in named] == [f"image{r[1]}.png" for r in wanted]
             assert [p.label_name for p in named] == [("even", "odd")[r[1] % 2] for r in wanted]
             assert [p.pixel for p in named] == [(r[2] // 3, r[2] % 3) for r in wanted]
@@ -121,11 +121,11 @@ def test_equal_activations_keep_the_first_image_across_batches(tmp_path):
     store = make_store(tmp_path, torch.ones(40, 3, 2))
     head = InfoDisentHead(2, 2, rotate=False)
     for batch_size in (1, 3, 40):
-        found = find_prototypes(head, store, k=5, batch_size=batch_size, progress=False)
-        assert found.pos_image[:, 0].tolist() == [0, 1, 2, 3, 4]
-        assert found.pos_index[:, 1].tolist() == [0] * 5
-        assert found.neg_image.unique().tolist() == [-1]
-        assert found.of(0, -1) == []
+        prototypes = find_prototypes(head, store, k=5, batch_size=batch_size, progress=False)
+        assert prototypes.pos_image[:, 0].tolist() == [0, 1, 2, 3, 4]
+        assert prototypes.pos_index[:, 1].tolist() == [0] * 5
+        assert prototypes.neg_image.unique().tolist() == [-1]
+        assert prototypes.of(0, -1) == []
 
 
 def test_every_image_is_read_once_and_never_all_at_once(tmp_path, monkeypatch):
@@ -139,15 +139,15 @@ def test_every_image_is_read_once_and_never_all_at_once(tmp_path, monkeypatch):
 
 
 def test_real_store_and_the_channel_side_the_model_sees(store, tiny):
-    found = find_prototypes(tiny.head, store, k=3, progress=False)
-    assert (found.k, found.channels) == (3, tiny.num_features)
-    assert found.files == store.files
-    assert found.grid == store.grid
+    prototypes = find_prototypes(tiny.head, store, k=3, progress=False)
+    assert (prototypes.k, prototypes.channels) == (3, tiny.num_features)
+    assert prototypes.files == store.files
+    assert prototypes.grid == store.grid
     train = set(store.indices("train").tolist())
-    assert set(found.pos_image.flatten().tolist()) - {-1} <= train
-    assert (found.pos_value.diff(dim=0) <= 0).all()
-    channel = int(found.pos_value[0].argmax())
-    first = found.of(channel, 1)[0]
+    assert set(prototypes.pos_image.flatten().tolist()) - {-1} <= train
+    assert (prototypes.pos_value.diff(dim=0) <= 0).all()
+    channel = int(prototypes.pos_value[0].argmax())
+    first = prototypes.of(channel, 1)[0]
     index = store.files.index(first.file)
     y = store.gather(torch.tensor([index]))[0]  # U is the identity
     assert y[:, channel].max().item() == pytest.approx(first.value, rel=1e-5)
@@ -156,11 +156,11 @@ def test_real_store_and_the_channel_side_the_model_sees(store, tiny):
 
 def test_round_trip(tmp_path):
     store = make_store(tmp_path / "store", torch.randn(9, 4, 5), grid=(2, 2))
-    found = find_prototypes(InfoDisentHead(5, 2), store, k=12, progress=False)
+    prototypes = find_prototypes(InfoDisentHead(5, 2), store, k=12, progress=False)
     path = tmp_path / "prototypes.safetensors"
-    found.save(path)
+    prototypes.save(path)
     again = Prototypes.load(path)
-    for name, value in vars(found).items():
+    for name, value in vars(prototypes).items():
         other = getattr(again, name)
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, other)
@@ -199,12 +199,12 @@ def test_bad_arguments(tmp_path):
     for name in ("k", "batch_size"):
         with pytest.raises(ValueError, match=f"{name} is 0"):
             find_prototypes(head, store, **{name: 0})
-    found = find_prototypes(head, store, progress=False)
+    prototypes = find_prototypes(head, store, progress=False)
     for channel in (-1, 5):
         with pytest.raises(ValueError, match=rf"channel is {channel}, allowed are 0 … 4"):
-            found.of(channel, 1)
+            prototypes.of(channel, 1)
     with pytest.raises(ValueError, match="sign is 0, allowed are 1 and -1"):
-        found.of(0, 0)
+        prototypes.of(0, 0)
     with torch.no_grad():
         head.rotation.A.fill_(float("nan"))
     with pytest.raises(ValueError, match="NaN or Inf"):

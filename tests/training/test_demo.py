@@ -58,13 +58,13 @@ def test_weights_are_the_real_ones():
     from infodisent.data.images import load_image
     from infodisent.evaluation.accuracy import match_classes
 
-    found = scan_folder(SHARED / "imagewoof10")
+    dogs = scan_folder(SHARED / "imagewoof10")
     model = demo.efficientnet_lite0(10).eval()
     transform = transform_from(transform_config(model))
-    items = [i for i in found.items if i.split == "val"][::5]
+    items = [i for i in dogs.items if i.split == "val"][::5]
     x = torch.stack([transform(load_image(i.path)) for i in items])
     with torch.inference_mode():
         predicted = model.original_logits(x).argmax(1)
-    known = torch.tensor(match_classes(found.classes, 1000))
+    known = torch.tensor(match_classes(dogs.classes, 1000))
     right = (predicted == known[torch.tensor([i.label for i in items])]).float().mean().item()
     assert right > 0.6
