@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from infodisent.contract import SparsePool
+from infodisent.layout import to_bpc
 from infodisent.methods.base import Head, Stage
 
 
 class PrototypeHead(Head):
-    """Largest cosine-free products of the pixels with M vectors, ``per_class`` of them each class.
+    """The largest product of a pixel with each of M vectors, ``per_class`` vectors a class.
 
     One-sided (no negative evidence in the pool), with weights of either sign, more units than
     channels, a penalty on the pool, and two stages: the vectors, which start on patches of their
@@ -58,8 +59,6 @@ class PrototypeHead(Head):
 
     def pool(self, x, *, input_fmt=None):
         layout = self.layout(input_fmt)
-        from infodisent.layout import to_bpc
-
         maps = to_bpc(x, layout["input_fmt"], layout["num_prefix_tokens"])
         value, place = (maps.to(self.vectors.dtype) @ self.vectors.mT).clamp_min(0).max(1)
         none = torch.full_like(place, -1, dtype=torch.int32)
