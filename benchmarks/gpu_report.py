@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_cases, gpu_rotation
+from benchmarks import gpu_cases, gpu_machine, gpu_random, gpu_rotation, gpu_tables
 from infodisent.backbones.torchvision_import import ensure_torchvision
 from infodisent.files import read_json, write_json, write_text
 
@@ -103,18 +103,18 @@ def sanitize() -> Report:
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         return {"missing": "compute-sanitizer is not on the PATH"}
-    found: Report = {}
+    outcomes: Report = {}
     for check in ("memcheck", "racecheck", "initcheck", "synccheck"):
         command = [tool, "--tool", check, "--print-limit", "5", sys.executable, "-c", SMALL]
         try:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=420)
         except subprocess.TimeoutExpired:
-            found[check] = {"timeout": 420}
+            outcomes[check] = {"timeout": 420}
             continue
         output = done.stdout + done.stderr
         summaries = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", output)
-        found[check] = {"ran": "ran" in output, "summary": summaries[-1:] or output[-800:]}
-    return found
+        outcomes[check] = {"ran": "ran" in output, "summary": summaries[-1:] or output[-800:]}
+    return outcomes
 
 
 def load(path: Path, about: Report) -> Report:
@@ -133,9 +133,9 @@ def do_part(part: str, report: Report, save: Callable[[], None], deadline: float
             done = {
                 "tests": run_tests,
                 "sanitizer": sanitize,
-                "ceilings": gpu_cases.ceilings,
-                "overhead": gpu_cases.overhead,
-                "random": lambda: gpu_cases.random_shapes(deadline=deadline),
+                "ceilings": gpu_machine.ceilings,
+                "overhead": gpu_machine.overhead,
+                "random": lambda: gpu_random.random_shapes(deadline=deadline),
             }[part]
             report[part] = done()
         print(part, report[part], flush=True)
@@ -200,8 +200,8 @@ def main() -> int:
             break
         do_part(part, report, save, deadline)
         save()
-    write_text(path.with_suffix(".md"), gpu_cases.markdown(report))
-    gpu_cases.plot(report, path.with_suffix(".png"))
+    write_text(path.with_suffix(".md"), gpu_tables.markdown(report))
+    gpu_tables.plot(report, path.with_suffix(".png"))
     print(path)
     failed = report.get("tests", {}).get("returncode") or report.get("random", {}).get("mismatches")
     return int(bool(failed))

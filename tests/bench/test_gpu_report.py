@@ -15,7 +15,11 @@ import pytest
 import torch
 
 from infodisent.backends import selection
-from infodisent.backends import triton as _triton
+from infodisent.backends.triton import kernels as triton_kernels
+from infodisent.backends.triton import loading
+from infodisent.bench import timing
+from infodisent.contract import Extremes
+from infodisent.testing import WrongResultError
 from tests.kernels import kernel_compile
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -40,27 +44,23 @@ def report(monkeypatch):
     """`gpu_cases` on the CPU, with small maps."""
     from benchmarks import gpu_cases
 
-    for name, value in (
-        ("DEVICE", "cpu"),
-        ("SIZES", {"resnet34": (24, 3, 2), "vit_base_patch16_224": (17, 4, 4)}),
-        ("BATCHES", (3, 1)),
-        ("TUNED", ()),
-        ("ROUNDS", 2),
-        ("CLASSES", 5),
-        ("_graph", lambda run: run),
-        ("_flush", lambda: None),
-        ("_has_cuda", lambda: False),
-        ("_peak", lambda run: (run(), 0.0)[1]),
+    for module, name, value in (
+        (gpu_cases, "DEVICE", "cpu"),
+        (gpu_cases, "SIZES", {"resnet34": (24, 3, 2), "vit_base_patch16_224": (17, 4, 4)}),
+        (gpu_cases, "BATCHES", (3, 1)),
+        (gpu_cases, "TUNED", ()),
+        (gpu_cases, "ROUNDS", 2),
+        (gpu_cases, "CLASSES", 5),
+        (gpu_cases, "has_cuda", lambda: False),
+        (timing, "captured", lambda run: run),
+        (timing, "flush_cache", lambda: None),
+        (timing, "peak_memory", lambda run: (run(), 0.0)[1]),
+        (loading, "objection", lambda *_: None),
+        (selection, "_resolved", {}),
+        (torch.cuda, "Event", Event),
+        (torch.cuda, "synchronize", lambda *_: None),
     ):
-        monkeypatch.setattr(gpu_cases, name, value)
-    kernels = {"infodisent.kernels.infodisent_head": "infodisent_head"}
-    for path, stem in kernels.items():
-        monkeypatch.setitem(__import__("sys").modules, path, kernel_compile.kernels_module(stem))
-    monkeypatch.setattr(_triton, "module", kernel_compile.kernels_module)
-    monkeypatch.setattr(_triton, "objection", lambda *_: None)
-    monkeypatch.setattr(selection, "_resolved", {})
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+        monkeypatch.setattr(module, name, value)
     return gpu_cases
 
 
@@ -85,35 +85,55 @@ def test_every_case(report, part):
 
 @runs
 def test_a_wrong_kernel_is_not_timed(report, monkeypatch):
-    plain = _triton.rotate_pool
-    monkeypatch.setattr(_triton, "rotate_pool", lambda *a: [1.1 * t for t in plain(*a)[:2]] + [
-        *plain(*a)[2:]
-    ])  # fmt: skip
+    plain = triton_kernels.rotate_pool
+    wrong = lambda *a: Extremes(*(1.1 * t for t in plain(*a)[:2]), *plain(*a)[2:])  # noqa: E731
+    monkeypatch.setattr(triton_kernels, "rotate_pool", wrong)
     with pytest.raises(AssertionError, match="triton is off by"):
         report.compare(report.Case("forward", "resnet34", 2, "fp32"))
 
 
 @runs
-def test_random_shapes(report):
-    found = report.random_shapes(count=12)
-    assert found["shapes"] == 12
-    assert found["mismatches"] == []
-    assert report.random_shapes(count=3, deadline=0)["shapes"] == 0
+def test_a_row_of_another_backend_is_not_timed(report, monkeypatch):
+    """A row that says triton and ran sparse, in its gradient, was published once."""
+    sparse = selection.BY_NAME["sparse"]
+    monkeypatch.setattr(
+        triton_kernels, "rotate_pool_backward", lambda *a: sparse.rotate_pool_backward(*a)
+    )
+    with pytest.raises(WrongResultError, match="triton: ran rotate_pool_backward by sparse, not"):
+        report.compare(report.Case("backward", "resnet34", 2, "fp32"))
+
+
+@runs
+def test_random_shapes(report, monkeypatch):
+    from benchmarks.gpu_random import random_shapes
+
+    outcome = random_shapes(count=12)
+    assert outcome["shapes"] == 12
+    assert outcome["mismatches"] == []
+    assert random_shapes(count=3, deadline=0)["shapes"] == 0
+    plain = triton_kernels.rotate_pool
+    first = lambda *a: plain(*a)._replace(pos_index=0 * plain(*a).pos_index)  # noqa: E731
+    monkeypatch.setattr(triton_kernels, "rotate_pool", first)
+    outcome = random_shapes(count=4)
+    assert outcome["wrong"] == len(outcome["mismatches"]) > 0
+    assert "pos places" in outcome["mismatches"][0]
 
 
 @runs
 def test_tables_and_picture(report, tmp_path):
+    from benchmarks import gpu_machine, gpu_tables
+
     rows = [report.compare(report.Case("forward", s, 2, "bf16")) for s in report.SIZES]
     about = {"device": "a stand-in"}
-    content = {"about": about, "forward": rows, "overhead": report.overhead()}
-    text = report.markdown(content)
+    content = {"about": about, "forward": rows, "overhead": gpu_machine.overhead()}
+    text = gpu_tables.markdown(content)
     assert text.count("| 24×3×2, 2, bf16, NHWC |") == 1
-    report.plot(content, tmp_path / "no.png")  # no ceilings: no picture
+    gpu_tables.plot(content, tmp_path / "no.png")  # no ceilings: no picture
     assert not (tmp_path / "no.png").exists()
     content["ceilings"] = {"bf16_tflops": 100.0, "copy_tbs": 1.0}
-    report.plot(content, tmp_path / "roofline.png")
+    gpu_tables.plot(content, tmp_path / "roofline.png")
     assert (tmp_path / "roofline.png").stat().st_size > 5000
-    assert "%" in report.markdown(content)
+    assert "%" in gpu_tables.markdown(content)
 
 
 @pytest.mark.skipif(
@@ -122,4 +142,4 @@ def test_tables_and_picture(report, tmp_path):
 )
 def test_in_the_interpreter():
     passed = re.search(r"(\d+) passed", kernel_compile.interpret(__file__))
-    assert int(passed[1]) >= 6
+    assert int(passed[1]) >= 7
