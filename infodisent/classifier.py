@@ -53,6 +53,10 @@ class InfoDisentClassifier(nn.Module):
         """The backbone's input size, mean, std, interpolation … as timm names them."""
         return self.backbone.pretrained_cfg
 
+    @pretrained_cfg.setter
+    def pretrained_cfg(self, cfg: dict[str, Any]) -> None:
+        self.backbone.pretrained_cfg = cfg
+
     @property
     def default_cfg(self) -> dict[str, Any]:
         """timm's older name for `pretrained_cfg`."""

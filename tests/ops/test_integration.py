@@ -10,6 +10,7 @@ from torch import nn
 from infodisent import backends, ops, reference
 from infodisent.nn import InfoDisentHead
 from infodisent.testing import relative
+from tests.conftest import BACKENDS
 
 
 class Small(nn.Module):
@@ -127,7 +128,7 @@ def test_modes_without_gradients(mode):
     model(x).sum().backward()  # the cached rotation must not be an inference tensor
 
 
-@pytest.mark.parametrize("name", ["reference", "sparse", "auto", "native"])
+@pytest.mark.parametrize("name", ["reference", "auto", *BACKENDS])
 def test_backends_agree(name):
     x, u, w = torch.randn(3, 8, 4, 4), torch.linalg.qr(torch.randn(8, 8))[0], torch.rand(4, 8)
     wanted = reference.infodisent_head(x, u, w)
