@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from infodisent import backends, ops
+from infodisent import ops
+from infodisent.bench import peers as ways
+from infodisent.bench import timing
+from infodisent.bench.labels import check_served
+from infodisent.bench.shapes import CHANNELS
 from infodisent.files import write_json
-from tests.kernels.kernel_compile import kernels_module
 
-SIZES = (512, 768, 1024, 1280, 1536, 2048)
 NORMS = (0.0, 0.3, 1.5, 2.5, 5.0, 12.0, 100.0)
 EPS = torch.finfo(torch.float32).eps
 OURS = {"tf32x3": "full", "ieee": "full", "bf16x3": "half", "tf32": "half"}
@@ -37,7 +39,11 @@ Function = Callable[[Tensor], Tensor]
 Row = dict[str, Any]
 
 
-kernels = functools.partial(kernels_module, "rotation")
+def kernels() -> Any:
+    """The module of the kernels, which needs Triton."""
+    from infodisent.kernels import rotation
+
+    return rotation
 
 
 class Triton(torch.autograd.Function):
@@ -77,29 +83,11 @@ def gradient(function: Function, a: Tensor, grad: Tensor) -> tuple[Tensor, Tenso
     return u.detach(), d_a
 
 
-def sparse(a: Tensor) -> Tensor:
-    with backends.use_backend("sparse"):
-        return ops.rotation(a)
+sparse = ways.by("sparse", ops.rotation)
 
 
 def triton_function(products: str) -> Function:
     return lambda a: Triton.apply(a, OURS[products], products)
-
-
-def orthogonal(n: int, kind: str) -> Function:
-    """`torch.nn.utils.parametrizations.orthogonal` as a function of a square parameter.
-
-    Without trivialization, which costs a product more. Its exponential is that of the lower
-    triangle minus its transpose; Householder's and Cayley's are other maps. The diagonal, 1, is
-    what Householder's takes for signs.
-    """
-    module = nn.Linear(n, n, bias=False, device="cuda")
-    torch.nn.utils.parametrizations.orthogonal(
-        module, orthogonal_map=kind, use_trivialization=kind == "householder"
-    )
-    parametrization = module.parametrizations.weight[0]
-    signs = torch.eye(n, device="cuda") if kind == "householder" else 0
-    return lambda a: parametrization((a - a.mT).tril(-1) + signs)
 
 
 def peers(n: int) -> dict[str, Function]:
@@ -108,7 +96,7 @@ def peers(n: int) -> dict[str, Function]:
         "sparse": sparse,
         "matrix_exp": reference,
         **{
-            f"orthogonal {kind}": orthogonal(n, kind)
+            f"orthogonal {kind}": ways.orthogonal(n, kind, "cuda")
             for kind in ("matrix_exp", "cayley", "householder")
         },
     }
@@ -117,6 +105,8 @@ def peers(n: int) -> dict[str, Function]:
 def check(n: int) -> tuple[list[Row], set[str]]:
     """Errors at several norms, and the names of the implementations that are wrong."""
     rows, wrong = [], set()
+    one, ones = matrix(n, 1.0), torch.ones(n, n, device="cuda")
+    check_served("sparse", lambda: gradient(sparse, one, ones), ("sparse",))
     identity = torch.eye(n, device="cuda", dtype=torch.float64)
     for norm in NORMS:
         a, grad = matrix(n, norm), torch.randn(n, n, device="cuda")
@@ -130,60 +120,52 @@ def check(n: int) -> tuple[list[Row], set[str]]:
                 (u.double() @ u.double().mT - identity).abs().max().item(),
             )
         eager = errors["matrix_exp"]
-        for name, found in errors.items():
+        for name, measured in errors.items():
             limit = LIMIT.get(name.split()[-1])
             bounds = [2 * e + 16 * EPS * n**0.5 for e in eager]
             if limit:
                 bounds = [limit * max(1.0, norm)] * 3
             # other maps are only asked to be orthogonal; written so that NaN is wrong
-            pairs = list(zip(found, bounds))[2 if "orthogonal" in name else 0 :]
+            pairs = list(zip(measured, bounds))[2 if "orthogonal" in name else 0 :]
             ok = all(error <= bound for error, bound in pairs)
             if not ok:
                 wrong.add(name)
             row = {"C": n, "norm": norm, "implementation": name, "ok": ok}
-            row.update(zip(("error_u", "error_d_a", "orthogonality"), found))
+            row.update(zip(("error_u", "error_d_a", "orthogonality"), measured))
             rows.append(row)
     return rows, wrong
 
 
-def captured(n: int, products: str, backward: bool = True) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+def captured(n: int, products: str, backward: bool = True) -> tuple[timing.Work, Tensor]:
     """A graph of one call, and the static tensors [4, C, C]: A, dL/dU, U, dA."""
     static = torch.zeros(4, n, n, device="cuda")
     a, grad, u, d_a = static
 
     def step() -> None:
-        found, kept, info = kernels().rotation(a, OURS[products], products)
-        u.copy_(found)
+        result, kept, info = kernels().rotation(a, OURS[products], products)
+        u.copy_(result)
         if backward:
             d_a.copy_(kernels().rotation_backward(grad, a, kept, info, OURS[products], products))
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # compiles
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph, static
+    return timing.captured(step, warmup=1), static
 
 
 def check_graph(n: int) -> Row:
     """Replay one graph while the norm grows; past the largest everything must be NaN."""
-    graph, (a, grad, u, d_a) = captured(n, "tf32x3")
+    replay, (a, grad, u, d_a) = captured(n, "tf32x3")
     grad.copy_(torch.randn(n, n, device="cuda"))
     worst, ok = 0.0, True
     for norm in (0.0, 1e-3, 0.4, 1.2, 2.5, 6.0, 20.0, 150.0, 1.0):
         a.copy_(matrix(n, norm))
-        graph.replay()
+        replay()
         true_u, true_d_a = gradient(reference, a.double(), grad.double())
         eager_u, eager_d_a = gradient(reference, a, grad)
-        for found, true, eager in ((u, true_u, eager_u), (d_a, true_d_a, eager_d_a)):
-            error = ((found - true).norm() / true.norm()).item()
+        for result, true, eager in ((u, true_u, eager_u), (d_a, true_d_a, eager_d_a)):
+            error = ((result - true).norm() / true.norm()).item()
             limit = 2 * ((eager - true).norm() / true.norm()).item() + 16 * EPS
             worst, ok = max(worst, error), ok and error <= limit
     a.copy_(matrix(n, 1e4))
-    graph.replay()
+    replay()
     nan = bool(u.isnan().all() and d_a.isnan().all())
     return {"C": n, "graph_error": worst, "nan_past_the_largest_norm": nan, "ok": ok and nan}
 
@@ -204,9 +186,9 @@ def check_no_waiting(n: int) -> Row:
     return {"C": n, "no_synchronisation": not reason, "reason": reason, "ok": not reason}
 
 
-def runners(n: int, a: Tensor, grad: Tensor, skip: set[str]) -> dict[tuple[str, str], Callable]:
+def runners(n: int, a: Tensor, grad: Tensor, skip: set[str]) -> dict[tuple[str, str], timing.Work]:
     """What is timed, by (implementation, mode)."""
-    found: dict[tuple[str, str], Callable[[], Any]] = {}
+    runs: dict[tuple[str, str], timing.Work] = {}
     for name, function in peers(n).items():
         if name in skip:
             continue
@@ -219,51 +201,41 @@ def runners(n: int, a: Tensor, grad: Tensor, skip: set[str]) -> dict[tuple[str, 
         def both(function: Function = function, leaf: Tensor = leaf) -> None:
             torch.autograd.grad(function(leaf), leaf, grad)
 
-        found[name, "forward"], found[name, "forward+backward"] = forward, both
+        runs[name, "forward"], runs[name, "forward+backward"] = forward, both
     for products in OURS:
         if f"triton {products}" in skip:
             continue
         for mode in ("forward", "forward+backward"):
-            graph, static = captured(n, products, mode != "forward")
+            replay, static = captured(n, products, mode != "forward")
             static[0].copy_(a)
             static[1].copy_(grad)
-            found[f"triton {products}, graph", mode] = graph.replay
-    return found
+            runs[f"triton {products}, graph", mode] = replay
+    return runs
 
 
 def times(n: int, norm: float, rounds: int, skip: set[str]) -> list[Row]:
     """Medians in milliseconds; the implementations take turns, so that a drift hits all of them."""
     a, grad = matrix(n, norm), torch.randn(n, n, device="cuda")
-    found: dict[tuple[str, str], list[float]] = {}
-    run = runners(n, a, grad, skip)
-    for key, function in list(run.items()):
+    runs = runners(n, a, grad, skip)
+    for key, run in list(runs.items()):
         try:
-            for _ in range(3):
-                function()
+            run()
             torch.cuda.synchronize()
-            found[key] = []
         except (RuntimeError, NotImplementedError) as error:  # a peer without a CUDA kernel
             print(f"C = {n}: {' '.join(key)}: {str(error).splitlines()[0]}", file=sys.stderr)
-            del run[key]
-    for _ in range(rounds):
-        for key, function in run.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            function()
-            end.record()
-            torch.cuda.synchronize()
-            found[key].append(start.elapsed_time(end))
+            del runs[key]
+    seconds = timing.samples(runs, rounds, timing.event_clock(), warmup=3)
     return [
         {
             "C": n,
             "norm": norm,
             "implementation": name,
             "mode": mode,
-            "ms": statistics.median(values),
-            "min_ms": min(values),
+            "ms": 1e3 * statistics.median(values),
+            "min_ms": 1e3 * min(values),
             "rounds": rounds,
         }
-        for (name, mode), values in found.items()
+        for (name, mode), values in seconds.items()
     ]
 
 
@@ -272,8 +244,8 @@ def show(rows: list[Row]) -> None:
     sizes = sorted({row["C"] for row in rows})
     print(f"\n{'milliseconds, C =':44}" + "".join(f"{n:>10}" for n in sizes))
     for key in dict.fromkeys((row["mode"], row["implementation"]) for row in rows):
-        found = {r["C"]: r["ms"] for r in rows if (r["mode"], r["implementation"]) == key}
-        cells = (f"{found[n]:10.3f}" if n in found else f"{'-':>10}" for n in sizes)
+        at = {r["C"]: r["ms"] for r in rows if (r["mode"], r["implementation"]) == key}
+        cells = (f"{at[n]:10.3f}" if n in at else f"{'-':>10}" for n in sizes)
         print(f"{key[1]:26} {key[0]:17}" + "".join(cells))
 
 
@@ -290,7 +262,7 @@ def versions() -> dict[str, str | None]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--sizes", type=int, nargs="+", default=CHANNELS)
     parser.add_argument("--norm", type=float, default=1.5, help="||A - A^T||_2 when timed")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument(

@@ -3,35 +3,46 @@
     python benchmarks/rotation_report.py                     # all sizes; 10 minutes on 2 cores
     python benchmarks/rotation_report.py --channels 512      # one size; half a minute
     python benchmarks/rotation_report.py --table             # the Markdown table of what is stored
+    python benchmarks/rotation_report.py --only "no compiled passes"    # these rows again
 
 Writes ``benchmarks/results/<device>-rotation.json``. Two matrices: "random" has independent normal
 entries (sigma 0.01), "trained" is what Adam makes of A within some steps: a few directions of large
 norm (||S||_2 = 12.5, as the demo's), the rest small. Products are the multiplications that the
 profiler saw in matrix products, in units of one C x C product.
+
+``--only`` measures the rows whose name contains the text, in turn with ours, and puts them in place
+of the stored ones. Each such row keeps what ours took in the same run ("beside infodisent, ms"),
+and its multiple is of that; the stored times of ours and of the others stay.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
+import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from infodisent import backends, ops, reference
-from infodisent.bench import cases as bench
+from infodisent.bench import peers as ways
+from infodisent.bench.cases import MODES, machine
+from infodisent.bench.labels import check_served
+from infodisent.bench.shapes import CHANNELS
+from infodisent.bench.timing import host_clock, medians
 from infodisent.files import read_json, write_json
 
+Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
-CHANNELS = (512, 768, 1024, 1280, 1536, 2048)
+OURS = "infodisent"
+UNCOMPILED = "infodisent, no compiled passes"
 # A peer is left out above this size, where one call takes longer than all others together.
 LARGEST = {
     "eigh": 768,
     "orthogonal(householder)*": 768,
     "orthogonal(matrix_exp)*": 1280,
-    "infodisent, no compiled passes": 1280,
+    UNCOMPILED: 1280,
 }
 
 
@@ -45,34 +56,23 @@ def matrix(kind: str, c: int) -> Tensor:
     return a * (12.5 / torch.linalg.matrix_norm((a - a.mT).double(), 2)).float()
 
 
-def by_eigenvalues(a: Tensor) -> Tensor:
-    """exp of the skew matrix from the eigenvalues of the Hermitian ``-i (A - A^T)``."""
-    values, vectors = torch.linalg.eigh(-1j * (a - a.mT))
-    return ((vectors * torch.exp(1j * values)) @ vectors.mH).real
-
-
-def implementations(a: Tensor, device: str) -> dict[str, bench.Function]:
+def implementations(a: Tensor, device: str) -> dict[str, ways.Function]:
     """Ours first. A star: another map of another parameter, so neither error can be compared."""
-    found: dict[str, bench.Function] = {
-        "infodisent": ops.rotation,
+    compared: dict[str, ways.Function] = {
+        OURS: ops.rotation,
         "infodisent, precision half": lambda a: ops.rotation(a, precision="half"),
     }
     c = len(a)
     if backends.explain("rotation", device)["native"] == "ok":
-
-        def plain(a: Tensor) -> Tensor:
-            with backends.use_backend("sparse"):
-                return ops.rotation(a)
-
-        found["infodisent, no compiled passes"] = plain
-    found["torch.matrix_exp"] = reference.rotation
-    found["eigh"] = by_eigenvalues
+        compared[UNCOMPILED] = ways.by("sparse", ops.rotation)
+    compared["torch.matrix_exp"] = reference.rotation
+    compared["eigh"] = ways.eigenvalues
     for method in ("matrix_exp", "cayley", "householder"):
-        found[f"orthogonal({method})*"] = bench.Orthogonal(a, method)
-    return {name: f for name, f in found.items() if c <= LARGEST.get(name, c)}
+        compared[f"orthogonal({method})*"] = ways.Orthogonal(a, method)
+    return {name: f for name, f in compared.items() if c <= LARGEST.get(name, c)}
 
 
-def run_once(function: bench.Function, a: Tensor, grad: Tensor, mode: str) -> tuple[Tensor, ...]:
+def run_once(function: ways.Function, a: Tensor, grad: Tensor, mode: str) -> tuple[Tensor, ...]:
     """U, and dA unless `mode` is "forward"."""
     if mode == "forward":
         with torch.no_grad():
@@ -83,7 +83,7 @@ def run_once(function: bench.Function, a: Tensor, grad: Tensor, mode: str) -> tu
     return u, torch.autograd.grad(u, leaves, grad)[0]
 
 
-def products(function: bench.Function, a: Tensor, grad: Tensor, mode: str) -> float:
+def products(function: ways.Function, a: Tensor, grad: Tensor, mode: str) -> float:
     """Multiplications in matrix products, in C x C products."""
     with torch.profiler.profile(with_flops=True, record_shapes=True) as profile:
         run_once(function, a, grad, mode)
@@ -98,19 +98,27 @@ def truth(a: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     return u.detach(), torch.autograd.grad(u, leaf, grad.double())[0]
 
 
-def measure(kind: str, c: int, rounds: int, device: str) -> list[dict[str, object]]:
-    """One size and matrix: every implementation in turn, `rounds` times."""
+def measure(kind: str, c: int, rounds: int, device: str, only: str | None = None) -> list[Row]:
+    """One size and matrix: every implementation in turn, `rounds` times.
+
+    With `only`, ours and those whose name contains it; nothing where there are none.
+    """
     a = matrix(kind, c).to(device)
     grad = torch.randn(c, c, generator=torch.Generator().manual_seed(1)).to(device)
-    exact = truth(a, grad)
     functions = implementations(a, device)
     if kind == "trained":  # the peers' time does not depend on their parameter
         functions = {name: f for name, f in functions.items() if not name.endswith("*")}
-    synchronise = torch.cuda.synchronize if device == "cuda" else (lambda: None)
-    found = []
-    for mode in bench.MODES:
-        times: dict[str, list[float]] = {name: [] for name in functions}
-        rows = {}
+    if only is not None:
+        functions = {name: f for name, f in functions.items() if name == OURS or only in name}
+        if len(functions) == 1:
+            return []
+    exact = truth(a, grad)
+    measured: list[Row] = []
+    for mode in MODES:
+        rows: dict[str, Row] = {}
+        if UNCOMPILED in functions:
+            call = functools.partial(run_once, functions[UNCOMPILED], a, grad, mode)
+            check_served(UNCOMPILED, call, ("sparse",))
         for name, function in functions.items():  # warm-up, and everything but time
             u, *d = run_once(function, a, grad, mode)
             wide = u.detach().double()
@@ -124,20 +132,17 @@ def measure(kind: str, c: int, rounds: int, device: str) -> list[dict[str, objec
                         (d[0].double() - exact[1]).norm() / exact[1].norm()
                     ).item()
             row["products"] = round(products(function, a, grad, mode), 2)
-        for _ in range(rounds):
-            for name, function in functions.items():
-                synchronise()
-                start = time.perf_counter()
-                run_once(function, a, grad, mode)
-                synchronise()
-                times[name].append((time.perf_counter() - start) * 1e3)
-        for name, row in rows.items():
-            row["milliseconds"] = round(statistics.median(times[name]), 3)
-        ours = rows["infodisent"]["milliseconds"]
+        runs = {
+            name: functools.partial(run_once, function, a, grad, mode)
+            for name, function in functions.items()
+        }
+        for name, seconds in medians(runs, rounds, host_clock(device), warmup=0).items():
+            rows[name]["milliseconds"] = round(1e3 * seconds, 3)
+        ours = rows[OURS]["milliseconds"]
         for name, row in rows.items():
             entry = {"matrix": kind, "channels": c, "mode": mode, "implementation": name, **row}
             entry["speedup"] = round(row["milliseconds"] / ours, 3)
-            found.append(entry)
+            measured.append(entry)
             print(
                 f"{kind:8} {c:5} {mode:16} {name:32} {row['milliseconds']:10.2f} ms "
                 f"{entry['speedup']:6.2f}x  products {row['products']:5.1f}  "
@@ -145,23 +150,45 @@ def measure(kind: str, c: int, rounds: int, device: str) -> list[dict[str, objec
                 f"dA {row.get('error of dA', float('nan')):.1e} orth {row['orthogonality']:.1e}",
                 flush=True,
             )
-    return found
+    return measured
 
 
-def table(rows: list[dict[str, object]]) -> str:
+def merge(stored: list[Row], again: list[Row]) -> list[Row]:
+    """The stored rows with those measured again in their places; ours stay as they were.
+
+    Raises:
+        KeyError: a row was never stored, so that there is no place for it.
+    """
+
+    def key(row: Row) -> tuple[object, ...]:
+        return tuple(row[k] for k in ("matrix", "channels", "mode", "implementation"))
+
+    beside = {key(row)[:3]: row["milliseconds"] for row in again if row["implementation"] == OURS}
+    fresh = {
+        key(row): {**row, "beside infodisent, ms": beside[key(row)[:3]]}
+        for row in again
+        if row["implementation"] != OURS
+    }
+    missing = set(fresh) - {key(row) for row in stored}
+    if missing:
+        raise KeyError(f"never stored: {sorted(missing, key=str)}")
+    return [fresh.get(key(row), row) for row in stored]
+
+
+def table(rows: list[Row]) -> str:
     """Markdown: one line a size, matrix and mode."""
     lines = [
         "| C | A | | infodisent, ms | products | error of U | of dA | torch.matrix_exp | "
         "its error of U | of dA | other peers |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    groups: dict[tuple[object, ...], dict[str, dict[str, object]]] = {}
+    groups: dict[tuple[object, ...], dict[str, Row]] = {}
     for row in rows:
         key = (row["channels"], row["matrix"], row["mode"])
         groups.setdefault(key, {})[str(row["implementation"])] = row
     for (c, kind, mode), group in groups.items():
 
-        def error(name: str, what: str, group: dict[str, dict[str, object]] = group) -> str:
+        def error(name: str, what: str, group: dict[str, Row] = group) -> str:
             value = group[name].get(what)
             return "" if value is None else f"{value:.0e}"
 
@@ -189,18 +216,26 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", action="store_true", help="print the stored table only")
+    parser.add_argument("--only", metavar="TEXT", help="measure the rows so named again")
     options = parser.parse_args()
     out = options.out or RESULTS / f"{options.device}-rotation.json"
     if options.table:
         print(table(read_json(out)["rows"]))
         return
-    rows: list[dict[str, object]] = []
+    stored = read_json(out) if options.only else None
+    rows: list[Row] = []
     for c in options.channels:
         for kind in ("random", "trained"):
             rounds = options.rounds if c < 1536 else min(options.rounds, 2)
-            rows += measure(kind, c, rounds, options.device)
-            stored = {"machine": bench.machine(options.device), "rows": rows}
-            write_json(out, stored)
+            rows += measure(kind, c, rounds, options.device, options.only)
+            if stored is None:
+                write_json(out, {"machine": machine(options.device), "rows": rows})
+    if stored is not None:
+        if not rows:
+            parser.error(f"--only {options.only!r}: no implementation has such a name")
+        again = {**stored.get("measured again", {}), options.only: machine(options.device)}
+        rows = merge(stored["rows"], rows)
+        write_json(out, {**stored, "rows": rows, "measured again": again})
     print(table(rows))
 
 
