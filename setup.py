@@ -215,7 +215,10 @@ class build_ext(_build_ext):  # noqa: N801  (setuptools' name)
 setup(
     # Triton kernels have a folder of their own and are installed as infodisent.kernels
     package_dir={"infodisent.kernels": "kernels"},
-    packages=[*find_packages(include=["infodisent", "infodisent.*"]), "infodisent.kernels"],
+    packages=[
+        *find_packages(include=["infodisent", "infodisent.*"]),
+        *(f"infodisent.{name}" for name in find_packages(include=["kernels", "kernels.*"])),
+    ],
     ext_modules=extensions(),
     cmdclass={"build_ext": build_ext},
 )

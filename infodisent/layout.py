@@ -107,3 +107,10 @@ def from_bpc(g: Tensor, like: Tensor, input_fmt: str, num_prefix_tokens: int = 0
     if num_prefix_tokens:
         g = torch.nn.functional.pad(g, (0, 0, num_prefix_tokens, 0))
     return g.transpose(1, 2) if input_fmt == "NCL" else g
+
+
+def row_strides(x: Tensor) -> tuple[int, int]:
+    """Strides of image and pixel of a map [B, P, C], made up where there is only one of them."""
+    batch, pixels, channels = x.shape
+    pixel = x.stride(1) if pixels > 1 else channels
+    return x.stride(0) if batch > 1 else pixels * pixel, pixel

@@ -1,9 +1,10 @@
 """The whole head on the GPU: rotated sparse pool and class scores, in one launch or in two.
 
-Two launches: `rotate_pool`, then a product. One launch: a queue of the same tiles, first those of
-the pool and then those of the scores, which wait for the images they need; it saves the time
-between two kernels and fills multiprocessors that the last wave of the pool leaves idle. Laying out
-the operands, where they need it (see `infodisent.kernels.rotate_pool`), comes on top in both.
+Two launches: `rotate_pool`, then a product. One launch, experimental: a queue of the same tiles,
+first those of the pool and then those of the scores, which wait for the images they need; it is to
+save the time between two kernels and to fill multiprocessors that the last wave of the pool leaves
+idle. What is missing is a measurement on a GPU; tests and benchmarks alone reach it. Laying out the
+operands, where they need it (see `infodisent.kernels.rotate_pool`), comes on top in both.
 """
 
 from __future__ import annotations
@@ -12,18 +13,21 @@ import torch
 import triton
 from torch import Tensor
 
-from . import _head_tiles as kernels
+from infodisent.contract import empty_extremes
+
+from . import infodisent_head_kernels as kernels
 from . import rotate_pool as pool
-from ._pool_configs import Tiles
+from .tiles.infodisent_head import scores_block
+from .tiles.rotate_pool import Tiles
 
 LAUNCHES = ("two", "one")
 
 
 def infodisent_head(
-    x: Tensor,
-    u: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+    x: Tensor,  # [B, P, C]
+    u: Tensor,  # [C, C]
+    weight: Tensor,  # [K, C]
+    bias: Tensor | None,  # [K]
     relu: bool,
     launches: str = "two",
     products: str | None = None,
@@ -38,12 +42,15 @@ def infodisent_head(
         weight: [K, C], any of these dtypes.
         bias: [K] or None.
         relu: whether negative weights count as zero.
-        launches: "two" or "one".
+        launches: "two", or "one", which is experimental.
         products: how ``u x`` is computed, see `infodisent.kernels.rotate_pool`.
         chosen: tiles of the pool; by default as in `rotate_pool`.
 
     Returns:
         logits [B, K] in the dtype of `weight`, and pos, neg, pos_index, neg_index [B, C].
+
+    Raises:
+        ValueError: the kernels cannot serve this.
     """
     if launches not in LAUNCHES:
         raise ValueError(f"infodisent_head: launches is {launches!r}, allowed are two, one")
@@ -60,37 +67,38 @@ def infodisent_head(
         return (logits, *pool.rotate_pool(x, u, products, chosen=chosen))
     if weight.stride(1) != 1 and channels > 1:
         weight = weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    tiles = kernels.head_tiles(batch)
-    groups = triton.cdiv(batch, tiles.images)
-    items = groups * triton.cdiv(classes, tiles.classes)
-    arguments = {
-        "weight": weight, "bias": bias, "logits": logits, "B": batch, "C": channels,
-        "CLASSES": classes, "w_row": weight.stride(0) if classes > 1 else channels, "RELU": relu,
-        "HEAD_B": tiles.images, "HEAD_N": tiles.classes, "HEAD_K": tiles.block_k,
-        "HEAD_MASK": channels % tiles.block_k != 0,
-        "HEAD_PRECISION": "ieee" if products == "ieee" else "tf32x3",
-    }  # fmt: skip
+    row = weight.stride(0) if classes > 1 else channels
+    scores = kernels.Scores(weight, row, None if bias is None else bias.contiguous(), logits)
+    block = scores_block(batch)
+    scoring = kernels.Scoring(
+        block,
+        relu,
+        ragged=channels % block.block_k != 0,
+        precision="ieee" if products == "ieee" else "tf32x3",
+    )
+    groups = triton.cdiv(batch, block.block_m)
+    items = groups * triton.cdiv(classes, block.block_n)
     if launches == "two":
         outputs = pool.rotate_pool(x, u, products, chosen=chosen)
         with torch.cuda.device_of(x):
             kernels.head_kernel[(items,)](
-                pos=outputs[0], neg=outputs[1], **arguments,
-                num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+                outputs.pos, outputs.neg, scores, batch, channels, classes, scoring,
+                num_warps=block.num_warps, num_stages=block.num_stages,
             )  # fmt: skip
         return (logits, *outputs)
-    outputs = pool.empty_outputs(x)
+    outputs = empty_extremes(batch, channels, torch.float32, x.device)
     with torch.cuda.device_of(x):
-        matrix, u_strides, scale = pool.rotation_operand(u, x.dtype, products)
-        found = chosen or pool.best_tiles(x, products)
+        vectors = pool.rotation_operand(u, x.dtype, products)
+        tiles = chosen or pool.best_tiles(x, products)
         state = pool.counters(x.device, 2 + groups)
         one = pool.launch(
-            x, matrix, u_strides, scale, outputs, products, found, pool.is_exact(x, products),
+            x, vectors, outputs, products, tiles, pool.is_exact(x, products),
             first_counter=2 + groups,
         )  # fmt: skip
         kernels.head_in_one_kernel[(one.items + items,)](
-            **{**one.arguments, **arguments}, state=state, items=one.items, **one.options
-        )
+            **one.arguments, scores=scores, state=state, items=one.items, CLASSES=classes,
+            SCORING=scoring, **one.options,
+        )  # fmt: skip
     return (logits, *outputs)
 
 

@@ -1,8 +1,9 @@
 """The rotated sparse pool on the GPU: one pass over the map, which is never stored rotated.
 
-`kernels/_rotate_pool_tiles.py` computes; here a map of any layout becomes its operands. Maps whose
-pixels are rows of contiguous channels (channels last, tokens) are read where they are, prefix
-tokens skipped by stride; others, and float32 maps that are multiplied in parts, are laid out first.
+`infodisent.kernels.rotate_pool_kernels` computes; here a map of any layout becomes its operands.
+Maps whose pixels are rows of contiguous channels (channels last, tokens) are read where they are,
+prefix tokens skipped by stride; others, and float32 maps that are multiplied in parts, are laid out
+first.
 
 What is returned for half maps of up to `PACKED` pixels is the value with the last
 ``bits = (P - 1).bit_length()`` of its 23 mantissa bits cleared, as value and pixel are found by one
@@ -17,7 +18,6 @@ in a CUDA graph and replayed.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -28,27 +28,25 @@ import torch
 import triton
 from torch import Tensor
 
-from . import _rotate_pool_tiles as kernels
-from . import _tuned
-from ._device import capability, processors
-from ._pool_configs import PARTS, PRODUCTS, Tiles, candidates, count, terms, tiles
-from ._rows import rows, split
+from infodisent.contract import Extremes, empty_extremes
+from infodisent.layout import row_strides
 
+from . import device as gpu
+from . import rotate_pool_kernels as kernels
+from . import tuned
+from .epilogues.extremes import Borders, Keys
+from .precision import ROTATE_POOL, ROTATE_POOL_PARTS, check_products, terms
+from .product import Arithmetic, Parts, Pixels, Vectors
+from .rows import rows, split
+from .tiles.rotate_pool import Tiles, candidates, choose, count
+
+PRODUCTS = ROTATE_POOL
+"""How ``u x`` is computed, see `infodisent.kernels.precision`."""
 PACKED = 1024
 """Pixels up to which half maps have value and pixel in one 32-bit integer."""
 WORKSPACE = 1 << 30
 """Bytes that a map may take when it is laid out anew; larger ones are done in several launches."""
 HALF = (torch.float16, torch.bfloat16)
-
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
-"""pos, neg [B, C] float32; pos_index, neg_index [B, C] int32."""
-
-
-@functools.lru_cache
-def emulated() -> bool:
-    """Whether Triton's interpreter runs the kernels."""
-    return not isinstance(kernels.rotate_pool_kernel, triton.JITFunction)
-
 
 _counters: dict[tuple[torch.device, int], Tensor] = {}
 
@@ -60,12 +58,12 @@ def counters(device: torch.device, number: int) -> Tensor:
         if torch.cuda.is_current_stream_capturing():
             return torch.zeros(number, dtype=torch.int32, device=device)  # part of the graph
         stream = torch.cuda.current_stream(device).cuda_stream
-    found = _counters.get((device, stream))
-    if found is None or found.numel() < number:
+    zeros = _counters.get((device, stream))
+    if zeros is None or zeros.numel() < number:
         size = max(4096, triton.next_power_of_2(number))
-        found = torch.zeros(size, dtype=torch.int32, device=device)
-        _counters[device, stream] = found
-    return found
+        zeros = torch.zeros(size, dtype=torch.int32, device=device)
+        _counters[device, stream] = zeros
+    return zeros
 
 
 def default_products(x: torch.dtype, u: torch.dtype) -> str:
@@ -75,41 +73,18 @@ def default_products(x: torch.dtype, u: torch.dtype) -> str:
     return "half" if x == u else "split"
 
 
-def _row_strides(x: Tensor) -> tuple[int, int]:
-    """Strides of image and pixel, made up where there is only one."""
-    batch, pixels, channels = x.shape
-    pixel = x.stride(1) if pixels > 1 else channels
-    return x.stride(0) if batch > 1 else pixels * pixel, pixel
-
-
 def _in_place(x: Tensor, dtype: torch.dtype) -> bool:
     """Whether x is rows of contiguous channels that the kernel can read as they are."""
     _, pixels, channels = x.shape
     if x.dtype != dtype or (x.stride(2) != 1 and channels > 1):
         return False
-    image, pixel = _row_strides(x)
+    image, pixel = row_strides(x)
     # 32-bit offsets within a tile, which reaches into 256 / P more images
     if (256 // pixels + 2) * image + pixels * pixel + channels >= 2**31:
         return False
     vector = 16 // x.element_size()
     # in rows that could be read 16 bytes at a time, see that they are
     return channels % vector != 0 or not (image % vector or pixel % vector or x.data_ptr() % 16)
-
-
-def rotation_operand(
-    u: Tensor,  # [C, C]
-    x_dtype: torch.dtype,
-    products: str,
-) -> tuple[Tensor, tuple[int, int], Tensor | None]:
-    """U in parts, its strides of part and row, and the scale of its rows."""
-    dtype = _operand_dtype(x_dtype, products)
-    if PARTS[products][1] == 2:
-        parts, scale = split(u, dtype)
-        return parts, (parts.stride(0), parts.stride(1)), scale
-    matrix = u[None]
-    if not _in_place(matrix, dtype):
-        matrix = rows(matrix, dtype, 1)[0]
-    return matrix, (0, matrix.stride(1) if u.shape[0] > 1 else 1), None
 
 
 def _operand_dtype(x: torch.dtype, products: str) -> torch.dtype:
@@ -119,16 +94,32 @@ def _operand_dtype(x: torch.dtype, products: str) -> torch.dtype:
     return torch.bfloat16 if products == "bf16x3" else torch.float32
 
 
+def rotation_operand(
+    u: Tensor,  # [C, C]
+    x_dtype: torch.dtype,
+    products: str,
+) -> Vectors:
+    """U in parts, laid out as the kernel reads it."""
+    dtype = _operand_dtype(x_dtype, products)
+    if ROTATE_POOL_PARTS[products][1] == 2:
+        parts, scale = split(u, dtype)
+        return Vectors(parts, parts.stride(0), parts.stride(1), scale)
+    matrix = u[None]
+    if not _in_place(matrix, dtype):
+        matrix = rows(matrix, dtype, 1)[0]
+    return Vectors(matrix, 0, matrix.stride(1) if u.shape[0] > 1 else 1, None)
+
+
 def map_operand(
     x: Tensor,  # [B, P, C]
     products: str,
-) -> tuple[Tensor, tuple[int, int, int]]:
-    """The map in parts and its strides of part, image and pixel."""
-    dtype, number = _operand_dtype(x.dtype, products), PARTS[products][0]
+) -> Pixels:
+    """The map in parts, laid out as the kernel reads it."""
+    dtype, number = _operand_dtype(x.dtype, products), ROTATE_POOL_PARTS[products][0]
     if number == 1 and _in_place(x, dtype):
-        return x, (0, *_row_strides(x))
+        return Pixels(x, 0, *row_strides(x))
     parts = rows(x, dtype, number)
-    return parts, (parts.stride(0), *_row_strides(parts[0]))
+    return Pixels(parts, parts.stride(0), *row_strides(parts[0]))
 
 
 @dataclass
@@ -142,12 +133,10 @@ class Launch:
 
 def launch(
     x: Tensor,  # [B, P, C], B > 0
-    u: Tensor,  # [parts, C, C]
-    u_strides: tuple[int, int],
-    scale: Tensor | None,  # [C]
-    outputs: Outputs,
+    u: Vectors,
+    outputs: Extremes,
     products: str,
-    found: Tiles,
+    tiles: Tiles,
     exact: bool,
     first_counter: int = 0,
 ) -> Launch:
@@ -156,48 +145,43 @@ def launch(
     first_counter: how many of `counters` the caller uses itself.
     """
     batch, pixels, channels = x.shape
-    device = x.device
-    rotated, x_strides = map_operand(x, products)
-    number = count(found, batch, pixels, channels)
-    partial = arrived = keys = merged = None
-    columns = sum(found.widths)
-    if found.split > 1:
-        size = number * found.split * found.channels * columns
-        partial = torch.empty(size, dtype=torch.float32, device=device)
-        arrived = counters(device, first_counter + number)[first_counter:]
-    if not found.images:
+    operand = map_operand(x, products)
+    number = count(tiles, batch, pixels, channels)
+    parts, borders = Parts(None, None), Borders(None, None)
+    if tiles.split > 1:
+        size = number * tiles.split * tiles.channels * tiles.columns
+        parts = Parts(
+            torch.empty(size, dtype=torch.float32, device=x.device),
+            counters(x.device, first_counter + number)[first_counter:],
+        )
+    if not tiles.images:
         key = torch.int64 if exact else torch.int32
-        keys = torch.zeros(2, batch, channels, dtype=key, device=device)
-        down = triton.cdiv(channels, found.channels)
-        merged = torch.zeros(down, batch, dtype=torch.int32, device=device)
-    widths = (*found.widths, 0, 0)
+        down = triton.cdiv(channels, tiles.channels)
+        borders = Borders(
+            torch.zeros(2, batch, channels, dtype=key, device=x.device),
+            torch.zeros(down, batch, dtype=torch.int32, device=x.device),
+        )
     arguments = {
-        "x": rotated, "u": u, "scale": scale, "outputs": outputs,
-        "work": (partial, arrived, keys, merged),
-        "B": batch, "C": channels, "SIZE": pixels,
-        **dict(zip(("x_part", "x_image", "x_pixel"), x_strides)),
-        **dict(zip(("u_part", "u_row"), u_strides)),
-        "P": pixels if found.images else 0, "IMAGES": found.images,
-        "N0": widths[0], "N1": widths[1], "N2": widths[2],
-        "BLOCK_M": found.channels, "BLOCK_K": found.block_k,
-        "K_MASK": channels % found.block_k != 0, "SPLIT": found.split,
-        "TERMS": terms(products),
-        "MASK": (1 << (pixels - 1).bit_length()) - 1, "EXACT": exact,
-        "PRECISION": "ieee" if products == "ieee" else "tf32",
-        "EMULATE": emulated(), "GROUP": found.group,
+        "x": operand, "u": u, "outputs": outputs, "parts": parts, "borders": borders,
+        "B": batch, "C": channels, "SIZE": pixels, "P": pixels if tiles.images else 0,
+        "TILES": tiles,
+        "ARITHMETIC": Arithmetic(
+            terms(products),
+            "ieee" if products == "ieee" else "tf32",
+            ragged=channels % tiles.block_k != 0,
+            emulated=gpu.emulated(),
+        ),
+        "KEYS": Keys((1 << (pixels - 1).bit_length()) - 1, exact),
     }  # fmt: skip
-    options = {"num_warps": found.num_warps, "num_stages": found.num_stages}
-    return Launch(number * found.split, arguments, options)
+    options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
+    return Launch(number * tiles.split, arguments, options)
 
 
 def check(x: Tensor, u: Tensor, products: str | None) -> str:
     """The products to use; raises ValueError where the kernel cannot serve."""
     batch, pixels, channels = x.shape
     products = products or default_products(x.dtype, u.dtype)
-    if products not in PRODUCTS:
-        raise ValueError(
-            f"rotate_pool: products is {products!r}, allowed are {', '.join(PRODUCTS)}"
-        )
+    check_products("rotate_pool", products, PRODUCTS)
     if products in ("half", "split") and x.dtype not in HALF:
         raise ValueError(f"rotate_pool: products {products!r} is for half maps, x is {x.dtype}")
     if pixels == 0 or channels == 0:
@@ -214,9 +198,10 @@ def best_tiles(
     products: str,
 ) -> Tiles:
     """What a search has found for such a map, else those of the fixed table."""
-    problem = x.shape
-    found = _tuned.lookup(x.device, products, *problem)
-    return found or tiles(*problem, products, capability(x.device), processors(x.device))
+    batch, pixels, channels = x.shape
+    return tuned.lookup(x.device, products, batch, pixels, channels) or choose(
+        batch, pixels, channels, products, gpu.capability(x.device), gpu.processors(x.device)
+    )
 
 
 def is_exact(x: Tensor, products: str) -> bool:
@@ -224,79 +209,74 @@ def is_exact(x: Tensor, products: str) -> bool:
     return products not in ("half", "split") or x.shape[1] > PACKED
 
 
-def empty_outputs(x: Tensor) -> Outputs:
-    """Uninitialised pos, neg, pos_index, neg_index for x [B, P, C]."""
-    size = (x.shape[0], x.shape[2])
-    pos, neg = (torch.empty(size, dtype=torch.float32, device=x.device) for _ in range(2))
-    places = (torch.empty(size, dtype=torch.int32, device=x.device) for _ in range(2))
-    return (pos, neg, *places)
-
-
 def _step(x: Tensor, products: str) -> int:
     """Images that may be laid out at a time."""
     batch, pixels, channels = x.shape
-    dtype, number = _operand_dtype(x.dtype, products), PARTS[products][0]
+    dtype, number = _operand_dtype(x.dtype, products), ROTATE_POOL_PARTS[products][0]
     if number == 1 and _in_place(x, dtype):
         return batch
     return max(1, WORKSPACE // (number * dtype.itemsize * pixels * channels))
 
 
-def _parts(x: Tensor, products: str, outputs: Outputs) -> Iterator[tuple[Tensor, Outputs]]:
+def _groups(x: Tensor, products: str, outputs: Extremes) -> Iterator[tuple[Tensor, Extremes]]:
     """Groups of images and their outputs; one group wherever memory allows."""
     step = _step(x, products)
     if step >= len(x):
         yield x, outputs
         return
     for start in range(0, len(x), step):
-        pos, neg, pos_index, neg_index = (t[start : start + step] for t in outputs)
-        yield x[start : start + step], (pos, neg, pos_index, neg_index)
+        yield x[start : start + step], Extremes(*(t[start : start + step] for t in outputs))
 
 
 def rotate_pool(
-    x: Tensor,
-    u: Tensor,
+    x: Tensor,  # [B, P, C]
+    u: Tensor,  # [C, C]
     products: str | None = None,
     *,
     chosen: Tiles | None = None,
     exact: bool | None = None,
-) -> Outputs:
+) -> Extremes:
     """Forward: ``pos = max(0, max_p Y)``, ``neg = max(0, max_p -Y)``, ``Y[b, :, p] = u x[b, p]``.
 
     Args:
         x: [B, P, C] float32, float16 or bfloat16, any strides.
         u: [C, C], any of these dtypes, any strides.
         products: one of `PRODUCTS`; by default "half" for the same half dtype, "split" for a half
-            map and any other u, "tf32x3" for float32 maps.
-        chosen: tiles to use, e.g. one of `candidates`; by default those of `tiles`.
+            map and any other u, "tf32x3" for float32 maps. The others are experimental, see
+            `infodisent.kernels.precision`.
+        chosen: tiles to use, e.g. one of `candidates`; by default those of `best_tiles`.
         exact: whole float32 values; by default where they cost little, see above.
 
     Returns:
         pos, neg [B, C] float32; pos_index, neg_index [B, C] int32: the lowest pixel that has the
         value, -1 where it is 0. A NaN pixel makes both values NaN and is both places.
+
+    Raises:
+        ValueError: the kernel cannot serve this.
     """
     products = check(x, u, products)
-    outputs = empty_outputs(x)
+    outputs = empty_extremes(x.shape[0], x.shape[2], torch.float32, x.device)
     if x.shape[0] == 0:
         return outputs
     exact = is_exact(x, products) if exact is None else exact or is_exact(x, products)
     with torch.cuda.device_of(x):
-        matrix, u_strides, scale = rotation_operand(u, x.dtype, products)
-        for part, to in _parts(x, products, outputs):
-            found = chosen or best_tiles(part, products)
-            one = launch(part, matrix, u_strides, scale, to, products, found, exact)
+        vectors = rotation_operand(u, x.dtype, products)
+        for images, to in _groups(x, products, outputs):
+            tiles = chosen or best_tiles(images, products)
+            one = launch(images, vectors, to, products, tiles, exact)
             kernels.rotate_pool_kernel[(one.items,)](**one.arguments, **one.options)
     return outputs
 
 
 def search(
-    x: Tensor,
-    u: Tensor,
+    x: Tensor,  # [B, P, C]
+    u: Tensor,  # [C, C]
     products: str | None = None,
     *,
     measure: Callable[[Callable[[], Any]], float] | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> tuple[Tiles, dict[Tiles, float]]:
-    """Time all `candidates` for such a map and keep the fastest in a file (see `_tuned`).
+    """Time all `candidates` for such a map and keep the fastest in a file, see `tuned`.
 
     Args:
         x: [B, P, C], as in `rotate_pool`.
@@ -310,21 +290,22 @@ def search(
 
     Raises:
         RuntimeError: none works.
+        ValueError: the kernel cannot serve this.
     """
     products = check(x, u, products)
-    problem = x.shape
-    found = candidates(*problem, products, capability(x.device), processors(x.device))
-    fixed = tiles(*problem, products, capability(x.device), processors(x.device))
-    best, times = _tuned.fastest(
-        list(dict.fromkeys([fixed, *found])),
-        lambda one: rotate_pool(x, u, products, chosen=one),
+    batch, pixels, channels = x.shape
+    machine = gpu.capability(x.device), gpu.processors(x.device)
+    fixed = choose(batch, pixels, channels, products, *machine)
+    others = candidates(batch, pixels, channels, products, *machine)
+    best, times = tuned.fastest(
+        list(dict.fromkeys([fixed, *others])),
+        lambda tiles: rotate_pool(x, u, products, chosen=tiles),
         rotate_pool(x, u, products, chosen=fixed),
         measure or triton.testing.do_bench,
     )
-    _tuned.remember(
-        _tuned.key(x.device, products, *problem), best, None if path is None else Path(path)
-    )
+    name = tuned.key(x.device, products, batch, pixels, channels)
+    tuned.remember(name, best, None if path is None else Path(path))
     return best, times
 
 
-__all__ = ["PRODUCTS", "Tiles", "candidates", "capability", "rotate_pool", "search", "tiles"]
+__all__ = ["PRODUCTS", "Tiles", "candidates", "choose", "rotate_pool", "search"]

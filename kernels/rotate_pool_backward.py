@@ -1,6 +1,6 @@
 """Gradients of `rotate_pool` on the GPU: dense products with a dY that is made in registers.
 
-See `infodisent.kernels._rotate_pool_backward_tiles` for how. No launch waits for the device or
+See `infodisent.kernels.rotate_pool_backward_kernels` for how. No launch waits for the device or
 depends on a value there, so a call can be captured in a CUDA graph; no sum has an order that
 depends on time, so the result is the same to the bit from run to run.
 
@@ -15,17 +15,15 @@ import torch
 import triton
 from torch import Tensor
 
-from . import _rotate_pool_backward_tiles as kernels
-from ._device import capability, processors
-from ._rotate_pool_backward_tiles import FLOAT_PRODUCTS, HALF_PRODUCTS, Tiles
-from ._rows import rows
+from . import device as gpu
+from . import rotate_pool_backward_kernels as kernels
+from .precision import GRADIENT_OF_FLOAT, GRADIENT_OF_HALF, check_products
+from .rows import rows
+from .tiles import rotate_pool_backward as tiles
+from .tiles.blocks import Block, pick
 
-PRODUCTS = (*HALF_PRODUCTS, *FLOAT_PRODUCTS)
-
-
-def _emulated() -> bool:
-    """Whether Triton's interpreter runs the kernels."""
-    return not isinstance(kernels.grad_u_kernel, triton.JITFunction)
+PRODUCTS = (*GRADIENT_OF_HALF, *GRADIENT_OF_FLOAT)
+"""How dY is multiplied with an operand, see `infodisent.kernels.precision`."""
 
 
 def _products(asked: str | None, operand: torch.dtype, result: torch.dtype) -> str:
@@ -36,13 +34,11 @@ def _products(asked: str | None, operand: torch.dtype, result: torch.dtype) -> s
     model; not measured). A float32 result beside a half operand means that the other input is
     float32 and so is the precision of the whole: then dY is kept whole, up to 2^-23.
     """
-    if asked is not None and asked not in PRODUCTS:
-        raise ValueError(
-            f"rotate_pool_backward: products is {asked!r}, allowed are {', '.join(PRODUCTS)}"
-        )
+    if asked is not None:
+        check_products("rotate_pool_backward", asked, PRODUCTS)
     if operand == torch.float32:
-        return asked if asked in FLOAT_PRODUCTS else "tf32x3"
-    if asked in HALF_PRODUCTS:
+        return asked if asked in GRADIENT_OF_FLOAT else "tf32x3"
+    if asked in GRADIENT_OF_HALF:
         return asked
     if result != torch.float32:
         return "half"
@@ -61,9 +57,9 @@ def _scales(
     """
     shape, stride = winners[0].shape, winners[0].stride()
     out = torch.empty(shape[axis], dtype=torch.float32, device=winners[0].device)
-    kernels.scales_kernel[(triton.cdiv(shape[axis], kernels.SCALE_BLOCK),)](
+    kernels.scales_kernel[(triton.cdiv(shape[axis], tiles.SCALE_BLOCK),)](
         *winners, out, shape[axis], shape[1 - axis], stride[axis], stride[1 - axis],
-        BLOCK=kernels.SCALE_BLOCK, STEP=kernels.SCALE_STEP,
+        BLOCK=tiles.SCALE_BLOCK, STEP=tiles.SCALE_STEP,
     )  # fmt: skip
     return out
 
@@ -73,10 +69,10 @@ def grad_u(
     x: Tensor,  # [B, P, C]
     dtype: torch.dtype,
     products: str | None = None,
-    tiles: Tiles | None = None,
+    block: Block | None = None,
     splits: int | None = None,
 ) -> Tensor:
-    """dU [C, C] in `dtype`; `winners` are contiguous, `tiles` and `splits` for a search."""
+    """dU [C, C] in `dtype`; `winners` are contiguous, `block` and `splits` for a search."""
     batch, pixels, channels = x.shape
     out = torch.empty(channels, channels, dtype=dtype, device=x.device)
     if batch == 0:
@@ -86,29 +82,29 @@ def grad_u(
         # bits
         x = rows(x, x.dtype, 1)[0]
     products = _products(products, x.dtype, dtype)
-    tile = tiles or kernels.tiles(kernels.GRAD_U_TILES, channels, products, capability(x.device))
-    piece = kernels.piece(pixels, tile.block_k)
+    block = block or pick(tiles.GRAD_U, channels, products, gpu.capability(x.device))
+    piece = tiles.piece(pixels, block.block_k)
     blocks = triton.cdiv(pixels, piece)
     if splits is None:
-        splits = kernels.splits(
-            batch, channels, blocks * piece, products, tile, processors(x.device)
+        splits = tiles.splits(
+            batch, channels, blocks * piece, products, block, gpu.processors(x.device)
         )
     images = triton.cdiv(batch, splits)
     splits = triton.cdiv(batch, images)
-    across = triton.cdiv(channels, tile.block_m) * triton.cdiv(channels, tile.block_n)
+    across = triton.cdiv(channels, block.block_m) * triton.cdiv(channels, block.block_n)
     parts = out
     if splits > 1:
         parts = torch.empty(splits, channels, channels, dtype=torch.float32, device=x.device)
     kernels.grad_u_kernel[(across * splits,)](
         *winners, _scales(winners, 1) if x.dtype == torch.float16 else None, x, parts,
         batch, pixels, channels, x.stride(0), x.stride(1), images,
-        PRODUCTS=products, EMULATE=_emulated(), PIXELS=piece, BLOCKS=blocks,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, ROWS=kernels.ROWS,
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
+        PRODUCTS=products, EMULATE=gpu.emulated(), PIXELS=piece, BLOCKS=blocks,
+        BLOCK_M=block.block_m, BLOCK_N=block.block_n, ROWS=tiles.ROWS,
+        num_warps=block.num_warps, num_stages=block.num_stages,
     )  # fmt: skip
     if splits > 1:
-        kernels.add_kernel[(triton.cdiv(channels**2, kernels.ADD_BLOCK),)](
-            parts, out, splits, channels, BLOCK=kernels.ADD_BLOCK
+        kernels.add_kernel[(triton.cdiv(channels**2, tiles.ADD_BLOCK),)](
+            parts, out, splits, channels, BLOCK=tiles.ADD_BLOCK
         )
     return out
 
@@ -119,25 +115,25 @@ def grad_x(
     pixels: int,
     dtype: torch.dtype,
     products: str | None = None,
-    tiles: Tiles | None = None,
+    block: Block | None = None,
 ) -> Tensor:
-    """dX [B, P, C] in `dtype`, contiguous; `winners` are contiguous, `tiles` for a search."""
+    """dX [B, P, C] in `dtype`, contiguous; `winners` are contiguous, `block` for a search."""
     batch, channels = winners[0].shape
     out = torch.empty(batch, pixels, channels, dtype=dtype, device=u.device)
     if batch == 0:
         return out
     u = u.contiguous()
     products = _products(products, u.dtype, dtype)
-    tile = tiles or kernels.tiles(kernels.GRAD_X_TILES, channels, products, capability(u.device))
-    piece = kernels.piece(pixels, tile.block_m)
+    block = block or pick(tiles.GRAD_X, channels, products, gpu.capability(u.device))
+    piece = tiles.piece(pixels, block.block_m)
     blocks = triton.cdiv(pixels, piece)
-    down = triton.cdiv(batch * blocks, tile.block_m // piece)
-    kernels.grad_x_kernel[(down * triton.cdiv(channels, tile.block_n),)](
+    down = triton.cdiv(batch * blocks, block.block_m // piece)
+    kernels.grad_x_kernel[(down * triton.cdiv(channels, block.block_n),)](
         *winners, _scales(winners, 0) if u.dtype == torch.float16 else None, u, out,
         batch, pixels, channels,
-        PRODUCTS=products, EMULATE=_emulated(), PIXELS=piece, BLOCKS=blocks,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, ROWS=kernels.ROWS,
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
+        PRODUCTS=products, EMULATE=gpu.emulated(), PIXELS=piece, BLOCKS=blocks,
+        BLOCK_M=block.block_m, BLOCK_N=block.block_n, BLOCK_K=block.block_k, ROWS=tiles.ROWS,
+        num_warps=block.num_warps, num_stages=block.num_stages,
     )  # fmt: skip
     return out
 
@@ -165,8 +161,9 @@ def rotate_pool_backward(
         neg_index: see above.
         need_x: whether dX is wanted.
         need_u: whether dU is wanted.
-        products: one of `HALF_PRODUCTS` or `FLOAT_PRODUCTS`, for the operands of that dtype (x in
-            dU, u in dX); by default what the precision of the call asks for.
+        products: one of `GRADIENT_OF_HALF` or `GRADIENT_OF_FLOAT` of
+            `infodisent.kernels.precision`, for the operands of that dtype (x in dU, u in dX); by
+            default what the precision of the call asks for. "bf16x3" and "ieee" are experimental.
 
     Returns:
         dX and dU, or None.

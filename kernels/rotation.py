@@ -24,10 +24,14 @@ from torch import Tensor
 
 from infodisent.polynomials.plans import Plan, Row, plans
 
-from . import _rotation_tiles as kernels
-from ._device import capability
-from ._rotation_tiles import PRODUCTS
+from . import device as gpu
+from . import rotation_kernels as kernels
+from .precision import ROTATION
+from .tiles import rotation as tiles
+from .tiles.blocks import pick
 
+PRODUCTS = ROTATION
+"""How a product is computed, see `infodisent.kernels.precision`."""
 MOST = 8
 """Squarings that are launched; what is not needed returns at once."""
 BLOCKS = 4 + MOST + 1
@@ -108,14 +112,14 @@ def table(precision: str) -> tuple[list[list[float]], list[float]]:
 
     With s squarings, coefficient i is multiplied by ``2^(-s degree[i])``.
     """
-    found = []
+    numbers = []
     for number, plan in enumerate(plans(torch.float32, precision)):
         header = [0.0] * 8
         header[ALWAYS], header[PLAN] = 1.0, number
         header[THETA], header[COST] = plan.theta, sum(plan.cost)
         header[USES_Q], header[USES_P1] = plan.q is not None, len(plan.products) > 1
-        found.append(_row((*header, *_coefficients(plan.scaled(0))), WIDTH))
-    return found, _row((*[0] * 8, *_degrees()), WIDTH)
+        numbers.append(_row((*header, *_coefficients(plan.scaled(0))), WIDTH))
+    return numbers, _row((*[0] * 8, *_degrees()), WIDTH)
 
 
 @functools.lru_cache
@@ -123,11 +127,6 @@ def _device_table(precision: str, device: torch.device) -> tuple[Tensor, Tensor]
     rows, degree = table(precision)
     # made once; copying it waits for the device, so the first call cannot be in a CUDA graph
     return torch.tensor(rows, device=device), torch.tensor(degree, device=device)
-
-
-def _emulated() -> bool:
-    """Whether Triton's interpreter runs the kernels."""
-    return not isinstance(kernels.product_kernel, triton.JITFunction)
 
 
 def _product(
@@ -148,14 +147,14 @@ def _product(
 ) -> None:
     """``out = op(a) op(b) [+ op(b) op(a) where both] [+ beta add]`` if numbers[flag] > level."""
     n = out.shape[-1]
-    tile = kernels.tiles(n, products, capability(out.device))
-    across = triton.cdiv(n, tile.block)
+    block = pick(tiles.BLOCKS, n, products, gpu.capability(out.device))
+    across = triton.cdiv(n, block.block_m)
     kernels.product_kernel[(across * (across + 1) // 2 if symmetric else across * across,)](
         a, b, add, out, numbers, flag, level, beta, n,
         TRANS_A=trans_a, TRANS_B=trans_b, SYMMETRIC=symmetric, BOTH=both,
-        PRODUCTS=products, EMULATE=_emulated(),
-        BLOCK=tile.block, BLOCK_K=tile.block_k, GROUP=kernels.GROUP,
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
+        PRODUCTS=products, EMULATE=gpu.emulated(),
+        BLOCK=block.block_m, BLOCK_K=block.block_k, GROUP=tiles.GROUP,
+        num_warps=block.num_warps, num_stages=block.num_stages,
     )  # fmt: skip
 
 
@@ -170,10 +169,10 @@ def _combine(
 ) -> None:
     """``out_r = P(sum_k numbers[row + r N + k] in_k)`` if numbers[flag] > 0."""
     n = outputs[0].shape[-1]
-    across = triton.cdiv(n, kernels.COMBINE_BLOCK)
+    across = triton.cdiv(n, tiles.COMBINE_BLOCK)
     kernels.combine_kernel[(across * (across + 1) // 2,)](
         tuple(inputs), tuple(outputs), numbers, flag, row, n,
-        PARITY=parity, BLOCK=kernels.COMBINE_BLOCK, num_warps=4,
+        PARITY=parity, BLOCK=tiles.COMBINE_BLOCK, num_warps=4,
     )  # fmt: skip
 
 
@@ -185,8 +184,8 @@ def _move(
     source: [slots, C, C]; target: [slots, C, C]; either may be a single [C, C], of slot ZERO.
     """
     n = source.shape[-1]
-    kernels.move_kernel[(triton.cdiv(n * n, kernels.MOVE_BLOCK),)](
-        source, target, numbers, *slots, POISON, n, IDENTITY=eye, BLOCK=kernels.MOVE_BLOCK
+    kernels.move_kernel[(triton.cdiv(n * n, tiles.MOVE_BLOCK),)](
+        source, target, numbers, *slots, POISON, n, IDENTITY=eye, BLOCK=tiles.MOVE_BLOCK
     )
 
 
@@ -194,10 +193,10 @@ def _decide(powers: Tensor, numbers: Tensor, precision: str) -> None:
     """Write `numbers` [WIDTH] for the norm that S^2 and S^4, powers [2, C, C], show."""
     n = powers.shape[-1]
     rows, degree = _device_table(precision, powers.device)
-    blocks = triton.cdiv(n, kernels.NORM_ROWS)
+    blocks = triton.cdiv(n, tiles.NORM_ROWS)
     partial = torch.empty(2, 2, blocks, dtype=torch.float32, device=powers.device)
     kernels.norms_kernel[(blocks, 2)](
-        powers, partial, n, blocks, ROWS=kernels.NORM_ROWS, COLS=kernels.NORM_COLS
+        powers, partial, n, blocks, ROWS=tiles.NORM_ROWS, COLS=tiles.NORM_COLS
     )
     kernels.decide_kernel[(1,)](
         partial, rows, degree, numbers, blocks,
@@ -222,7 +221,7 @@ def rotation(a: Tensor, precision: str, products: str) -> tuple[Tensor, Tensor, 
     Args:
         a: [C, C] float32, contiguous.
         precision: see `infodisent.ops.rotation`.
-        products: one of `PRODUCTS`.
+        products: one of `PRODUCTS`; "ieee" and "tf32" are experimental.
 
     Returns:
         U = exp(a - a^T) [C, C]; what backward needs, [BLOCKS, C, C], partly never written; and

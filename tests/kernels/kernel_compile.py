@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
+import dataclasses
 import io
 import itertools
 import json
@@ -25,7 +25,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -34,16 +33,6 @@ from torch import Tensor
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Bytes of shared memory that one program may have."""
 TENSOR_CORE = re.compile(r"(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)[\w.:]*")
-
-
-def kernels_module(name: str) -> ModuleType:
-    """``infodisent.kernels.<name>``; from a checkout that is not installed ``kernels.<name>``."""
-    try:
-        return importlib.import_module(f"infodisent.kernels.{name}")
-    except ModuleNotFoundError as error:
-        if error.name not in ("infodisent.kernels", f"infodisent.kernels.{name}"):
-            raise
-        return importlib.import_module(f"kernels.{name}")
 
 
 def _done(
@@ -72,12 +61,12 @@ def interpret(test_file: str) -> str:
     return done.stdout
 
 
-def _rotation(size: int, products: str, arch: int) -> None:
-    module = kernels_module("rotation")
-    module.capability = lambda device: arch
+def _rotation(size: int, products: str) -> None:
+    from infodisent.kernels.rotation import rotation, rotation_backward
+
     a = torch.empty(size, size, device="meta")
-    _, kept, info = module.rotation(a, "full", products)
-    module.rotation_backward(a, a, kept, info, "full", products)
+    _, kept, numbers = rotation(a, "full", products)
+    rotation_backward(a, a, kept, numbers, "full", products)
 
 
 MAPS = ((256, 49), (256, 196), (8, 49), (1, 49), (64, 577))
@@ -92,41 +81,42 @@ def _maps(size: int, products: str) -> Iterator[tuple[Tensor, Tensor]]:
         yield torch.empty(batch, pixels, size, dtype=dtype, device="meta"), u
 
 
-def _rotate_pool(size: int, products: str, arch: int) -> None:
-    module = kernels_module("rotate_pool")
-    module.capability = lambda device: arch
+def _rotate_pool(size: int, products: str) -> None:
+    from infodisent.kernels.rotate_pool import rotate_pool
+
     for x, u in _maps(size, products):
-        module.rotate_pool(x, u, products)
-    module.rotate_pool(x.transpose(1, 2).contiguous().transpose(1, 2), u, products)
+        rotate_pool(x, u, products)
+    rotate_pool(x.transpose(1, 2).contiguous().transpose(1, 2), u, products)
 
 
-def _infodisent_head(size: int, products: str, arch: int) -> None:
-    module = kernels_module("infodisent_head")
-    module.pool.capability = lambda device: arch
+def _infodisent_head(size: int, products: str) -> None:
+    from infodisent.kernels.infodisent_head import LAUNCHES, infodisent_head
+
     for x, u in _maps(size, products):
         weight = torch.empty(1000, size, dtype=x.dtype, device="meta")
-        for launches in ("two", "one"):
-            module.infodisent_head(x, u, weight, None, True, launches, products)
+        for launches in LAUNCHES:
+            infodisent_head(x, u, weight, None, True, launches, products)
 
 
-def _rotate_pool_backward(size: int, products: str, arch: int) -> None:
-    module = kernels_module("rotate_pool_backward")
-    module.capability = lambda device: arch
-    dtype = torch.bfloat16 if products in module.HALF_PRODUCTS else torch.float32
+def _rotate_pool_backward(size: int, products: str) -> None:
+    from infodisent.kernels.precision import GRADIENT_OF_HALF
+    from infodisent.kernels.rotate_pool_backward import rotate_pool_backward
+
+    dtype = torch.bfloat16 if products in GRADIENT_OF_HALF else torch.float32
     u = torch.empty(size, size, dtype=dtype, device="meta")
     grad = torch.empty(256, size, device="meta")
     for pixels in (49, 196):
         x = torch.empty(256, pixels, size, dtype=dtype, device="meta")
-        module.rotate_pool_backward(grad, grad, x, u, grad.int(), grad.int(), True, True, products)
+        rotate_pool_backward(grad, grad, x, u, grad.int(), grad.int(), True, True, products)
 
 
-CALLS: dict[str, Callable[[int, str, int], None]] = {
+CALLS: dict[str, Callable[[int, str], None]] = {
     "rotation": _rotation,
     "rotate_pool": _rotate_pool,
     "infodisent_head": _infodisent_head,
     "rotate_pool_backward": _rotate_pool_backward,
 }
-"""Host code of each operator, by stem: (size, products, architecture)."""
+"""Host code of each operator, by stem: (size, products)."""
 
 
 @contextlib.contextmanager
@@ -161,6 +151,11 @@ def _aligned(value: Tensor) -> bool:
     return value.storage_offset() * value.element_size() % 16 == 0
 
 
+def _like(value: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
+    """Items in a tuple of the same type, named where that is."""
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+
+
 def _specialize(
     value: Any, special: bool
 ) -> tuple[Any, dict[tuple[int, ...], Any], dict[tuple[int, ...], Any]]:
@@ -172,7 +167,7 @@ def _specialize(
             {(i, *path): v for i, part in enumerate(parts) for path, v in part[n].items()}
             for n in (1, 2)
         )
-        return tuple(part[0] for part in parts), constants, attributes
+        return _like(value, [part[0] for part in parts]), constants, attributes
     if value is None or (isinstance(value, int) and value == 1 and special):
         return "constexpr", {(): value}, {}
     if isinstance(value, int):
@@ -183,8 +178,21 @@ def _specialize(
     return POINTERS[value.dtype], {}, {(): divisible} if _aligned(value) else {}
 
 
-SHOWN = ("PARITY", "BLOCK", "BLOCK_M", "N0", "N1", "N2", "IMAGES", "BLOCK_K", "SPLIT")
-"""Constants that tell launches of one kernel apart."""
+SHOWN = ("PARITY", "BLOCK", "BLOCK_M", "BLOCK_K", "images", "widths", "split")
+"""Constants that tell launches of one kernel apart, beside those that are strings or true."""
+
+
+def _constants(name: str, value: Any) -> Iterator[str]:
+    """What is shown of a constant; of one that is a dataclass, of its fields."""
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _constants(field.name, getattr(value, field.name))
+    elif isinstance(value, str):
+        yield value
+    elif value is True:
+        yield name
+    elif name in SHOWN:
+        yield f"{name}={value}".replace(" ", "")
 
 
 def compile_launch(kernel: Any, arguments: dict[str, Any], arch: int) -> dict[str, Any]:
@@ -202,20 +210,18 @@ def compile_launch(kernel: Any, arguments: dict[str, Any], arch: int) -> dict[st
         name, value = parameter.name, arguments[parameter.name]
         if parameter.is_constexpr:
             signature[name], constants[(i,)] = "constexpr", value
-            if value is True or isinstance(value, str):
-                shown.append(value if isinstance(value, str) else name)
+            shown += _constants(name, value)
             continue
-        kind, constant, found = _specialize(value, not parameter.do_not_specialize)
+        kind, constant, attribute = _specialize(value, not parameter.do_not_specialize)
         signature[name] = kind
         constants.update({(i, *path): v for path, v in constant.items()})
-        attributes.update({(i, *path): v for path, v in found.items()})
+        attributes.update({(i, *path): v for path, v in attribute.items()})
         if isinstance(value, tuple) and kernel.__name__ == "combine_kernel":
             shown.append(f"{name}={len(value)}")
         if name == "d" and value is not None:
             shown.append("d")
     options = {k: arguments[k] for k in ("num_warps", "num_stages") if k in arguments}
-    shown += [f"{k}={arguments[k]}" for k in SHOWN if k in arguments]
-    found = {"kernel": kernel.__name__, "what": " ".join(shown), "C": c, "arch": arch, **options}
+    launch = {"kernel": kernel.__name__, "what": " ".join(shown), "C": c, "arch": arch, **options}
     start = time.perf_counter()
     log = io.StringIO()
     try:
@@ -226,12 +232,12 @@ def compile_launch(kernel: Any, arguments: dict[str, Any], arch: int) -> dict[st
                 options=options,
             )
     except Exception as error:
-        return {**found, "error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        return {**launch, "error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
     registers = re.search(r"Used (\d+) registers", log.getvalue())
     spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", log.getvalue())
     instructions = sorted(set(TENSOR_CORE.findall(compiled.asm["ptx"])))
     return {
-        **found,
+        **launch,
         "registers": int(registers[1]),
         "spills": sum(map(int, spills)),
         "shared": compiled.metadata.shared,
@@ -242,14 +248,16 @@ def compile_launch(kernel: Any, arguments: dict[str, Any], arch: int) -> dict[st
 
 def compile_all(stem: str, archs: list[int], sizes: list[int], products: list[str]) -> None:
     """Compile every distinct launch and print a line each."""
+    from infodisent.kernels import device
     from triton import knobs
 
     knobs.nvidia.dump_ptxas_log = True
     knobs.compilation.always_compile = True  # the cache has no log
     seen = set()
     for arch, size, product in itertools.product(archs, sizes, products):
+        device.capability = lambda _, arch=arch: arch
         with recorder() as launches:
-            CALLS[stem](size, product, arch)
+            CALLS[stem](size, product)
         for kernel, arguments in launches:
             key = (arch, kernel.__name__, *map(str, _key(kernel, arguments)))
             if key not in seen:

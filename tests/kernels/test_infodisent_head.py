@@ -6,30 +6,18 @@ Triton's interpreter.
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 import re
 
 import pytest
 import torch
+from infodisent.kernels import infodisent_head as head
+from infodisent.kernels import rotate_pool as pool
+from infodisent.kernels.tiles.rotate_pool import Tiles
 
 from infodisent import reference
 from tests.kernels import kernel_compile
-
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("triton is not installed", allow_module_level=True)
-head = kernel_compile.kernels_module("infodisent_head")
-pool = kernel_compile.kernels_module("rotate_pool")
-Tiles = pool.Tiles
-GPU = torch.cuda.is_available()
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-
-runs = pytest.mark.skipif(
-    not GPU and not INTERPRETED, reason="no GPU; test_in_the_interpreter runs it"
-)
-compiles = pytest.mark.skipif(INTERPRETED, reason="nothing is compiled in the interpreter")
+from tests.kernels.marks import DEVICE, INTERPRETED, compiles, outside, runs
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 CASES = [  # B, P, C, classes
@@ -50,10 +38,10 @@ def problem(batch, pixels, channels, classes, dtype, bias=True):
 
 def run(x, u, weight, bias, relu=True, launches="two", products=None, **options):
     given = (None if t is None else t.to(DEVICE) for t in (x, u, weight, bias))
-    found = head.infodisent_head(*given, relu, launches, products, **options)
+    actual = head.infodisent_head(*given, relu, launches, products, **options)
     for counters in pool._counters.values():
         assert not counters.any()
-    return tuple(t.cpu() for t in found)
+    return tuple(t.cpu() for t in actual)
 
 
 def same(one, two) -> None:
@@ -162,7 +150,7 @@ def test_what_cannot_be_served():
         head.infodisent_head(x, u, weight, torch.empty(9, device="meta"), True)
 
 
-SPILLS = {(80, "N0=128 N1=64 N2=16"): 320}
+SPILLS = {(80, "widths=(128,64,16)"): 320}
 """Bytes that may spill in one launch with whole float32 values, by architecture and widths."""
 
 
@@ -173,7 +161,7 @@ def check_compiled(results: list[dict], arch: int) -> None:
         assert "error" not in r, r
         assert r["shared"] <= kernel_compile.SHARED_LIMIT[arch], r
         allowed = 0
-        if r["kernel"] == "head_in_one_kernel" and "EXACT" in r["what"]:
+        if r["kernel"] == "head_in_one_kernel" and "exact" in r["what"].split():
             cases = [v for (a, widths), v in SPILLS.items() if a == arch and widths in r["what"]]
             allowed = max(cases, default=0)
         assert r["spills"] <= allowed, r
@@ -195,7 +183,7 @@ def test_compiles_every_configuration(arch, products):
     check_compiled(kernel_compile.run("infodisent_head", [arch], sizes, [products]), arch)
 
 
-@pytest.mark.skipif(INTERPRETED or GPU, reason="this is the interpreter, or there is a GPU")
+@outside
 def test_in_the_interpreter():
     passed = re.search(r"(\d+) passed", kernel_compile.interpret(__file__))
     assert int(passed[1]) >= len(CASES)

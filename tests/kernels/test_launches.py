@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-
 import pytest
 import torch
+from infodisent.kernels import infodisent_head as head
+from infodisent.kernels import rotate_pool as forward
+from infodisent.kernels import rotate_pool_backward as backward
 
 from tests.kernels import kernel_compile
+from tests.kernels.marks import compiles
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("triton is not installed", allow_module_level=True)
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter launches nothing"
-)
-forward = kernel_compile.kernels_module("rotate_pool")
-backward = kernel_compile.kernels_module("rotate_pool_backward")
-head = kernel_compile.kernels_module("infodisent_head")
+pytestmark = compiles
 
 B, P, C, K = 256, 49, 2048, 1000
 
@@ -48,8 +42,8 @@ def test_other_layouts_are_laid_out_by_one_more():
 
 def test_float32_is_split_first():
     x, u = inputs(torch.float32, "meta")
-    found = names(lambda: forward.rotate_pool(x, u))
-    assert found == ["split_kernel", "rows_kernel", "rotate_pool_kernel"]
+    launched = names(lambda: forward.rotate_pool(x, u))
+    assert launched == ["split_kernel", "rows_kernel", "rotate_pool_kernel"]
 
 
 @pytest.mark.parametrize(("launches", "count"), [("one", 1), ("two", 2)])
@@ -57,8 +51,8 @@ def test_float32_is_split_first():
 def test_the_head_in_one_launch_or_two(launches, count, batch):
     x, u = inputs(torch.bfloat16, "meta", batch=batch)
     weight = torch.empty(K, C, device="meta")
-    found = names(lambda: head.infodisent_head(x, u, weight, None, True, launches))
-    assert len(found) == count, found
+    launched = names(lambda: head.infodisent_head(x, u, weight, None, True, launches))
+    assert len(launched) == count, launched
 
 
 @pytest.mark.parametrize(
@@ -74,10 +68,10 @@ def test_only_the_gradients_asked_for(need_x, need_u, wanted):
     x, u = inputs(torch.bfloat16, "meta")
     grads = [torch.empty(B, C, device="meta") for _ in range(2)]
     places = [torch.empty(B, C, dtype=torch.int32, device="meta") for _ in range(2)]
-    found = names(
+    launched = names(
         lambda: backward.rotate_pool_backward(*grads, x, u, *places, need_x, need_u)
     )  # fmt: skip
-    assert [name for name in found if name != "add_kernel"] == wanted
+    assert [name for name in launched if name != "add_kernel"] == wanted
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a trace needs a GPU")

@@ -1,119 +1,38 @@
-"""The Triton kernels of rotate_pool's gradients: in Triton's interpreter, and the machine code.
+"""The Triton kernels of rotate_pool's gradients: values, layouts, and the machine code.
 
-With a GPU the same tests run on it. Without one, `test_in_the_interpreter` runs this file again
-under the interpreter, where half numbers are multiplied as float32 ones (its product of bfloat16 is
-wrong) and rounding to bfloat16 cuts digits off.
+With a GPU the tests run on it. Without one, `test_in_the_interpreter` runs this file again in the
+interpreter, where half numbers are multiplied as float32 ones (its bfloat16 product is wrong) and
+rounding to bfloat16 cuts digits off.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 import re
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from infodisent.kernels import rotate_pool_backward as backward
+from infodisent.kernels.precision import GRADIENT_OF_HALF
+from infodisent.kernels.tiles import rotate_pool_backward as tiles
+from infodisent.kernels.tiles.blocks import Block
 
 from infodisent import reference
 from tests.conftest import relative
 from tests.kernels import kernel_compile
-
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("triton is not installed", allow_module_level=True)
-backward = kernel_compile.kernels_module("rotate_pool_backward")
-kernels = backward.kernels
-GPU = torch.cuda.is_available()
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-
-runs = pytest.mark.skipif(
-    not GPU and not INTERPRETED, reason="no GPU; test_in_the_interpreter runs it"
+from tests.kernels.marks import DEVICE, INTERPRETED, compiles, outside, runs
+from tests.kernels.rotate_pool_backward_cases import (
+    DTYPES,
+    check,
+    compare,
+    exact,
+    run,
+    winners,
 )
-compiles = pytest.mark.skipif(INTERPRETED, reason="nothing is compiled in the interpreter")
 
 SHAPES = [(1, 1, 24), (5, 1, 33), (2, 7, 33), (5, 49, 40), (2, 50, 64), (1, 144, 33), (2, 197, 24)]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-SMALL = kernels.Tiles(32, 32, 32, 4, 2)  # many tiles of small matrices
-
-
-def winners(batch: int, pixels: int, channels: int, absent: float = 0.2) -> tuple[Tensor, ...]:
-    """grad_pos, grad_neg, pos_index, neg_index: some absent, some of both sides on one pixel."""
-    grads = torch.randn(2, batch, channels)
-    index = torch.randint(pixels, (2, batch, channels), dtype=torch.int32)
-    index[1] = torch.where(torch.rand(batch, channels) < 0.2, index[0], index[1])
-    index[torch.rand(2, batch, channels) < absent] = -1
-    grads[index < 0] = math.nan  # what no pixel has chosen must not be used
-    return (*grads, *index)
-
-
-def both(given: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor]]:
-    """(gradient, 0 where there is no winner, float64; index, 0 where there is none) of a side."""
-    grad_pos, grad_neg, pos_index, neg_index = given
-    return [
-        (torch.where(i >= 0, g, 0).double(), i.clamp_min(0).long())
-        for g, i in ((grad_pos, pos_index), (grad_neg, neg_index))
-    ]
-
-
-def exact(given: tuple[Tensor, ...], x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """dX, dU in float64; only rows of winners are touched."""
-    x, u = x.double(), u.double()
-    dx, du = torch.zeros_like(x), torch.zeros_like(u)
-    for grad, index in both(given):
-        for b in range(x.shape[0]):
-            g = grad[b, :, None]
-            du += torch.where(g != 0, g * x[b, index[b]], 0)
-            dx[b].index_add_(0, index[b], torch.where(g != 0, g * u, 0))
-    return dx, du
-
-
-def eager(given: tuple[Tensor, ...], x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """The dense products with dY in the dtype that autograd has there."""
-    dtype = torch.promote_types(x.dtype, u.dtype)
-    dy = torch.zeros(x.shape)
-    for grad, index in both(given):
-        dy.scatter_add_(1, index[:, None], grad.float()[:, None])
-    dy = dy.to(dtype)
-    dx = (dy @ u.to(dtype)).to(x.dtype)
-    du = (dy.flatten(0, 1).mT @ x.to(dtype).flatten(0, 1)).to(u.dtype)
-    return dx, du
-
-
-def run(
-    given: tuple[Tensor, ...],
-    x: Tensor,
-    u: Tensor,
-    products: str | None = None,
-    need_x: bool = True,
-    need_u: bool = True,
-) -> tuple[Tensor | None, Tensor | None]:
-    """dX, dU on the CPU; x keeps its strides."""
-    if DEVICE != "cpu":
-        storage = torch.empty(0, dtype=x.dtype, device=DEVICE).set_(x.untyped_storage().to(DEVICE))
-        x = storage.as_strided(x.shape, x.stride(), x.storage_offset())
-    grad_pos, grad_neg, pos_index, neg_index = (t.to(DEVICE) for t in given)
-    found = backward.rotate_pool_backward(
-        grad_pos, grad_neg, x, u.to(DEVICE), pos_index, neg_index, need_x, need_u, products
-    )
-    return tuple(None if t is None else t.cpu() for t in found)
-
-
-def check(given: tuple[Tensor, ...], x: Tensor, u: Tensor, products: str | None = None) -> None:
-    found = run(given, x, u, products)
-    compare(found, given, x, u, 2.0**-13 if products == "bf16x3" else 0.0)
-
-
-def compare(
-    found: tuple[Tensor, Tensor], given: tuple[Tensor, ...], x: Tensor, u: Tensor, slack: float = 0
-) -> None:
-    for one, truth, other, like in zip(found, exact(given, x, u), eager(given, x, u), (x, u)):
-        assert one.shape == like.shape
-        assert one.dtype == like.dtype
-        bound = relative(other, truth) + torch.finfo(like.dtype).eps + slack
-        assert relative(one, truth) <= bound
+SMALL = Block(32, 32, 32, 4, 2)  # many tiles of small matrices
 
 
 @runs
@@ -129,7 +48,7 @@ def test_gradients(shape, dtype):
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("products", backward.PRODUCTS)
 def test_every_product(products):
-    dtypes = DTYPES[1:] if products in backward.HALF_PRODUCTS else DTYPES[:1]
+    dtypes = DTYPES[1:] if products in GRADIENT_OF_HALF else DTYPES[:1]
     for dtype in dtypes:
         x, u = torch.randn(3, 7, 33).to(dtype), torch.randn(33, 33).to(dtype)
         check(winners(3, 7, 33), x, u, products)
@@ -149,9 +68,7 @@ def test_more_parts_are_more_exact():
     given = winners(5, 7, 32, absent=0)
     x, u = torch.randn(5, 7, 32).bfloat16(), torch.randn(32, 32)
     truth = exact(given, x, u)[1]
-    errors = [
-        relative(run(given, x, u, name, need_x=False)[1], truth) for name in backward.HALF_PRODUCTS
-    ]
+    errors = [relative(run(given, x, u, name, need_x=False)[1], truth) for name in GRADIENT_OF_HALF]
     for error, limit in zip(errors, (2**-7, 2**-14, 2**-21)):
         assert error < limit
     assert errors == sorted(errors, reverse=True)
@@ -177,19 +94,19 @@ def test_against_autograd(dtype):
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("splits", [1, 2, 5])
 def test_many_tiles_and_parts_of_the_batch(splits):
-    tile = kernels.Tiles(32, 16, 16, 4, 2)
+    tile = Block(32, 16, 16, 4, 2)
     shape = 5, 20, 33
     given, x, u = winners(*shape), torch.randn(shape), torch.randn(33, 33)
     on_device = tuple(t.to(DEVICE) for t in given)
-    found = [
+    actual = [
         (
-            backward.grad_x(on_device, u.to(DEVICE), 20, x.dtype, tiles=tile).cpu(),
+            backward.grad_x(on_device, u.to(DEVICE), 20, x.dtype, block=tile).cpu(),
             backward.grad_u(on_device, x.to(DEVICE), u.dtype, None, tile, splits).cpu(),
         )
         for _ in range(2)
     ]
-    compare(found[0], given, x, u)
-    assert all(map(torch.equal, *found))
+    compare(actual[0], given, x, u)
+    assert all(map(torch.equal, *actual))
 
 
 @runs
@@ -197,11 +114,11 @@ def test_many_tiles_and_parts_of_the_batch(splits):
 def test_pieces():
     """Tiles of several images, and images of several tiles."""
     for shape in ((9, 7, 24), (3, 100, 24)):
-        for tile in (SMALL, kernels.Tiles(64, 32, 64, 4, 2)):
+        for tile in (SMALL, Block(64, 32, 64, 4, 2)):
             given, x, u = winners(*shape), torch.randn(shape), torch.randn(24, 24)
             on_device = tuple(t.to(DEVICE) for t in given)
-            dx = backward.grad_x(on_device, u.to(DEVICE), shape[1], x.dtype, tiles=tile).cpu()
-            du = backward.grad_u(on_device, x.to(DEVICE), u.dtype, tiles=tile).cpu()
+            dx = backward.grad_x(on_device, u.to(DEVICE), shape[1], x.dtype, block=tile).cpu()
+            du = backward.grad_u(on_device, x.to(DEVICE), u.dtype, block=tile).cpu()
             compare((dx, du), given, x, u)
 
 
@@ -248,91 +165,6 @@ def test_beyond_32_bits():
 
 
 @runs
-@pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_only_winners_carry_what_is_not_finite(value, dtype):
-    """Through 0 · Inf in the dense product everything would be NaN."""
-    shape = 3, 50, 40
-    given = grad_pos, _, pos_index, neg_index = winners(*shape)
-    x, u = torch.randn(shape).to(dtype), torch.randn(40, 40).to(dtype)
-    for index in (pos_index, neg_index):
-        index[index == 7] = 8
-    x[1, 7] = value  # no channel's winner
-    dx, du = run(given, x, u)
-    assert du.isfinite().all()
-    compare((dx, du), given, x.nan_to_num(0, 0, 0), u)
-
-    pos_index[2, 5], grad_pos[2, 5] = 11, 1.5
-    x[2, 11, 30] = value  # reaches column 30 of the channels that chose it
-    for products in (None, "split", "bf16x3"):
-        found, truth = run(given, x, u, products)[1], exact(given, x, u)[1]
-        finite = truth.isfinite()
-        assert not finite[5, 30]
-        assert finite.sum() >= finite.numel() - 40
-        assert torch.equal(found[~finite], truth[~finite].to(dtype)) or truth.isnan().any()
-        assert torch.equal(found.isnan(), truth.isnan())
-        # parts of the batch without it are products
-        slack = 2.0**-13 if products == "bf16x3" else 0.0
-        assert relative(found[finite], truth[finite]) <= 2 * torch.finfo(dtype).eps + slack
-
-
-@runs
-@pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_rotation_that_is_not_finite(value, dtype):
-    given = winners(3, 50, 40)
-    x, u = torch.randn(3, 50, 40).to(dtype), torch.randn(40, 40).to(dtype)
-    u[4, 9] = value
-    found, truth = run(given, x, u)[0], exact(given, x, u)[0]
-    finite = truth.isfinite()
-    assert finite.sum() >= finite.numel() - 6
-    assert torch.equal(found.isnan(), truth.isnan())
-    assert torch.equal(found.isinf(), truth.isinf())
-    assert relative(found[finite], truth[finite]) <= 2 * torch.finfo(dtype).eps
-
-
-@runs
-@pytest.mark.usefixtures("poisoned")
-def test_gradient_that_is_not_finite():
-    given = winners(3, 49, 24, absent=0)
-    given[0][1, 3] = math.inf
-    given[1][2, 4] = math.nan
-    for dtype in DTYPES:
-        x, u = torch.rand(3, 49, 24).to(dtype) + 1, torch.rand(24, 24).to(dtype) + 1
-        dx, du = run(given, x, u)
-        assert torch.equal((~du.isfinite()).any(1).nonzero().flatten(), torch.tensor([3, 4]))
-        assert (du[3] == math.inf).all()
-        where = [[1, int(given[2][1, 3])], [2, int(given[3][2, 4])]]
-        assert torch.equal((~dx.isfinite()).any(2).nonzero(), torch.tensor(where))
-
-
-@runs
-@pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("scale", [65536.0**2, 65536.0, 2.0**-30, 2.0**-90])
-def test_float16_takes_gradients_of_any_size(scale):
-    """Rows of very different size, each as exact as at scale 1; all in float32 beside float16."""
-    shape = 3, 49, 24
-    grad_pos, grad_neg, *index = winners(*shape)
-    sizes = 10.0 ** torch.arange(-3, 3).repeat(4)
-    given = (grad_pos * sizes * scale, grad_neg * sizes * scale, *index)
-    half, single = torch.float16, torch.float32
-    x, u = torch.randn(shape), torch.randn(24, 24)
-    for products, limit in (("half", 2**-10), ("split", 2**-20)):
-        du = run(given, x.to(half), u, products, need_x=False)[1]
-        truth = exact(given, x.to(half), u)[1]
-        assert ((du - truth).norm(dim=1) <= limit * truth.norm(dim=1)).all()
-        dx = run(given, x.to(single), u.to(half), products, need_u=False)[0]
-        truth = exact(given, x, u.to(half))[0]
-        assert relative(dx, truth) <= limit
-    # the scale is exact: results differ by it alone
-    one = run((grad_pos * sizes, grad_neg * sizes, *index), x.to(half), u, "half", need_x=False)[1]
-    du = run(given, x.to(half), u, "half", need_x=False)[1]
-    assert torch.equal(du, one * scale)
-
-
-@runs
 @pytest.mark.parametrize("need_x", [False, True])
 @pytest.mark.parametrize("need_u", [False, True])
 def test_only_what_is_needed(need_x, need_u, monkeypatch):
@@ -368,11 +200,11 @@ def test_unknown_products():
 
 
 def test_plan():
-    assert [kernels.piece(p, 64) for p in (1, 7, 49, 50, 144)] == [16, 16, 64, 64, 32]
-    tile = kernels.Tiles(128, 256, 64, 8, 3)
-    assert kernels.splits(256, 2048, 64, "half", tile, 132) == 1  # 128 tiles
+    assert [tiles.piece(p, 64) for p in (1, 7, 49, 50, 144)] == [16, 16, 64, 64, 32]
+    tile = Block(128, 256, 64, 8, 3)
+    assert tiles.splits(256, 2048, 64, "half", tile, 132) == 1  # 128 tiles
     for batch, channels in ((256, 512), (256, 768), (3, 512), (1, 64), (5, 64)):
-        count = kernels.splits(batch, channels, 64, "half", tile, 132)
+        count = tiles.splits(batch, channels, 64, "half", tile, 132)
         assert 1 <= count <= batch
         assert (count - 1) * -(-batch // count) < batch
         assert batch < 200 or count > 1
@@ -404,29 +236,29 @@ def check_compiled(results: list[dict], arch: int) -> None:
         if r["kernel"] in ("grad_u_kernel", "grad_x_kernel") and products != "ieee":
             unit = {80: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}[arch]
             kind = ("tf32",) if "tf32x3" in r["what"] else ("bf16", "kind::f16")
-            found = r["instructions"]
-            assert found, r
-            assert all(i.startswith(unit) and any(k in i for k in kind) for i in found), r
+            instructions = r["instructions"]
+            assert instructions, r
+            assert all(i.startswith(unit) and any(k in i for k in kind) for i in instructions), r
 
 
 @compiles
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_compiles(arch):
-    found = kernel_compile.run("rotate_pool_backward", [arch], [768, 2048], ["half", "tf32x3"])
-    check_compiled(found, arch)
+    results = kernel_compile.run("rotate_pool_backward", [arch], [768, 2048], ["half", "tf32x3"])
+    check_compiled(results, arch)
 
 
 @compiles
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_compiles_every_product(arch):
-    found = kernel_compile.run(
+    results = kernel_compile.run(
         "rotate_pool_backward", [arch], [33, 200, 512, 2048], list(backward.PRODUCTS)
     )
-    check_compiled(found, arch)
+    check_compiled(results, arch)
 
 
-@pytest.mark.skipif(INTERPRETED or GPU, reason="this is the interpreter, or there is a GPU")
+@outside
 def test_in_the_interpreter():
     passed = re.search(r"(\d+) passed", kernel_compile.interpret(__file__))
     assert int(passed[1]) >= 2 * len(SHAPES)

@@ -7,28 +7,17 @@ is wrong.
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 import re
 
 import pytest
 import torch
+from infodisent.kernels import rotation
+from infodisent.kernels.tiles.blocks import Block, Row
 
 from infodisent.polynomials.plans import choose, norm_bound, plans
 from tests.kernels import kernel_compile
-
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("triton is not installed", allow_module_level=True)
-rotation = kernel_compile.kernels_module("rotation")
-GPU = torch.cuda.is_available()
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-
-runs = pytest.mark.skipif(
-    not GPU and not INTERPRETED, reason="no GPU; test_in_the_interpreter runs it"
-)
-compiles = pytest.mark.skipif(INTERPRETED, reason="nothing is compiled in the interpreter")
+from tests.kernels.marks import DEVICE, compiles, outside, runs
 
 EPS = torch.finfo(torch.float32).eps
 NORMS = (0.0, 1e-6, 0.3, 1.5, 2.5, 5.0, 12.0, 40.0)
@@ -78,9 +67,9 @@ def test_value_and_gradient(n, norm):
     u, d_a, _, numbers = run(a, grad)
     truth = exact(a.double(), grad.double())
     eager = exact(a, grad)
-    for found, true, other in zip((u, d_a), truth, eager):
+    for actual, true, other in zip((u, d_a), truth, eager):
         bound = 2 * (other - true).abs().max() + 16 * EPS * n**0.5
-        assert (found - true).abs().max() <= bound
+        assert (actual - true).abs().max() <= bound
     assert tuple(numbers[[rotation.PLAN, rotation.SQUARINGS]].int().tolist()) == chosen(a, "full")
 
 
@@ -102,13 +91,12 @@ def test_half(norm, products):
 @pytest.mark.parametrize("n", [48, 50])
 def test_many_tiles(n, monkeypatch):
     """Both orders of tiles past one group of rows and several blocks of the norms."""
-    kernels = rotation.kernels
-    monkeypatch.setattr(
-        kernels, "TILES", ((0, 1, 0, kernels.PRODUCTS, kernels.Tiles(16, 16, 4, 1)),)
-    )
-    monkeypatch.setattr(kernels, "GROUP", 3)
-    monkeypatch.setattr(kernels, "COMBINE_BLOCK", 16)
-    monkeypatch.setattr(kernels, "NORM_COLS", 32)
+    tiles = rotation.tiles
+    block = Block(16, 16, 16, 4, 1)
+    monkeypatch.setattr(tiles, "BLOCKS", (Row(0, 0, rotation.PRODUCTS, block),))
+    monkeypatch.setattr(tiles, "GROUP", 3)
+    monkeypatch.setattr(tiles, "COMBINE_BLOCK", 16)
+    monkeypatch.setattr(tiles, "NORM_COLS", 32)
     test_value_and_gradient(n, 10.0)
 
 
@@ -203,9 +191,9 @@ def check_compiled(results: list[dict], arch: int) -> None:
             continue
         unit = {80: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}[arch]
         kind = ("bf16", "kind::f16") if "bf16x3" in r["what"] else ("tf32",)
-        found = r["instructions"]
-        assert found, r
-        assert all(i.startswith(unit) and any(k in i for k in kind) for i in found), r
+        instructions = r["instructions"]
+        assert instructions, r
+        assert all(i.startswith(unit) and any(k in i for k in kind) for i in instructions), r
 
 
 @compiles
@@ -222,7 +210,7 @@ def test_compiles_every_configuration(arch):
     check_compiled(kernel_compile.run("rotation", [arch], sizes, products), arch)
 
 
-@pytest.mark.skipif(INTERPRETED or GPU, reason="this is the interpreter, or there is a GPU")
+@outside
 def test_in_the_interpreter():
     passed = re.search(r"(\d+) passed", kernel_compile.interpret(__file__))
     assert int(passed[1]) >= len(CASES)

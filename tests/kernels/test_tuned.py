@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import re
 
 import pytest
 import torch
+from infodisent.kernels import rotate_pool as kernel
+from infodisent.kernels import tuned
+from infodisent.kernels.tiles.rotate_pool import Tiles
 
 from tests.kernels import kernel_compile
+from tests.kernels.marks import DEVICE, outside, runs
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("triton is not installed", allow_module_level=True)
-tuned = kernel_compile.kernels_module("_tuned")
-kernel = kernel_compile.kernels_module("rotate_pool")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-GPU = torch.cuda.is_available()
-DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
-runs = pytest.mark.skipif(
-    not GPU and not INTERPRETED, reason="no GPU; test_in_the_interpreter runs it"
-)
-TILES = kernel.Tiles(64, (64,), 1, 32, 4, 3)
+TILES = Tiles(64, (64,), 1, 32, 4, 3)
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +40,8 @@ def test_search_keeps_the_fastest_and_it_is_used(monkeypatch, tmp_path):
     monkeypatch.setenv(tuned.ENV, str(path))
     assert kernel.best_tiles(x, "half") == best
     assert kernel.best_tiles(x[:2], "half") != best or best == fixed  # another problem
-    for found, want in zip(kernel.rotate_pool(x, u), wanted, strict=True):
-        torch.testing.assert_close(found, want, rtol=2**-10, atol=2**-10)
+    for actual, want in zip(kernel.rotate_pool(x, u), wanted, strict=True):
+        torch.testing.assert_close(actual, want, rtol=2**-10, atol=2**-10)
 
 
 def test_the_named_file_goes_before_the_cache(monkeypatch, tmp_path):
@@ -58,7 +50,7 @@ def test_the_named_file_goes_before_the_cache(monkeypatch, tmp_path):
     tuned.remember(name, TILES)
     assert tuned.default_file().is_file()
     assert tuned.lookup(device, "half", 1, 2, 3) == TILES
-    other = kernel.Tiles(128, (32, 16), 2, 64, 8, 3, 2, 4)
+    other = Tiles(128, (32, 16), 2, 64, 8, 3, 2, 4)
     monkeypatch.setenv(tuned.ENV, str(tmp_path / "other.json"))
     tuned.remember(name, other)
     assert tuned.lookup(device, "half", 1, 2, 3) == other
@@ -112,7 +104,7 @@ def test_candidates_that_fail_are_left_out():
         tuned.fastest([0, 1], run, good, lambda call: 1.0)
 
 
-@pytest.mark.skipif(INTERPRETED or GPU, reason="this is the interpreter, or there is a GPU")
+@outside
 def test_in_the_interpreter():
     passed = re.search(r"(\d+) passed", kernel_compile.interpret(__file__))
     assert int(passed[1]) >= 10

@@ -3,33 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass, replace
 
 import triton
 
-PRODUCTS = ("half", "split", "tf32x3", "bf16x3", "ieee", "tf32")
-"""How ``u x`` is computed; all of them add up in float32.
-
-half: x and u in the half dtype of x, to which u is rounded. split: x in its half dtype, u as the
-sum of two numbers of that dtype, which has 16 (bfloat16) or 22 (float16) bits. tf32x3: three
-products of TF32 parts, about 2^-21 of each term; bf16x3: of bfloat16 parts, about 2^-15; both need
-memory for the parts of x, twice and once its size in float32. ieee: float32, no tensor cores.
-tf32: one product, about 2^-11.
-"""
-PARTS = {
-    "half": (1, 1),
-    "split": (1, 2),
-    "tf32x3": (2, 2),
-    "bf16x3": (2, 2),
-    "ieee": (1, 1),
-    "tf32": (1, 1),
-}
-"""Parts of x and of u."""
-
-
-def terms(products: str) -> int:
-    """Products of parts that are added up: all but low by low."""
-    return sum(PARTS[products]) - 1
+from ..precision import terms
 
 
 @dataclass(frozen=True)
@@ -61,7 +40,7 @@ class Tiles:
         images: whole images in the columns; 0: columns run across the borders of images.
         block_k: channels of a step of the product.
         split: programs that share the channels of one tile.
-        group: columns of tiles that go down together, see `place`.
+        group: columns of tiles that go down together, see `infodisent.kernels.product.place`.
     """
 
     channels: int
@@ -72,6 +51,16 @@ class Tiles:
     num_stages: int
     split: int = 1
     group: int = 8
+
+    @property
+    def columns(self) -> int:
+        """Columns of all accumulators."""
+        return sum(self.widths)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Column of the tile at which each accumulator begins."""
+        return tuple(itertools.accumulate((0, *self.widths[:-1])))
 
 
 # Not measured on a GPU yet. Chosen so that nothing spills on sm_80, sm_90 and sm_100 as compiled by
@@ -171,16 +160,16 @@ def _shapes(products: str, capability: int) -> tuple[Shape, ...]:
 
 def _widths(columns: int) -> list[tuple[int, ...]]:
     """One, two or three powers of two that cover this many columns."""
-    found = []
+    covers: list[tuple[int, ...]] = []
     done: tuple[int, ...] = ()
     while len(done) < 3:
         rest = columns - sum(done)
-        found.append((*done, max(16, triton.next_power_of_2(rest))))
+        covers.append((*done, max(16, triton.next_power_of_2(rest))))
         floor = triton.next_power_of_2(rest + 1) // 2
         if floor < 16 or floor == rest:
             break
         done = (*done, floor)
-    return [w for w in found if len(set(w)) == len(w)]
+    return [widths for widths in covers if len(set(widths)) == len(widths)]
 
 
 def _packings(shape: Shape, batch: int, pixels: int) -> list[tuple[int, tuple[int, ...]]]:
@@ -190,20 +179,20 @@ def _packings(shape: Shape, batch: int, pixels: int) -> list[tuple[int, tuple[in
     """
     # a tile need not be larger than the problem
     columns = min(shape.columns, max(16, triton.next_power_of_2(batch * pixels)))
-    found = []
+    options: list[tuple[float, int, int, tuple[int, ...]]] = []
     if batch * pixels > columns:
-        found.append((BORDERS, 1, 0, shape.across))
+        options.append((BORDERS, 1, 0, shape.across))
     for images in range(1, columns // pixels + 1):
         for widths in _widths(images * pixels):
             if sum(widths) <= columns:
                 cost = sum(max(w, NARROW) for w in widths) / (images * pixels)
-                found.append((cost, len(widths), images, widths))
+                options.append((cost, len(widths), images, widths))
     # of the same cost, the fewest accumulators and the largest tile
-    found.sort(key=lambda option: (option[0], option[1], -sum(option[3])))
-    return [(images, widths) for _, _, images, widths in found]
+    options.sort(key=lambda option: (option[0], option[1], -sum(option[3])))
+    return [(images, widths) for _, _, images, widths in options]
 
 
-def _tiles(shape: Shape, images: int, widths: tuple[int, ...]) -> Tiles:
+def _of_shape(shape: Shape, images: int, widths: tuple[int, ...]) -> Tiles:
     return Tiles(
         shape.channels, widths, images, shape.block_k, shape.num_warps, shape.num_stages
     )  # fmt: skip
@@ -214,8 +203,9 @@ def count(tiles: Tiles, batch: int, pixels: int, channels: int) -> int:
     if tiles.images:
         across = triton.cdiv(batch, tiles.images)
     else:
-        across = triton.cdiv(batch * pixels, sum(tiles.widths))
-    return triton.cdiv(channels, tiles.channels) * across
+        across = triton.cdiv(batch * pixels, tiles.columns)
+    down: int = triton.cdiv(channels, tiles.channels)
+    return down * int(across)
 
 
 def _split(tiles: Tiles, number: int, channels: int, products: str, processors: int) -> Tiles:
@@ -229,21 +219,25 @@ def candidates(
 ) -> list[Tiles]:
     """Tiles worth a try for B, P, C, the largest first.
 
-    capability: 80, 90, ...; processors: how many multiprocessors there are.
+    Args:
+        batch: B.
+        pixels: P.
+        channels: C.
+        products: one of `infodisent.kernels.precision.ROTATE_POOL`.
+        capability: compute capability, 80, 90, ...
+        processors: how many multiprocessors there are.
     """
-    found = []
+    options: list[Tiles] = []
     for shape in _shapes(products, capability):
         for images, widths in _packings(shape, batch, pixels)[:3]:
-            one = _tiles(shape, images, widths)
-            shared = _split(
-                one, count(one, batch, pixels, channels), channels, products, processors
-            )
-            found += [one, shared]
-    return list(dict.fromkeys(found))
+            whole = _of_shape(shape, images, widths)
+            number = count(whole, batch, pixels, channels)
+            options += [whole, _split(whole, number, channels, products, processors)]
+    return list(dict.fromkeys(options))
 
 
 @functools.lru_cache(maxsize=1024)
-def tiles(
+def choose(
     batch: int, pixels: int, channels: int, products: str, capability: int, processors: int
 ) -> Tiles:
     """The tiles for B, P, C: the largest that give nearly every multiprocessor one.
@@ -251,8 +245,8 @@ def tiles(
     Where none does, the smallest, and their channels are split. Arguments: see `candidates`.
     """
     for shape in _shapes(products, capability):
-        found = _tiles(shape, *_packings(shape, batch, pixels)[0])
-        number = count(found, batch, pixels, channels)
+        tiles = _of_shape(shape, *_packings(shape, batch, pixels)[0])
+        number = count(tiles, batch, pixels, channels)
         if number >= FULL * processors:
-            return found
-    return _split(found, number, channels, products, processors)
+            return tiles
+    return _split(tiles, number, channels, products, processors)

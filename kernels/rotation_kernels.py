@@ -1,4 +1,4 @@
-"""Triton kernels of `rotation` on C x C float32 matrices, row-major, and their tile sizes.
+"""Triton kernels of `rotation` on C x C float32 matrices, row-major.
 
 Every launch of `product` and `combine` reads a number from device memory first and returns at once
 where it is not above a level: so one fixed sequence of launches serves every norm, and the host
@@ -7,59 +7,8 @@ never waits to know which polynomial it was. What the numbers are: `infodisent.k
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import triton
 import triton.language as tl
-
-PRODUCTS = ("tf32x3", "bf16x3", "ieee", "tf32")
-"""How a product is computed; all of them add up in float32.
-
-tf32x3: three tensor-core products of TF32 parts, about float32's accuracy. bf16x3: the same of
-bfloat16 parts, about 2^-16, for ``precision="half"``. ieee: float32, no tensor cores. tf32: one
-tensor-core product, about 2^-11.
-"""
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """A product's tile [block, block], its step along K, and how it is launched."""
-
-    block: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-
-
-# Not measured on a GPU yet. Chosen so that no more than a few scalars spill on sm_80, sm_90 and
-# sm_100 as compiled by Triton 3.9, and nothing in tf32x3 (tests/kernels/test_rotation.py), and,
-# below 1024, for a tile on every multiprocessor.
-# Sizes that are no multiple of 16 need a mask and an address for each element, and take the small
-# tile. The first row that fits is taken.
-# (least C, multiple of, least compute capability, products or all, tiles)
-TILES = (
-    (0, 1, 0, ("ieee",), Tiles(64, 32, 8, 3)),
-    (1024, 16, 90, PRODUCTS, Tiles(128, 32, 8, 3)),
-    (1024, 16, 0, ("tf32x3",), Tiles(128, 16, 8, 4)),
-    (1024, 16, 0, PRODUCTS, Tiles(128, 32, 8, 3)),
-    (0, 1, 0, PRODUCTS, Tiles(64, 32, 4, 3)),
-)
-GROUP = 8  # tile rows that share the columns of B in L2
-COMBINE_BLOCK = 32
-NORM_ROWS, NORM_COLS = 16, 128
-MOVE_BLOCK = 1024
-
-
-def tiles(n: int, products: str, capability: int) -> Tiles:
-    """The tiles for C = n on compute capability 80, 90, ..."""
-    return next(
-        found
-        for least, multiple, least_capability, served, found in TILES
-        if n >= least
-        and n % multiple == 0
-        and capability >= least_capability
-        and products in served
-    )
 
 
 @triton.jit
@@ -309,11 +258,11 @@ def decide_kernel(
 
     at = tl.arange(0, WIDTH)
     power = -squarings.to(tl.float32) * tl.load(degree + at)
-    found = tl.load(table + plan * WIDTH + at) * tl.exp2(power)
-    found = tl.where(at == SQUARINGS, squarings.to(tl.float32), found)
-    found = tl.where(at == ODD, (squarings % 2).to(tl.float32), found)
-    found = tl.where(at == POISON, tl.where(served, 0.0, float("nan")), found)
-    tl.store(numbers + at, found)
+    chosen = tl.load(table + plan * WIDTH + at) * tl.exp2(power)
+    chosen = tl.where(at == SQUARINGS, squarings.to(tl.float32), chosen)
+    chosen = tl.where(at == ODD, (squarings % 2).to(tl.float32), chosen)
+    chosen = tl.where(at == POISON, tl.where(served, 0.0, float("nan")), chosen)
+    tl.store(numbers + at, chosen)
 
 
 @triton.jit(do_not_specialize=["source_slot", "target_slot"])

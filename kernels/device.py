@@ -1,10 +1,11 @@
-"""What the tables of tile sizes ask about a device."""
+"""What the host code asks about the machine it launches on."""
 
 from __future__ import annotations
 
 import functools
 
 import torch
+import triton
 
 
 def capability(device: torch.device) -> int:
@@ -21,3 +22,16 @@ def processors(device: torch.device) -> int:
     if device.type != "cuda":
         return 132
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _nothing() -> None:
+    pass
+
+
+# Triton decides when a kernel is decorated, which is when its module is imported
+_EMULATED = not isinstance(triton.jit(_nothing), triton.JITFunction)
+
+
+def emulated() -> bool:
+    """Whether Triton's interpreter runs the kernels."""
+    return _EMULATED

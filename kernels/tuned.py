@@ -1,9 +1,9 @@
-"""Tiles found by a search: off unless asked for, kept in a file that can be shipped.
+"""Results of a search for tiles: off unless asked for, kept in a file that can be shipped.
 
 The search is `infodisent.kernels.rotate_pool.search` or ``infodisent tune``. Its results go to the
 file that ``INFODISENT_TILES`` names, else to ``$XDG_CACHE_HOME/infodisent/tiles.json``; `lookup`
 reads both, the named one first. A result serves the GPU, products and sizes it was found for; all
-else takes the fixed table of `_pool_configs`.
+else takes the fixed table of `infodisent.kernels.tiles.rotate_pool`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 
 from infodisent.files import cache_file, read_json, write_json
 
-from ._pool_configs import Tiles
+from .tiles.rotate_pool import Tiles
 
 ENV = "INFODISENT_TILES"
 _log = logging.getLogger("infodisent")
@@ -56,27 +56,27 @@ def _read(path: Path) -> dict[str, Tiles]:
     except (OSError, ValueError) as error:
         _log.warning("infodisent: tiles are not read: %s", error)
         return {}
-    found = {}
+    results: dict[str, Tiles] = {}
     for name, fields in entries.items() if isinstance(entries, dict) else ():
         try:
-            found[name] = _tiles(fields)
+            results[name] = _tiles(fields)
         except (KeyError, TypeError, ValueError) as error:
             _log.warning("infodisent: %s: %r are no tiles (%s)", path, name, error)
-    return found
+    return results
 
 
 def _tiles(fields: dict[str, Any]) -> Tiles:
     """Tiles from a file, with every number checked: they become constants of a kernel."""
-    found = Tiles(**{**fields, "widths": tuple(fields["widths"])})
-    numbers = [found.channels, *found.widths, found.block_k, found.num_warps]
+    tiles = Tiles(**{**fields, "widths": tuple(fields["widths"])})
+    numbers = [tiles.channels, *tiles.widths, tiles.block_k, tiles.num_warps]
     if not all(isinstance(n, int) and n > 0 and n & (n - 1) == 0 for n in numbers):
         raise ValueError("sizes must be powers of two")
-    if not 1 <= len(found.widths) <= 3:
+    if not 1 <= len(tiles.widths) <= 3:
         raise ValueError("one to three widths")
-    rest = (found.images, found.num_stages - 1, found.split - 1, found.group - 1)
+    rest = (tiles.images, tiles.num_stages - 1, tiles.split - 1, tiles.group - 1)
     if not all(isinstance(n, int) and n >= 0 for n in rest):
         raise ValueError("counts must be whole numbers")
-    return found
+    return tiles
 
 
 @functools.cache
@@ -105,7 +105,7 @@ def remember(name: str, tiles: Tiles, path: Path | None = None) -> Path:
 
 
 def fastest(
-    found: list[Tiles],
+    candidates: list[Tiles],
     run: Callable[[Tiles], tuple[torch.Tensor, ...]],
     wanted: tuple[torch.Tensor, ...],
     measure: Callable[[Callable[[], Any]], float],
@@ -118,12 +118,12 @@ def fastest(
         RuntimeError: none works.
     """
     times: dict[Tiles, float] = {}
-    for tiles in found:
+    for tiles in candidates:
         try:
             outputs = run(tiles)
             for output, want in zip(outputs[:2], wanted[:2], strict=True):
                 torch.testing.assert_close(output, want, rtol=2**-10, atol=2**-10)
-            times[tiles] = measure(lambda tiles=tiles: run(tiles))
+            times[tiles] = measure(functools.partial(run, tiles))
         except Exception as error:
             # a candidate may ask for more registers or memory than there is: not an error here
             _log.info("infodisent: %s: %s", tiles, str(error).splitlines()[:1])

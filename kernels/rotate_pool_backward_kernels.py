@@ -1,4 +1,4 @@
-"""Triton kernels of the gradients of `rotate_pool`, their tile sizes and the rules that pick them.
+"""Triton kernels of the gradients of `rotate_pool`.
 
 dY, the gradient of the rotated map, has at most two entries an image and channel: at the pixel
 where the channel is largest and at the one where it is smallest. Both gradients are dense products
@@ -20,110 +20,8 @@ and in a fixed order. That costs nothing in memory and no pass over x. It is slo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import triton
 import triton.language as tl
-
-HALF_PRODUCTS = ("half", "split", "split3")
-"""How dY is multiplied with a float16 or bfloat16 operand; all of them add up in float32.
-
-half: dY's values are rounded to the operand's dtype, as autograd does at that precision: about
-2^-9 (bfloat16) or 2^-12 (float16) a term. split, split3: they are the sums of two or three such
-numbers, each with its own product: 2^-17 and 2^-24, or 2^-23 and exact.
-"""
-FLOAT_PRODUCTS = ("tf32x3", "bf16x3", "ieee")
-"""The same with a float32 operand.
-
-tf32x3: three tensor-core products of TF32 parts, about float32's accuracy. bf16x3: the same of
-bfloat16 parts, about 2^-16. ieee: float32, no tensor cores.
-"""
-PARTS = {"half": 1, "split": 2, "split3": 3, "tf32x3": 6, "bf16x3": 3, "ieee": 16}
-"""Cost of a product in those of half operands: TF32 has half their rate; ieee is a guess."""
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """A product's tile [block_m, block_n], its step along K, and how it is launched.
-
-    dU: channels x columns, K pixels. dX: pixels x columns, K channels.
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-
-
-# Nothing here was measured on a GPU. Chosen so that no more than a few scalars spill on sm_80,
-# sm_90 and sm_100 as compiled by Triton 3.6 and 3.9 (tests/kernels/test_rotate_pool_backward.py),
-# and, on sm_100, so that the accumulators fit tensor memory: those of three products do not in
-# 128 x 256, and Triton 3.6 then makes an empty kernel. The first row that fits is taken.
-# (least C, least compute capability, products, tiles)
-GRAD_U_TILES = (
-    (0, 0, ("ieee",), Tiles(64, 64, 16, 8, 2)),
-    (128, 90, FLOAT_PRODUCTS, Tiles(128, 128, 32, 8, 3)),
-    (128, 0, FLOAT_PRODUCTS, Tiles(128, 128, 16, 8, 3)),
-    (0, 0, FLOAT_PRODUCTS, Tiles(64, 64, 32, 4, 2)),
-    (128, 90, ("split3",), Tiles(128, 128, 64, 8, 3)),
-    (256, 90, HALF_PRODUCTS, Tiles(128, 256, 64, 8, 3)),
-    (128, 0, HALF_PRODUCTS, Tiles(128, 128, 32, 8, 3)),
-    (0, 0, HALF_PRODUCTS, Tiles(64, 64, 32, 4, 3)),
-)
-GRAD_X_TILES = (
-    (0, 0, ("ieee",), Tiles(64, 64, 16, 8, 2)),
-    (128, 90, FLOAT_PRODUCTS, Tiles(128, 128, 32, 8, 3)),
-    (128, 0, FLOAT_PRODUCTS, Tiles(128, 128, 16, 8, 3)),
-    (0, 0, FLOAT_PRODUCTS, Tiles(64, 64, 32, 4, 2)),
-    (128, 90, ("split3",), Tiles(128, 128, 64, 8, 3)),
-    (256, 90, HALF_PRODUCTS, Tiles(128, 256, 64, 8, 3)),
-    (128, 0, ("half",), Tiles(128, 128, 64, 8, 3)),
-    (128, 0, HALF_PRODUCTS, Tiles(128, 128, 32, 8, 2)),
-    (0, 0, HALF_PRODUCTS, Tiles(64, 64, 32, 4, 3)),
-)
-ROWS = 16  # that are computed again at a time where a tile is not finite
-SCALE_BLOCK, SCALE_STEP = 8, 256
-ADD_BLOCK = 1024
-
-
-def tiles(table: tuple, channels: int, products: str, capability: int) -> Tiles:
-    """The row of `GRAD_U_TILES` or `GRAD_X_TILES` that serves."""
-    return next(
-        found
-        for least, least_capability, served, found in table
-        if channels >= least and capability >= least_capability and products in served
-    )
-
-
-def piece(pixels: int, most: int) -> int:
-    """Rows of a piece: a power of two from 16 to `most`.
-
-    Few empty rows, and as large as may be: each piece has its own indices to load, as if it had
-    four rows more.
-    """
-    sizes = [size for size in (128, 64, 32, 16) if size <= most]
-    return min(sizes, key=lambda size: triton.cdiv(pixels, size) * (size + 4))
-
-
-def splits(
-    batch: int, channels: int, rows: int, products: str, tile: Tiles, multiprocessors: int
-) -> int:
-    """Parts of the batch that are summed apart, for work on every multiprocessor.
-
-    Clocks of a model: 2048 multiply-adds a clock and multiprocessor, one program at a time on it,
-    and 1700 bytes a clock from memory for the parts, which are written and read.
-    """
-    across = triton.cdiv(channels, tile.block_m) * triton.cdiv(channels, tile.block_n)
-    image = tile.block_m * tile.block_n * rows * PARTS[products] / 2048
-
-    def clocks(count: int) -> float:
-        waves = triton.cdiv(across * count, multiprocessors)
-        moved = 8 * count * channels**2 if count > 1 else 0
-        return waves * triton.cdiv(batch, count) * image + moved / 1700
-
-    best = min(range(1, min(batch, 32) + 1), key=clocks)
-    return triton.cdiv(batch, triton.cdiv(batch, best))  # none is empty
 
 
 @triton.jit

@@ -8,15 +8,8 @@ so Inf times one never cancels Inf times the other. x is split to nearest, and I
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-BLOCK_P, BLOCK_C = 32, 128  # not measured on a GPU yet
-SPLIT_BLOCK = 1024
-LOW_BITS = {torch.float32: 13, torch.float16: 13, torch.bfloat16: 16}
-"""Bits of a float32 that its high part does without; float32 stands for TF32."""
 
 
 @triton.jit
@@ -113,37 +106,3 @@ def split_kernel(
         low = tl.where((tl.abs(low) >= TINY) & same, low, tiny)
         tl.store(high_at + column, high.to(parts.dtype.element_ty), mask=mask)
         tl.store(low_at + column, low.to(parts.dtype.element_ty), mask=mask)
-
-
-def rows(
-    x: Tensor,  # [B, P, C]
-    dtype: torch.dtype,
-    parts: int,
-) -> Tensor:
-    """x as [parts, B, P, C], contiguous: its copy in `dtype`, or its high and low part."""
-    batch, pixels, channels = x.shape
-    out = torch.empty(parts, batch, pixels, channels, dtype=dtype, device=x.device)
-    blocks = triton.cdiv(pixels, BLOCK_P) * triton.cdiv(channels, BLOCK_C)
-    rows_kernel[(batch * blocks,)](
-        x, out, pixels, channels, *x.stride(), out.stride(0),
-        PARTS=parts, LOW=LOW_BITS[dtype], BLOCK_P=BLOCK_P, BLOCK_C=BLOCK_C, num_warps=4,
-    )  # fmt: skip
-    return out
-
-
-def split(
-    u: Tensor,  # [C, C]
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor | None]:
-    """High and low part of u [2, C, C]; and the scale of its rows [C] where the dtype needs one."""
-    channels = u.shape[0]
-    parts = torch.empty(2, channels, channels, dtype=dtype, device=u.device)
-    scale, tiny = None, 2.0**-126
-    if dtype == torch.float16:
-        scale = torch.empty(channels, dtype=torch.float32, device=u.device)
-        tiny = 2.0**-24
-    split_kernel[(channels,)](
-        u, parts, scale, channels, *u.stride(),
-        LOW=LOW_BITS[dtype], TINY=tiny, BLOCK=SPLIT_BLOCK, num_warps=4,
-    )  # fmt: skip
-    return parts, scale

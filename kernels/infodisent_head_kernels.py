@@ -1,0 +1,164 @@
+"""Triton kernels of `infodisent_head`: the class scores, after the pool or in the same launch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .rotate_pool_kernels import pool_tile
+from .tiles.blocks import Block
+
+
+class Scores(NamedTuple):
+    """What class scores are made from, and where they go.
+
+    Attributes:
+        weight: ``[K, C]``, rows contiguous.
+        row: elements from one row of `weight` to the next.
+        bias: ``[K]`` or None.
+        logits: ``[B, K]``.
+    """
+
+    weight: Tensor
+    row: int
+    bias: Tensor | None
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How scores are computed; a constant of the kernels' compilation.
+
+    Attributes:
+        block: images x classes, and the step along the channels.
+        relu: whether negative weights count as zero.
+        ragged: whether the channels are no multiple of the step.
+        precision: of the product, ``input_precision`` of ``tl.dot``.
+    """
+
+    block: Block
+    relu: bool
+    ragged: bool
+    precision: str
+
+
+@triton.jit
+def _score_tile(
+    i,
+    j,
+    pos,  # [B, C] float32
+    neg,  # [B, C] float32
+    scores,  # Scores: weight [CLASSES, C], bias [CLASSES] or None, logits [B, CLASSES]
+    B,
+    C,
+    CLASSES,
+    SCORING: tl.constexpr,
+):
+    """Tile (i, j) of ``(pos - neg) relu(weight)^T + bias``, summed in float32."""
+    IMAGES: tl.constexpr = SCORING.block.block_m
+    COLUMNS: tl.constexpr = SCORING.block.block_n
+    STEP: tl.constexpr = SCORING.block.block_k
+    image = tl.minimum(tl.arange(0, IMAGES), B - 1 - i * IMAGES)[:, None]
+    row = tl.minimum(tl.arange(0, COLUMNS), CLASSES - 1 - j * COLUMNS)[:, None]
+    inner = tl.arange(0, STEP)[None, :]
+    corner = i.to(tl.int64) * IMAGES * C
+    pos_at = pos + corner + (image * C + inner)
+    neg_at = neg + corner + (image * C + inner)
+    first = j.to(tl.int64) * COLUMNS * scores.row
+    weight_at = scores.weight + first + (row * scores.row + inner)
+    total = tl.zeros((IMAGES, COLUMNS), tl.float32)
+    for k in range(0, C, STEP):
+        if SCORING.ragged:
+            mask = inner < C - k
+            pooled = tl.load(pos_at, mask=mask, other=0.0) - tl.load(neg_at, mask=mask, other=0.0)
+            w = tl.load(weight_at, mask=mask, other=0.0).to(tl.float32)
+        else:
+            pooled = tl.load(pos_at) - tl.load(neg_at)
+            w = tl.load(weight_at).to(tl.float32)
+        if SCORING.relu:
+            w = tl.where(w < 0, 0.0, w)  # a NaN stays
+        total = tl.dot(pooled, w.T, total, input_precision=SCORING.precision)
+        pos_at += STEP
+        neg_at += STEP
+        weight_at += STEP
+    down = i * IMAGES + tl.arange(0, IMAGES)
+    column = j * COLUMNS + tl.arange(0, COLUMNS)
+    if scores.bias is not None:
+        add = tl.load(scores.bias + column, mask=column < CLASSES, other=0.0)
+        total += add.to(tl.float32)[None, :]
+    at = down.to(tl.int64)[:, None] * CLASSES + column[None, :]
+    mask = (down < B)[:, None] & (column < CLASSES)[None, :]
+    tl.store(scores.logits + at, total.to(scores.logits.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def head_kernel(
+    pos,  # [B, C] float32
+    neg,  # [B, C] float32
+    scores,  # Scores: weight [CLASSES, C], bias [CLASSES] or None, logits [B, CLASSES]
+    B,
+    C,
+    CLASSES,
+    SCORING: tl.constexpr,
+):
+    """``logits = (pos - neg) relu(weight)^T + bias``: one program a tile."""
+    p = tl.program_id(0)
+    across = tl.cdiv(CLASSES, SCORING.block.block_n)
+    _score_tile(p // across, p % across, pos, neg, scores, B, C, CLASSES, SCORING)
+
+
+@triton.jit
+def head_in_one_kernel(
+    x,  # this and what follows: see `rotate_pool_kernel`
+    u,
+    outputs,
+    parts,
+    borders,
+    B,
+    C,
+    SIZE,
+    scores,  # Scores: weight [CLASSES, C], bias [CLASSES] or None, logits [B, CLASSES]
+    state,  # [2 + B / images of a block] int32, 0 before and after: tickets, programs gone, ready
+    items,  # of the pool: tiles times parts
+    CLASSES,
+    P: tl.constexpr,
+    TILES: tl.constexpr,
+    ARITHMETIC: tl.constexpr,
+    KEYS: tl.constexpr,
+    SCORING: tl.constexpr,
+):
+    """The pool, and the logits of a group of images as soon as all its channels are pooled.
+
+    A program takes the next ticket, so whoever has one of the head knows that every item of the
+    pool is done or in the hands of a program that runs, and that waits for nobody: waiting for it
+    cannot be forever, however few programs run at a time.
+
+    Experimental: whether it is faster than two launches was not measured on a GPU.
+    """
+    IMAGES: tl.constexpr = SCORING.block.block_m
+    ready = state + 2  # [B / IMAGES]: pairs of image and row of tiles that are written
+    ticket = tl.atomic_add(state, 1, sem="relaxed")
+    if ticket < items:
+        pool_tile(
+            ticket, x, u, outputs, parts, borders, ready,
+            B, C, P if P > 0 else SIZE, TILES, ARITHMETIC, KEYS, IMAGES,
+        )  # fmt: skip
+    else:
+        across = tl.cdiv(CLASSES, SCORING.block.block_n)
+        i = (ticket - items) // across
+        j = (ticket - items) % across
+        needed = tl.minimum(IMAGES, B - i * IMAGES) * tl.cdiv(C, TILES.channels)
+        seen = tl.atomic_add(ready + i, 0, sem="acquire")
+        while seen < needed:
+            seen = tl.atomic_add(ready + i, 0, sem="acquire")
+        tl.debug_barrier()  # what one thread has seen counts for all
+        _score_tile(i, j, outputs.pos, outputs.neg, scores, B, C, CLASSES, SCORING)
+    if tl.atomic_add(state + 1, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+        # the last to leave: nobody looks at these any more
+        for k in range(0, 2 + tl.cdiv(B, IMAGES), 128):
+            at = k + tl.arange(0, 128)
+            tl.store(state + at, tl.zeros((128,), tl.int32), mask=at < 2 + tl.cdiv(B, IMAGES))
