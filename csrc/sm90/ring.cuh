@@ -71,10 +71,11 @@ struct Ring {
   // and all arrivals at its barriers have come. (A slot that was never used passes, as it did
   // before its first use.)
   __device__ __forceinline__ void drain(Slot at) const {
-    if (CLUSTER == 1) return;
-    for (int i = 0; i < STAGES; ++i) {
-      wait_until_read(at);
-      at.advance(STAGES);
+    if constexpr (CLUSTER > 1) {
+      for (int i = 0; i < STAGES; ++i) {
+        wait_until_read(at);
+        at.advance(STAGES);
+      }
     }
   }
   // A warp has read the slot.

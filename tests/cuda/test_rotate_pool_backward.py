@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from infodisent.backends.cuda import module as _native_cuda
+from infodisent.backends.cuda import rotate_pool_backward
 from tests.cuda.common import (
     build_model,
     check_copies_and_loop,
@@ -126,7 +127,7 @@ BF16 = torch.bfloat16
     ],
 )
 def test_objection(x, reason):
-    objection = _native_cuda.grad_u_map_objection(x)
+    objection = rotate_pool_backward.map_objection(x)
     assert objection is None if reason is None else re.search(reason, objection)
 
 
@@ -135,7 +136,7 @@ def test_other_devices_are_refused():
     winners = torch.zeros(2, 64), torch.zeros(2, 64)
     index = torch.zeros(2, 64, dtype=torch.int32)
     with pytest.raises(ValueError, match="grad_u: the CUDA module runs on cuda only"):
-        _native_cuda.grad_u(*winners, x, index, index, BF16)
+        rotate_pool_backward.grad_u(*winners, x, index, index, BF16)
 
 
 needs_this = pytest.mark.skipif(
