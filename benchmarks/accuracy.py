@@ -21,9 +21,10 @@ from typing import Any
 import torch
 
 from infodisent import demo
-from infodisent.bench import cases as bench
-from infodisent.data.features import FeatureStore, extract
+from infodisent.bench.machine import machine
+from infodisent.data.extraction import extract
 from infodisent.data.images import scan_folder, split_items
+from infodisent.data.store import FeatureStore
 from infodisent.evaluation.accuracy import evaluate_head, linear_probe, original_head
 from infodisent.files import read_json, write_json
 from infodisent.training.fit import FitConfig, fit_head, new_head
@@ -112,13 +113,13 @@ def table(report: dict[str, Any]) -> str:
             f", {k} {v}" for k, v in change.items()
         )
         groups.setdefault((result["images"], label), []).append(result)
-    for (name, label), found in sorted(groups.items()):
-        accuracy = statistics.mean(r["accuracy"] for r in found)
+    for (name, label), results in sorted(groups.items()):
+        accuracy = statistics.mean(r["accuracy"] for r in results)
         probe = report["baselines"][name]["linear probe"]
-        sizes = [r["explanation_size"] for r in found if r["explanation_size"] is not None]
+        sizes = [r["explanation_size"] for r in results if r["explanation_size"] is not None]
         size = f"{statistics.mean(sizes):.1f}" if sizes else "–"
         lines.append(
-            f"| {name} | {label} | {len(found)} | {accuracy:.1%} | {probe:.1%} | "
+            f"| {name} | {label} | {len(results)} | {accuracy:.1%} | {probe:.1%} | "
             f"{100 * (accuracy - probe):+.1f} | {size} |"
         )
     return "\n".join(lines)
@@ -140,7 +141,7 @@ def main() -> None:
     stores = {n: extract(model, images, arguments.features / n) for n, images in sets.items()}
     seeds = list(range(arguments.seeds or (3 if arguments.vary == "none" else 1)))
     report = read_json(arguments.out) if arguments.out.is_file() else {"runs": {}, "baselines": {}}
-    report["machine"] = bench.machine()
+    report["machine"] = machine()
     for name, store in stores.items():
         report["baselines"].setdefault(name, baselines(store, name, [0, 1, 2]))
     rotations = (False,) if arguments.no_rotation else (True, False)

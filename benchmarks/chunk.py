@@ -9,42 +9,31 @@ for NCHW maps; medians of interleaved rounds.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 
 from infodisent.backends.native import rotate_pool as native
+from infodisent.bench.shapes import AT_224
+from infodisent.bench.timing import host_clock, medians
 
 ROWS = (256, 512, 1024, 2048, 4096)
 MAPS = (
-    (16, 49, 512),
-    (64, 49, 512),
-    (16, 196, 768),
-    (64, 49, 1024),
-    (16, 49, 2048),
-    (64, 49, 2048),
+    (16, AT_224["resnet34"]),
+    (64, AT_224["resnet34"]),
+    (16, AT_224["vit_base_patch16_224"]),
+    (64, AT_224["densenet121"]),
+    (16, AT_224["resnet50"]),
+    (64, AT_224["resnet50"]),
 )
-
-
-def interleaved(functions: dict[object, Callable[[], object]], rounds: int) -> dict[object, float]:
-    """Median milliseconds."""
-    times: dict[object, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        function()
-    for _ in range(rounds):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: statistics.median(t) for name, t in times.items()}
+"""Images in a batch, and the map."""
 
 
 def main() -> None:
     """Print one line a map and layout."""
     print("map (B, P, C)       layout  product ms  " + "".join(f"{rows:>8}" for rows in ROWS))
-    for batch, pixels, channels in MAPS:
+    for batch, size in MAPS:
+        pixels, channels = size.pixels, size.channels
         u = torch.randn(channels, channels)
         for layout in ("NLC", "NCHW"):
             x = torch.randn(batch, channels, pixels).mT
@@ -59,9 +48,11 @@ def main() -> None:
                 "product": lambda flat=flat, u=u: torch.mm(flat, u.mT)
             }
             functions |= {rows: (lambda rows=rows, f=chunked: f(rows)) for rows in ROWS}
-            found = interleaved(functions, 15 if batch * pixels * channels**2 < 4e9 else 7)
-            ratios = "".join(f"{found[rows] / found['product']:8.3f}" for rows in ROWS)
-            print(f"{(batch, pixels, channels)!s:20}{layout:8}{found['product']:10.2f}  {ratios}")
+            rounds = 15 if batch * pixels * channels**2 < 4e9 else 7
+            seconds = medians(functions, rounds, host_clock())
+            ratios = "".join(f"{seconds[rows] / seconds['product']:8.3f}" for rows in ROWS)
+            product = 1e3 * seconds["product"]
+            print(f"{(batch, pixels, channels)!s:20}{layout:8}{product:10.2f}  {ratios}")
 
 
 if __name__ == "__main__":

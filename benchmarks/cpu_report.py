@@ -12,7 +12,6 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,10 @@ from infodisent import ops
 from infodisent.backbones.torchvision_import import ensure_torchvision
 from infodisent.backends.native import module as _native
 from infodisent.bench import cases as bench
-from infodisent.files import read_json, write_json
+from infodisent.bench.labels import check_served
+from infodisent.bench.shapes import EACH_SIZE
+from infodisent.bench.timing import host_clock, medians
+from infodisent.files import read_json, write_json, write_text
 from infodisent.progress import bar
 
 RESULTS = Path(__file__).parent / "results"
@@ -32,35 +34,29 @@ PARTIAL = RESULTS / "cpu-head.partial.json"
 """Where a run is kept until it is complete."""
 ROUNDS = {1: 31, 16: 9, 64: 5}
 """Timed rounds by batch size."""
-SIZES = (
-    "resnet34",
-    "convnext_tiny",
-    "vit_base_patch16_224",
-    "densenet121",
-    "convnext_large",
-    "resnet50",
-)
-"""A backbone of each map size the contract names."""
-MAPS = ("resnet34", "vit_base_patch16_224", "resnet50")
+HEAD_SIZES = ("resnet34", "vit_base_patch16_224", "resnet50")
+"""Of which the whole head is timed."""
 
 
 def cases() -> list[bench.Case]:
     """What is timed, the short ones first."""
-    found = [
+    timed = [
         bench.Case("rotate_pool", shape, batch, mode)
         for batch in ROUNDS
-        for shape in SIZES
+        for shape in EACH_SIZE
         for mode in ("forward", "backward", "forward+backward")
     ]
-    found += [
+    timed += [
         bench.Case("rotate_pool", shape, 16, mode, torch.bfloat16)
-        for shape in SIZES
+        for shape in EACH_SIZE
         for mode in bench.MODES
     ]
-    found += [
-        bench.Case("infodisent_head", shape, 16, mode) for shape in MAPS for mode in bench.MODES
+    timed += [
+        bench.Case("infodisent_head", shape, 16, mode)
+        for shape in HEAD_SIZES
+        for mode in bench.MODES
     ]
-    return [*found, bench.Case("training_step", "resnet50", 64, "forward+backward")]
+    return [*timed, bench.Case("training_step", "resnet50", 64, "forward+backward")]
 
 
 def _git(*arguments: str) -> str:
@@ -71,13 +67,6 @@ def _git(*arguments: str) -> str:
 def _commit() -> str:
     changed = _git("status", "--porcelain", "-uno", "--", "csrc", "infodisent", "setup.py")
     return _git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
-
-
-def _microseconds(run: Callable[[], object], calls: int = 2000) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        run()
-    return (time.perf_counter() - start) / calls * 1e6
 
 
 def overhead() -> dict[str, float]:
@@ -98,10 +87,10 @@ def overhead() -> dict[str, float]:
     torch.set_num_threads(1)
     try:
         with torch.no_grad():
-            rounds = [{name: _microseconds(run) for name, run in runs.items()} for _ in range(9)]
+            seconds = medians(runs, 9, host_clock(calls=2000))
     finally:
         torch.set_num_threads(before)
-    return {name: round(statistics.median(r[name] for r in rounds), 1) for name in runs}
+    return {name: round(1e6 * value, 1) for name, value in seconds.items()}
 
 
 def _key(result: dict[str, Any]) -> tuple[Any, ...]:
@@ -125,6 +114,8 @@ def run() -> dict[str, Any]:
             dtype = str(case.dtype).removeprefix("torch.")
             if (case.op, case.shape, case.batch, case.mode, dtype) not in done:
                 torch.compiler.reset()
+                ours = bench.runner(case, bench.peers(case)["infodisent"])
+                check_served(f"{case}: infodisent", ours, ("native",))
                 rounds = 3 if case.op == "training_step" else ROUNDS[case.batch]
                 report["results"].append({**bench.compare(case, rounds), "rounds": rounds})
                 write_json(PARTIAL, report)
@@ -181,6 +172,13 @@ def summary(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def markdown(report: dict[str, Any]) -> str:
+    """The whole report: what it was measured on, the means, and every case."""
+    facts = {**report["machine"], "commit": report["commit"]}
+    text = ", ".join(f"{k} {v}" for k, v in facts.items())
+    return f"{text}\n\n{summary(report['results'])}\n\n{table(report['results'])}\n"
+
+
 def main() -> None:
     """Run and write both files."""
     ensure_torchvision()
@@ -189,11 +187,7 @@ def main() -> None:
     report = run()
     write_json(TARGET, report)
     PARTIAL.unlink(missing_ok=True)
-    facts = {**report["machine"], "commit": report["commit"]}
-    text = ", ".join(f"{k} {v}" for k, v in facts.items())
-    (RESULTS / "cpu-head.md").write_text(
-        f"{text}\n\n{summary(report['results'])}\n\n{table(report['results'])}\n", encoding="utf-8"
-    )
+    write_text(TARGET.with_suffix(".md"), markdown(report))
 
 
 if __name__ == "__main__":

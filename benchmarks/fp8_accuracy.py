@@ -24,32 +24,27 @@ from torch import Tensor
 import infodisent
 from infodisent import ops, reference
 from infodisent.backends.cuda import float8 as _float8
-from infodisent.bench import cases as bench
-from infodisent.data.features import FeatureStore
+from infodisent.bench.machine import machine
+from infodisent.bench.shapes import AT_224, OTHERS
+from infodisent.contract import Extremes
+from infodisent.data.store import FeatureStore
 from infodisent.files import write_json
 
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
-Pool = Callable[[Tensor, Tensor], Outputs]
+Pool = Callable[[Tensor, Tensor], Extremes]
 
-MAPS = {  # C, P
-    "ResNet-50": (2048, 49),
-    "ResNet-34": (512, 49),
-    "DenseNet-121": (1024, 49),
-    "ConvNeXt-T": (768, 49),
-    "ConvNeXt-L": (1536, 49),
-    "EfficientNet-Lite0": (1280, 49),
-    "ViT-B/16": (768, 196),
-    "ViT-B/16 with class token": (768, 197),
-}
+MAPS = [
+    *(AT_224[name] for name in ("resnet50", "resnet34", "densenet121", "convnext_tiny")),
+    *(AT_224[name] for name in ("convnext_large", "tf_efficientnet_lite0", "vit_base_patch16_224")),
+    OTHERS["vit_base_patch16_224, class token"],
+]
 
 
-def exact(x: Tensor, u: Tensor) -> Outputs:
+def exact(x: Tensor, u: Tensor) -> Extremes:
     """pos, neg, pos_index, neg_index of x [B, P, C] in float32."""
-    found = reference.rotate_pool(x, u, input_fmt="NLC")
-    return found.pos, found.neg, found.pos_index, found.neg_index
+    return Extremes(*reference.rotate_pool(x, u, input_fmt="NLC")[1:])
 
 
-def bfloat16(x: Tensor, u: Tensor) -> Outputs:
+def bfloat16(x: Tensor, u: Tensor) -> Extremes:
     """The same of operands rounded to bfloat16, float32 sums."""
     return exact(x.bfloat16().float(), u.bfloat16().float())
 
@@ -61,13 +56,13 @@ POOLS: dict[str, Pool] = {
 }
 
 
-def figures(found: Outputs, wanted: Outputs) -> dict[str, float]:
+def figures(result: Extremes, wanted: Extremes) -> dict[str, float]:
     """How far results are from those in float32."""
-    pooled, right = found[0] - found[1], wanted[0] - wanted[1]
+    pooled, right = result[0] - result[1], wanted[0] - wanted[1]
     off = (pooled - right).abs()
-    places = [(found[i] == wanted[i]).float().mean().item() for i in (2, 3)]
+    places = [(result[i] == wanted[i]).float().mean().item() for i in (2, 3)]
     # of pos and neg each, where there is a value: a small difference of the two says little
-    sides = torch.cat([(found[i] - wanted[i]).abs() / wanted[i].clamp_min(1e-30) for i in (0, 1)])
+    sides = torch.cat([(result[i] - wanted[i]).abs() / wanted[i].clamp_min(1e-30) for i in (0, 1)])
     there = torch.cat([wanted[0] > 0, wanted[1] > 0])
     return {
         "pooled_relative_error": (off.norm() / right.norm()).item(),
@@ -80,7 +75,8 @@ def figures(found: Outputs, wanted: Outputs) -> dict[str, float]:
 def random_maps(batch: int) -> dict[str, Any]:
     """Normal maps, and the same after ReLU, with a random rotation."""
     report = {}
-    for name, (channels, pixels) in MAPS.items():
+    for size in MAPS:
+        name, channels, pixels = size.title, size.channels, size.pixels
         g = torch.Generator().manual_seed(0)
         x = torch.randn(batch, pixels, channels, generator=g)
         u = ops.rotation(torch.randn(channels, channels, generator=g) * 0.01)
@@ -102,17 +98,17 @@ def real_maps(run: Path) -> dict[str, Any]:
     head = model.head.eval()
     u = head.rotation().float() if head.rotation is not None else torch.eye(store.channels)
     indices = store.indices("val")
-    results: dict[str, list[Outputs]] = {"float32": [], **{name: [] for name in POOLS}}
+    results: dict[str, list[Extremes]] = {"float32": [], **{name: [] for name in POOLS}}
     for x, _, _ in store.batches(indices, 64):
         results["float32"].append(exact(x, u))
         for name, pool in POOLS.items():
             results[name].append(pool(x, u))
     labels = store.labels[indices]
     whole = {
-        name: tuple(torch.cat(parts) for parts in zip(*found, strict=True))
-        for name, found in results.items()
+        name: Extremes(*(torch.cat(parts) for parts in zip(*pools, strict=True)))
+        for name, pools in results.items()
     }
-    logits = {name: head.fc(found[0] - found[1]) for name, found in whole.items()}
+    logits = {name: head.fc(result[0] - result[1]) for name, result in whole.items()}
     right = logits["float32"]
     # what an explanation shows: the channels with weight
     used = (head.fc.effective_weight() > 0).any(0)
@@ -150,7 +146,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="random images of each size")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fp8-accuracy.json"))
     arguments = parser.parse_args()
-    report: dict[str, Any] = {"machine": bench.machine(), "batch": arguments.batch}
+    report: dict[str, Any] = {"machine": machine(), "batch": arguments.batch}
     report["random"] = random_maps(arguments.batch)
     report["real"] = real_maps(arguments.run) if arguments.run else None
     write_json(arguments.out, report)

@@ -1,38 +1,125 @@
-"""Write the tables of README from the JSON files in ``benchmarks/results``.
+"""Write the tables of README and of ``benchmarks/results/*.md`` from the JSON files beside these.
 
-python benchmarks/tables.py            # rewrite README.md
-python benchmarks/tables.py --check    # fail if it would change
+python benchmarks/tables.py            # rewrite them
+python benchmarks/tables.py --check    # fail if one would change
+
+In README a table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``, where NAME is "rotation"
+or "head" for all of it, "rotation, excerpt" or "head, excerpt" for three rows, and "backends" for
+the list of `infodisent.backends`. README has those of them that it has markers for.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.cpu_report import summary
+from benchmarks import cpu_report
 from benchmarks.rotation_report import table as rotation_table
-from infodisent.files import read_json
+from infodisent.backends import BACKENDS
+from infodisent.files import read_json, write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+EXCERPTS: dict[str, tuple[str, ...]] = {
+    # the usual size, and the largest: there Cayley's map takes less than half of our time
+    "rotation": (
+        "| 768 | trained | forward+backward |",
+        "| 2048 | random | forward+backward |",
+        "| 2048 | trained | forward |",
+    ),
+    # one image, where the library's product alone is faster; a batch; a step of training
+    "head": (
+        "| rotate_pool | 1, float32 | forward |",
+        "| rotate_pool | 16, float32 | forward+backward |",
+        "| training_step | 64, float32 | forward+backward |",
+    ),
+}
+"""How the rows begin that stand for a table: a usual one, the best, and one where we lose."""
+
+
+def excerpt(table: str, rows: tuple[str, ...]) -> str:
+    """The table's head and those rows that begin as one of `rows`, in the table's order.
+
+    Raises:
+        ValueError: there is not one row for each.
+    """
+    head, rule, *body = table.splitlines()
+    chosen = [line for line in body if line.startswith(rows)]
+    if len(chosen) != len(rows):
+        raise ValueError(f"{len(chosen)} rows begin as the {len(rows)} of {rows}")
+    return "\n".join([head, rule, *chosen])
+
+
+def backends_table() -> str:
+    """One line a backend, in the order in which ``auto`` asks them."""
+    lines = ["| backend | what it is |", "|---|---|"]
+    for backend in BACKENDS:
+        lines.append(f"| `{backend.name}` | {backend.summary} |")
+        for precision in backend.precisions:
+            served = backend.at(precision)
+            lines.append(f"| `{served.name}` | {served.summary} |")
+    return "\n".join(lines)
+
+
+def whole_tables() -> dict[str, str]:
+    """The stored tables by name, in Markdown."""
+    return {
+        "rotation": rotation_table(read_json(RESULTS / "cpu-rotation.json")["rows"]),
+        "head": cpu_report.summary(read_json(RESULTS / "cpu-head.json")["results"]),
+    }
+
+
+def result_files() -> dict[str, str]:
+    """Names below ``benchmarks/results`` and what must be in these files."""
+    rotation = read_json(RESULTS / "cpu-rotation.json")
+    facts = ", ".join(f"{k} {v}" for k, v in rotation["machine"].items())
+    return {
+        "cpu-rotation.md": f"{facts}\n\n{rotation_table(rotation['rows'])}\n",
+        "cpu-head.md": cpu_report.markdown(read_json(RESULTS / "cpu-head.json")),
+    }
+
+
+def fill(text: str) -> str:
+    """A text of README with what belongs between its markers.
+
+    Raises:
+        ValueError: a table has no place, or two.
+    """
+    tables = whole_tables()
+    sections: dict[str, Callable[[], str]] = {"backends": backends_table}
+    for name, table in tables.items():
+        sections[name] = lambda table=table: table
+        sections[f"{name}, excerpt"] = lambda n=name, table=table: excerpt(table, EXCERPTS[n])
+    places = dict.fromkeys(sections, 0)
+    for name, content in sections.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        if re.search(pattern, text, re.DOTALL):
+            whole = content()
+            text, places[name] = re.subn(
+                pattern, lambda m, t=whole: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL
+            )
+    for name in tables:
+        if places[name] + places[f"{name}, excerpt"] != 1:
+            raise ValueError(f"not one place for the table {name!r}")
+    return text
 
 
 def main() -> None:
-    """Replace what stands between the markers."""
-    path = ROOT / "README.md"
-    old = new = path.read_text(encoding="utf-8")
-    rows = read_json(RESULTS / "cpu-rotation.json")["rows"]
-    head = read_json(RESULTS / "cpu-head.json")["results"]
-    for name, text in (("rotation", rotation_table(rows)), ("head", summary(head))):
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        new, count = re.subn(pattern, lambda m, t=text: f"{m[1]}{t}\n{m[2]}", new, flags=re.DOTALL)
-        if count != 1:
-            sys.exit(f"README.md: no place for the table {name!r}")
-    if "--check" in sys.argv:
-        sys.exit("README.md: its tables are not those of benchmarks/results" if new != old else 0)
-    path.write_text(new, encoding="utf-8")
+    """Rewrite what is not as it must be, or name it."""
+    readme = ROOT / "README.md"
+    wanted = {readme: fill(readme.read_text(encoding="utf-8"))}
+    wanted |= {RESULTS / name: text for name, text in result_files().items()}
+    for path, text in wanted.items():
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        if "--check" in sys.argv:
+            sys.exit(
+                f"{path.name}: not what benchmarks/results/*.json say; run benchmarks/tables.py"
+            )
+        write_text(path, text)
 
 
 if __name__ == "__main__":
