@@ -21,6 +21,7 @@ from torch import Tensor
 
 from infodisent.backends.build import why_missing
 from infodisent.contract import Extremes, empty_extremes
+from infodisent.layout import row_strides
 
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The numbers of ``csrc/rotate_pool_sm90.h``."""
@@ -93,7 +94,7 @@ def map_objection(x: Tensor, u: Tensor) -> str | None:
     if x.stride(2) != 1:
         return f"channels have stride {x.stride(2)}, must have 1 (channels last, or tokens)"
     vector = 16 // x.element_size()
-    image, pixel = _strides(x)
+    image, pixel = row_strides(x)
     if image % vector or pixel % vector or x.data_ptr() % 16:
         return f"strides {x.stride()}: rows of channels must begin at multiples of 16 bytes"
     if image <= 0 or pixel <= 0:
@@ -117,13 +118,6 @@ def objection(x: Tensor, u: Tensor, fp8: bool = False) -> str | None:
         return f"x is on {x.device} but u on {u.device}"
     reason = device_objection(x.device) or map_objection(x, u)
     return reason or (float8_objection(x) if fp8 else None)
-
-
-def _strides(x: Tensor) -> tuple[int, int]:
-    """Strides of image and pixel, made up where there is only one."""
-    batch, pixels, channels = x.shape
-    pixel = x.stride(1) if pixels > 1 else channels
-    return x.stride(0) if batch > 1 else pixels * pixel, pixel
 
 
 def tiles(x: Tensor) -> list[str]:
@@ -218,7 +212,12 @@ def rotate_pool(
         some = x[start : start + step]
         high, low = torch.empty(2, *some.shape, dtype=torch.bfloat16, device=device)
         _module.split(
-            some.data_ptr(), *some.shape, *_strides(some), high.data_ptr(), low.data_ptr(), *where
+            some.data_ptr(),
+            *some.shape,
+            *row_strides(some),
+            high.data_ptr(),
+            low.data_ptr(),
+            *where,
         )
         slices = Extremes(*(t[start : start + step] for t in outputs))
         _launch(high, low, x.dtype, parts[0], parts[1], slices, tile, cluster)
@@ -241,7 +240,7 @@ def _to_float8(x: Tensor) -> tuple[Tensor, Tensor]:
         x.data_ptr(),
         CODES[x.dtype],
         *size,
-        *_strides(x),
+        *row_strides(x),
         codes.data_ptr(),
         largest.data_ptr(),
         scale.data_ptr(),
@@ -319,7 +318,7 @@ def _launch(
     cluster: int | None,
 ) -> None:
     batch, pixels, channels = x.shape
-    image, pixel = _strides(x)
+    image, pixel = row_strides(x)
     contiguous = batch == 1 or image == pixels * pixel
     exact = dtype == torch.float32 or pixels > _module.packed_pixels
     flat = exact and dtype == torch.float16

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from infodisent.backends.cuda import module
+from infodisent.layout import row_strides
 
 
 def map_objection(x: Tensor) -> str | None:
@@ -86,7 +87,7 @@ def grad_u(
         batch,
         pixels,
         channels,
-        *module._strides(x),
+        *row_strides(x),
         *(t.data_ptr() for t in (*grads, *indices)),
         out.data_ptr(),
         0 if parts is None else parts.data_ptr(),
