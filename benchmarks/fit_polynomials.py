@@ -171,19 +171,19 @@ def from_nothing() -> None:
     # I + S + X^2 / 36 + (S + X / 6 + X^2 / 120)^2 / 2 is Taylor's series up to S^6, X = S^2
     root = torch.tensor([1, 1 / 6, 1 / 120]) / math.sqrt(2)
     p = torch.cat([root, root, torch.tensor([1, 0, 1 / 36])])
-    found = {"6 products": (one, grow(one, 0.4, one.rescaled(p, 0.4), 0.5, fine))}
-    base = found["6 products"][1]
+    fitted = {"6 products": (one, grow(one, 0.4, one.rescaled(p, 0.4), 0.5, fine))}
+    base = fitted["6 products"][1]
     two, p = squared(one, base)
     p = grow(two, 1.0, p * (1 + 0.02 * torch.randn(len(p))), 3.0, fine)
-    found["9 products"] = (two, restarted(two, 3.0, p, fine))
+    fitted["9 products"] = (two, restarted(two, 3.0, p, fine))
     wider = Form(True, 1)
     p = with_q(one.rescaled(base, 2.0))
-    found["7.5 products"] = (wider, grow(wider, 1.0, p, 1.9, fine))
-    four, p = squared(wider, found["7.5 products"][1])
-    found["10.5 products"] = (four, grow(four, 3.8, p, 6.4, fine))
+    fitted["7.5 products"] = (wider, grow(wider, 1.0, p, 1.9, fine))
+    four, p = squared(wider, fitted["7.5 products"][1])
+    fitted["10.5 products"] = (four, grow(four, 3.8, p, 6.4, fine))
     for thetas, penalties, suffix in ((FULL, (), ""), (HALF, (1e-5, 1e-6, 1e-7), ", half")):
         for name, theta in thetas.items():
-            form, p = found[name]
+            form, p = fitted[name]
             if penalties:
                 p = grow(form, FULL[name], p, theta, penalties)
             print(f"{name}{suffix}, theta {theta}: error {errors(form, theta, p)[0]:.2e}")
