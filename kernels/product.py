@@ -149,6 +149,17 @@ def _columns_at(
 
 
 @triton.jit
+def _zeros(
+    n: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    """Accumulator n [M, N] float32 at the start."""
+    M: tl.constexpr = TILES.channels  # Triton 3.6 takes no plain number in a shape
+    N: tl.constexpr = TILES.widths[n]
+    return tl.zeros((M, N), tl.float32)
+
+
+@triton.jit
 def multiply(
     x,  # Pixels: [parts, B, P, C]
     u,  # Vectors: [parts, C, C]
@@ -182,7 +193,7 @@ def multiply(
         column = tl.arange(0, TILES.widths[n]) + (skip + TILES.starts[n])
         at = _columns_at(column, x.image, x.pixel, P, last)
         x_at = x_at + (x_corner + (at[:, None] + inner),)  # noqa: RUF005  (no starred tuples)
-        totals = totals + (tl.zeros((TILES.channels, TILES.widths[n]), tl.float32),)  # noqa: RUF005
+        totals = totals + (_zeros(n, TILES),)  # noqa: RUF005
     # A product of parts is one long product, the small terms first: high u by low x if terms are 3,
     # low u by high x if they are 2 or 3, high u by high x. So it waits for no product before.
     steps = tl.cdiv(C, TILES.block_k)
@@ -256,7 +267,7 @@ def sum_of_parts(
     totals = ()
     for n in tl.static_range(len(TILES.widths)):
         at = _part_at(n, TILES)
-        total = tl.zeros((TILES.channels, TILES.widths[n]), tl.float32)
+        total = _zeros(n, TILES)
         for s in range(TILES.split):
             total += tl.load(first + s * size + at, cache_modifier=".cg")
         totals = totals + (total,)  # noqa: RUF005

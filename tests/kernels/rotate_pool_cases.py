@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from infodisent.kernels import rotate_pool as pool
 
-from infodisent import reference
+from infodisent.testing import check_extremes, eager_tolerance
 from tests.kernels.marks import DEVICE
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -42,23 +42,15 @@ def rounding(x: torch.Tensor, products: str, exact: bool) -> float:
     )
 
 
-def check(x: torch.Tensor, u: torch.Tensor, actual, products: str | None = None, exact=False):
-    """Against float64, allowing eager's error; places are judged by the values that are there."""
+def check(
+    x: torch.Tensor,  # [B, P, C]
+    u: torch.Tensor,  # [C, C]
+    actual: tuple[torch.Tensor, ...],  # pos, neg, pos_index, neg_index [B, C]
+    products: str | None = None,
+    exact: bool = False,
+) -> None:
+    """Against float64, allowing eager's error and what the products round."""
     products = products or pool.default_products(x.dtype, u.dtype)
-    pos, neg, pos_index, neg_index = actual
-    truth = reference.rotate_pool(x.double(), u.double(), input_fmt="NLC")
-    eager = reference.rotate_pool(x, u, input_fmt="NLC")
+    allowed = rounding(x, products, exact or pool.is_exact(x, products))
     y = x.double() @ u.double().mT
-    top = y.abs().max().item()
-    allowed = rounding(x, products, exact or pool.is_exact(x, products)) * top
-    for side, value, index, sign in ((1, pos, pos_index, y), (2, neg, neg_index, -y)):
-        assert value.dtype == F32
-        assert index.dtype == torch.int32
-        assert value.shape == index.shape == (x.shape[0], x.shape[2])
-        bound = allowed + (eager[side] - truth[side]).abs().max().item()
-        assert (value - truth[side]).abs().max() <= bound
-        assert torch.all((index >= 0) == (value > 0))
-        assert index.max() < x.shape[1]
-        assert not torch.signbit(value).any()
-        there = sign.gather(1, index.clamp_min(0).long().unsqueeze(1)).squeeze(1)
-        assert torch.all(torch.where(index >= 0, sign.amax(1) - there, 0) <= 2 * bound)
+    check_extremes(actual, y, tolerance=eager_tolerance(x, u, rounding=allowed))
