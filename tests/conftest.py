@@ -12,6 +12,7 @@ from PIL import Image
 from infodisent import backends
 from infodisent.backbones.torchvision_import import ensure_torchvision
 from infodisent.backends.native import module as _native
+from infodisent.testing import poisoned_memory
 
 ensure_torchvision()
 # Small tensors gain nothing from a second thread, and on a busy machine two threads that wait for
@@ -43,23 +44,10 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`torch.empty` gives NaN (or the smallest integer), so that an unwritten output shows."""
-    plain = torch.empty
-
-    def empty(*args, **kwargs):
-        out = plain(*args, **kwargs)
-        if out.is_meta:
-            return out
-        return out.fill_(float("nan") if out.is_floating_point() else torch.iinfo(out.dtype).min)
-
-    monkeypatch.setattr(torch, "empty", empty)
-
-
-def relative(actual: torch.Tensor, truth: torch.Tensor) -> float:
-    """Norm of the difference over the norm of the truth, in float64."""
-    truth = truth.double()
-    return ((actual.double() - truth).norm() / truth.norm().clamp_min(1e-300)).item()
+def poisoned() -> Iterator[None]:
+    """What is allocated holds NaN or the smallest integer, so that an unwritten output shows."""
+    with poisoned_memory():
+        yield
 
 
 LAYOUTS = {  # how a [B, C, H, W] map is presented: (format, prefix tokens, builder)

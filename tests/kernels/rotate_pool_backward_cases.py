@@ -8,7 +8,7 @@ import torch
 from infodisent.kernels import rotate_pool_backward as backward
 from torch import Tensor
 
-from tests.conftest import relative
+from infodisent.testing import relative
 from tests.kernels.marks import DEVICE
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

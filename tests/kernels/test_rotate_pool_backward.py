@@ -19,7 +19,7 @@ from infodisent.kernels.tiles import rotate_pool_backward as tiles
 from infodisent.kernels.tiles.blocks import Block
 
 from infodisent import reference
-from tests.conftest import relative
+from infodisent.testing import relative
 from tests.kernels import kernel_compile
 from tests.kernels.marks import DEVICE, INTERPRETED, compiles, outside, runs
 from tests.kernels.rotate_pool_backward_cases import (

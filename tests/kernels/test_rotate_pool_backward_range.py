@@ -13,7 +13,7 @@ import re
 import pytest
 import torch
 
-from tests.conftest import relative
+from infodisent.testing import relative
 from tests.kernels import kernel_compile
 from tests.kernels.marks import outside, runs
 from tests.kernels.rotate_pool_backward_cases import (
