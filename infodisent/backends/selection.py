@@ -178,4 +178,13 @@ def explain(
     objects: Callable[[str, Call], str | None] = (
         _auto_objection if check else lambda name, call: BY_NAME[name].objection(call)
     )
-    return {name: objects(name, call) or "ok" for name in BY_NAME}
+    return _Answers({name: objects(name, call) or "ok" for name in BY_NAME})
+
+
+class _Answers(dict[str, str]):
+    """Answers by name of a backend; names of version 0.1 find theirs too."""
+
+    def __missing__(self, name: str) -> str:
+        if name in OLD_NAMES:
+            return self[OLD_NAMES[name]]
+        raise KeyError(name)

@@ -168,6 +168,9 @@ def test_precision_of_a_backend():
         assert backends.get_backend() == "cuda:fp8"
     with backends.use_backend("cuda_fp8"):  # its name in version 0.1
         assert backends.get_backend() == "cuda:fp8"
+    answers = backends.explain("rotation")
+    assert answers["cuda_fp8"] == answers["cuda:fp8"]
+    assert "cuda_fp8" not in list(answers)
     with pytest.raises(ValueError, match="'native:fp8', allowed are auto, cuda, cuda:fp8"):
         backends.set_backend("native", precision="fp8")
     assert backends.get_backend() == "auto"
