@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from PIL import Image
 
-from infodisent.explanations.local import ChannelEvidence, Explanation
+from infodisent.explanations.evidence import ChannelEvidence, Explanation
 from infodisent.explanations.prototypes import Prototype, Prototypes
 from infodisent.files import replacing
 from infodisent.report.pictures import Pictures, heat_overlay
@@ -22,6 +22,7 @@ from infodisent.report.view import (
     OPPOSES,
     SUPPORTS,
     check_fits,
+    counted,
     marks,
     prototype_box,
     segments,
@@ -119,7 +120,9 @@ def explanation_figure(
     xh, xp = x0 + _TEXT, x0 + _TEXT + _TILE + _PAD + 0.15
     if sections:
         canvas.text(xh, y, "where in this image", 8.5, color=MUTED)
-        canvas.text(xp, y, "training images where the channel is strongest", 8.5, color=MUTED)
+        canvas.text(
+            xp, y, f"training images where the {explanation.unit} is strongest", 8.5, color=MUTED
+        )
     at, number = y + _HINTS, 0
     for text, color, group in sections:
         canvas.text(x0, at, text, 11, color=color, fontweight="bold")
@@ -127,11 +130,11 @@ def explanation_figure(
         for evidence in group:
             number += 1
             _row(canvas, explanation, evidence, number, color, (x0, at))
-            kept = prototypes.of(evidence.channel, evidence.sign)
+            kept = prototypes.of(evidence.channel, evidence.side)
             _prototypes(canvas, kept, pictures, prototypes.grid, color, (xp, at))
             at += _ROW
     if not sections:
-        canvas.text(x0, y, "No channel contributes to this class.", 11, color=MUTED)
+        canvas.text(x0, y, f"No {explanation.unit} contributes to this class.", 11, color=MUTED)
     _sum(canvas, explanation, _MARGIN + _TITLE + body)
     return canvas.figure
 
@@ -141,6 +144,7 @@ def prototypes_figure(
     channels: Sequence[int],
     *,
     k: int | None = None,
+    unit: str = "channel",
     pictures: Pictures | None = None,
 ) -> Figure:
     """Draw what channels mean: one row a channel, positive side left, negative side right.
@@ -149,6 +153,7 @@ def prototypes_figure(
         prototypes: from `infodisent.explanations.prototypes.find_prototypes`.
         channels: channels to draw, at least one.
         k: images per side; default: all that were kept.
+        unit: what the head calls its channels.
         pictures: decoded pictures, to share between figures.
 
     Raises:
@@ -172,7 +177,7 @@ def prototypes_figure(
             y = _MARGIN + 0.45 + i * _ROW
             if sign == 1:
                 canvas.text(_MARGIN, y + 0.4, f"{channel}", 13, fontweight="bold")
-                canvas.text(_MARGIN, y + 0.68, "channel", 8, color=MUTED)
+                canvas.text(_MARGIN, y + 0.68, unit, 8, color=MUTED)
             kept = prototypes.of(channel, sign)[:count]
             _prototypes(canvas, kept, pictures, prototypes.grid, color, (x, y))
     return canvas.figure
@@ -191,7 +196,7 @@ def _title(canvas: _Canvas, e: Explanation, y: float) -> None:
     canvas.text(_MARGIN, y - 0.05, f"{verb}: {_cut(e.class_name, 48)}", 17, fontweight="bold")
     facts = f"probability {probability:.1%}   ·   logit {e.logit:.3f}"
     if e.size95 is not None:
-        facts += f"   ·   {e.size95:,} of {e.channels:,} channels reach 95 % of the logit"
+        facts += f"   ·   {e.size95:,} of {counted(e.channels, e.unit)} reach 95 % of the logit"
     canvas.text(_MARGIN, y + 0.36, facts, 10, color=MUTED)
     end = canvas.width - _MARGIN
     if not explained:
@@ -241,7 +246,7 @@ def _row(
     x, y = at
     canvas.badge(x, y + 0.02, number, color)
     canvas.text(x + 0.34, y, signed(evidence.contribution), 14, color=color, fontweight="bold")
-    canvas.text(x + 0.34, y + 0.3, f"channel {evidence.channel}", 9)
+    canvas.text(x + 0.34, y + 0.3, f"{e.unit} {evidence.channel}", 9)
     largest = max(abs(other.contribution) for other in e.shown)
     ax = canvas.axes(x + 0.34, y + 0.55, _TEXT - 0.6, 0.08)
     ax.set_xlim(0, 1)

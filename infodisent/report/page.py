@@ -19,7 +19,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from PIL import Image
 
-from infodisent.explanations.local import ChannelEvidence, Explanation
+from infodisent.explanations.evidence import ChannelEvidence, Explanation
 from infodisent.explanations.prototypes import Prototypes
 from infodisent.files import write_text
 from infodisent.report.pictures import Pictures, heat_overlay, shrink
@@ -41,7 +41,7 @@ _PERCENT = {"accuracy", "balanced_accuracy", "explained"}
 _NAMES = {
     "balanced_accuracy": "balanced accuracy",
     "f1": "macro F1",
-    "explanation_size": "channels for 95 % of the logit (median)",
+    "explanation_size": "{unit}s for 95 % of the logit (median)",
     "explained": "predicted logit above 0",
 }
 
@@ -102,11 +102,12 @@ def write_page(
         }
         for c in channels
     ]
+    unit = explanations[0].unit
     judged = [x.correct for x in explanations if x.correct is not None]
     page = _template().render(
         title=title,
         facts={name: _format(name, value) for name, value in facts.items()},
-        table=_table(summary),
+        table=_table(summary, unit),
         images=images,
         right=sum(judged),
         wrong=len(judged) - sum(judged),
@@ -114,6 +115,7 @@ def write_page(
         symbols=shelf.symbols(),
         grid=prototypes.grid,
         channel_count=prototypes.channels,
+        unit=unit,
         version=__version__,
         date=datetime.date.today().isoformat(),
     )
@@ -189,7 +191,7 @@ def _image(explanation: Explanation, number: int, shelf: _Shelf) -> dict[str, An
     evidence = [_evidence(e, c, i, largest, shelf) for i, c in enumerate(e.shown, 1)]
     split = len(e.supporting)
     addends = terms(e)
-    equation = " ".join(f"{signed(t.value, 4)} ({_spoken(t.label)})" for t in addends)
+    equation = " ".join(f"{signed(t.value, 4)} ({_spoken(t.label, e.unit)})" for t in addends)
     return {
         "number": number,
         "name": short_name(e.path),
@@ -222,8 +224,8 @@ def _image(explanation: Explanation, number: int, shelf: _Shelf) -> dict[str, An
     }
 
 
-def _spoken(label: str) -> str:
-    return f"channel {label}" if label.isdigit() else label
+def _spoken(label: str, unit: str) -> str:
+    return f"{unit} {label}" if label.isdigit() else label
 
 
 def _evidence(
@@ -242,7 +244,7 @@ def _evidence(
         "heat_size": overlay.size,
         "size": e.picture.size,
         "box": None if c.box is None else _rectangle(c.box),
-        "prototypes": shelf.of(c.channel, c.sign),
+        "prototypes": shelf.of(c.channel, c.side),
     }
 
 
@@ -270,19 +272,22 @@ def _bar(e: Explanation) -> dict[str, Any]:
                 "left": 100 * (min(s.start, s.end) - low) / span,
                 "width": 100 * abs(s.end - s.start) / span,
                 "label": s.term.label.split(" of ")[0],
-                "hint": f"{_spoken(s.term.label)}: {signed(s.term.value, 4)}",
+                "hint": f"{_spoken(s.term.label, e.unit)}: {signed(s.term.value, 4)}",
             }
             for s in pieces
         ],
     }
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _table(rows: Sequence[Mapping[str, Any]], unit: str) -> dict[str, Any]:
     """Columns and formatted cells; columns without any value are left out."""
     columns = [c for c in dict.fromkeys(c for row in rows for c in row)
                if any(row.get(c) is not None for row in rows)]  # fmt: skip
     return {
-        "columns": [_NAMES.get(c, str(c).replace("_", " ")) for c in columns],
+        "columns": [
+            _NAMES[c].format(unit=unit) if c in _NAMES else str(c).replace("_", " ")
+            for c in columns
+        ],
         "numeric": [all(isinstance(r.get(c), (int, float, type(None))) for r in rows)
                     for c in columns],
         "rows": [[_format(c, row.get(c)) for c in columns] for row in rows],

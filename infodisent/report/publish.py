@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from infodisent.data.images import load_image
-from infodisent.explanations.local import Explanation, explain_many
+from infodisent.explanations.evidence import Explanation
+from infodisent.explanations.local import explain_many
 from infodisent.explanations.prototypes import Prototypes, find_prototypes
 from infodisent.progress import bar
 from infodisent.report.figure import explanation_figure, prototypes_figure, save_figure
@@ -40,15 +40,15 @@ def report_run(run: Run, *, count: int = 16, seed: int = 0, progress: bool = Tru
     loaded, prototypes, _ = open_run(run.folder)
     store = run.store
     chosen = _balanced(store.labels, store.indices("val"), count, seed)
-    return _publish(
-        loaded,
-        prototypes,
+    explanations = explain_many(
+        loaded.model,
         [store.files[i] for i in chosen],
-        run.folder,
         true_names=[store.classes[int(store.labels[i])] for i in chosen],
-        metrics=run.metrics,
+        classes=loaded.classes,
+        transform=loaded.transform,
         progress=progress,
     )
+    return _publish(explanations, prototypes, run.folder, run.metrics, progress)
 
 
 def report_images(
@@ -81,26 +81,21 @@ def report_images(
                 f"explain: class is {class_name!r}, the model knows {', '.join(loaded.classes)}"
             )
         class_index = loaded.classes.index(class_name)
-    readable, failures = [], []
-    for image in images:
-        try:
-            load_image(image)
-            readable.append(image)
-        except (FileNotFoundError, ValueError) as error:
-            failures.append(str(error))
-    if not readable:
-        raise ValueError(f"explain: no image can be read: {'; '.join(failures[:3])}")
-    page = _publish(
-        loaded,
-        prototypes,
-        readable,
-        Path(out),
-        metrics=metrics,
-        progress=progress,
+    failures: list[str] = []
+    explanations = explain_many(
+        loaded.model,
+        images,
+        on_error=lambda image, error: failures.append(str(error)),
+        classes=loaded.classes,
         class_index=class_index,
         top=top,
         top_opposing=top_opposing,
+        transform=loaded.transform,
+        progress=progress,
     )
+    if not explanations:
+        raise ValueError(f"explain: no image can be read: {'; '.join(failures[:3])}")
+    page = _publish(explanations, prototypes, Path(out), metrics, progress)
     return page, failures
 
 
@@ -127,7 +122,7 @@ def draw_prototypes(
     """
     loaded, prototypes, run = open_run(folder)
     if channels is None:
-        weight = loaded.model.head.fc.effective_weight()  # type: ignore[operator]
+        weight = loaded.model.head.class_weights()  # [K, M]
         heaviest = weight.topk(min(2, weight.shape[1]), dim=1).indices.flatten().tolist()
         chosen = list(dict.fromkeys(heaviest))[:16]
     elif re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", channels):
@@ -139,7 +134,8 @@ def draw_prototypes(
         prototypes = find_prototypes(loaded.model.head, run.store, k=keep, progress=progress)
         prototypes.save(run.folder / PROTOTYPES)
     target = Path(out) if out is not None else run.folder / "prototypes.png"
-    save_figure(prototypes_figure(prototypes, chosen, k=keep), target)
+    figure = prototypes_figure(prototypes, chosen, k=keep, unit=loaded.model.head.unit)
+    save_figure(figure, target)
     return target
 
 
@@ -157,25 +153,13 @@ def _balanced(labels: torch.Tensor, indices: torch.Tensor, count: int, seed: int
 
 
 def _publish(
-    loaded: Checkpoint,
+    explanations: Sequence[Explanation],
     prototypes: Prototypes,
-    images: Sequence[str | os.PathLike[str]],
     folder: Path,
-    *,
     metrics: dict[str, Any],
     progress: bool,
-    true_names: Sequence[str] | None = None,
-    **options: Any,
 ) -> Path:
-    explanations = explain_many(
-        loaded.model,
-        images,
-        true_names=true_names,
-        classes=loaded.classes,
-        transform=loaded.transform,
-        progress=progress,
-        **options,
-    )
+    """Draw a figure for each explanation and write the page; returns the page's path."""
     pictures = Pictures(prototypes.transform)
     with bar(progress) as display:
         task = display.add_task("draw figures", total=len(explanations), note="")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from infodisent.explanations.local import Box, Explanation, cell_box
+from infodisent.explanations.evidence import Box, Explanation, cell_box
 from infodisent.explanations.prototypes import Prototype, Prototypes
 
 # Okabe and Ito's blue and vermilion: apart for every kind of colour vision, and in grey (5.2 and
@@ -78,8 +78,7 @@ def terms(explanation: Explanation) -> list[Term]:
         Term(str(i), e.contribution, "supports" if e.sign == 1 else "opposes")
         for i, e in enumerate(explanation.shown, 1)
     ]
-    count = explanation.rest_count
-    label = f"rest of {count:,} channel{'' if count == 1 else 's'}"
+    label = f"rest of {counted(explanation.rest_count, explanation.unit)}"
     return [*shown, Term(label, explanation.rest, "rest"), Term("bias", explanation.bias, "bias")]
 
 
@@ -93,6 +92,11 @@ def segments(explanation: Explanation) -> list[Segment]:
                 pieces.append(Segment(term, end, end + term.value, lane))
                 end += term.value
     return pieces
+
+
+def counted(count: int, unit: str) -> str:
+    """So many units: "1 channel", "2,047 channels"."""
+    return f"{count:,} {unit}{'' if count == 1 else 's'}"
 
 
 def signed(value: float, digits: int = 3) -> str:
@@ -109,11 +113,11 @@ def short_name(path: str) -> str:
 
 
 def check_fits(explanation: Explanation, prototypes: Prototypes) -> None:
-    """Raise ValueError unless the prototypes have as many channels as the explained head."""
+    """Raise ValueError unless the prototypes have as many units as the explained head."""
     if explanation.channels != prototypes.channels:
         raise ValueError(
-            f"the prototypes are of a head with {prototypes.channels} channels, the explanation of "
-            f"one with {explanation.channels}: make them with the same head"
+            f"the prototypes are of a head with {prototypes.channels} {explanation.unit}s, the "
+            f"explanation of one with {explanation.channels}: make them with the same head"
         )
 
 

@@ -281,6 +281,28 @@ def test_figure(tmp_path, made):
     assert [p.name for p in path.parent.iterdir()] == ["figure.png"]
 
 
+def test_units_are_called_what_the_head_calls_them(tmp_path, made):
+    explanations, prototypes = made
+    explanations = [replace(e, unit="prototype") for e in explanations]
+    rows = [{"head": "x", "explanation_size": 5.0}]
+    text, page = render(tmp_path, explanations, prototypes, summary=rows)
+    body = re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)
+    assert "channel" not in re.sub(r"base64,[^\"]*", "", body).lower()
+    first = explanations[0].shown[0].channel
+    assert f"prototype {first}" in page.articles["image-1"]["text"]
+    assert '<th scope="col" class="num">prototypes for 95 % of the logit (median)</th>' in text
+    figures = (
+        explanation_figure(explanations[0], prototypes),
+        prototypes_figure(prototypes, [0], unit="prototype"),
+    )
+    for figure in figures:
+        written = [
+            t.get_text() for t in [*figure.texts, *(t for a in figure.axes for t in a.texts)]
+        ]
+        assert any("prototype" in t for t in written)
+        assert not any("channel" in t for t in written)
+
+
 @pytest.mark.parametrize("top", [(0, 0), (1, 0), (0, 1)])
 def test_figure_without_evidence_and_with_formulas_for_names(tmp_path, made, tiny, store, top):
     prototypes = made[1]
