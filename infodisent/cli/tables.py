@@ -17,7 +17,7 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
         f"{len(images['classes'])} classes, trained on {images['train']}"
     )
     table.add_column("head", no_wrap=True)
-    for name in ("accuracy", "balanced", "macro F1", "loss", "channels"):
+    for name in ("accuracy", "balanced", "macro F1", "loss", _units(metrics)):
         table.add_column(name, justify="right")
     for row in metrics["rows"]:
         size = row["explanation_size"]
@@ -37,10 +37,17 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     console.print(metrics_table(metrics))
     if all(row["head"] != "original head" for row in metrics["rows"]):
         console.print("[dim]The original head does not know these classes, so it has no row.")
-    console.print(
-        "[dim]channels: median number of channels, largest contributions first, that reach 95 % of "
-        "the predicted class's logit. no rotation: the same head with U = I."
-    )
+    units = _units(metrics)
+    note = f"[dim]{units}: median number of {units}, largest contributions first, that reach 95 % "
+    note += "of the predicted class's logit."
+    if any(row["head"] == "no rotation" for row in metrics["rows"]):
+        note += " no rotation: the same head with U = I."
+    console.print(note)
+
+
+def _units(metrics: dict[str, Any]) -> str:
+    """What evidence is counted in; runs of version 0.1 do not say: channels."""
+    return f"{metrics.get('unit', 'channel')}s"
 
 
 def print_result(what: str, value: object) -> None:

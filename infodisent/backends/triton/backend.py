@@ -36,7 +36,7 @@ class Triton(Backend):
 
     def describe(self) -> str | None:
         """Whether the kernels load."""
-        return loading.missing() or "load"
+        return loading.missing() or "the kernels load"
 
     def rotation(self, a: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
         """See `kernels.rotation`: everything is decided on the device."""
