@@ -1,7 +1,7 @@
 """What the float8 option of the CUDA module computes, in plain PyTorch on any device.
 
 To measure what the option costs on one's own maps before using it, and for tests. Casts, scales and
-the cleared last bits are those of the kernels (``csrc/float8.h``, ``csrc/packed_key.h``). The sums
+the cleared last bits are those of the kernels (``csrc/sm90/float8.h``, ``csrc/sm90/packed_key.h``). The sums
 are float32 ones by default, which the tensor cores' are not: see
 `infodisent.backends.cuda.module.rotate_pool`.
 """
@@ -25,7 +25,7 @@ def scales(x: Tensor) -> Tensor:
     # m * 2^e with 0.5 <= m < 1, to be at most 448 = 0.875 * 2^9
     mantissa, exponent = torch.frexp(magnitude.amax(1))
     exponent = exponent - 9 + (mantissa > 0.875).int()
-    # 0 and what is subnormal go to the least scale, as in csrc/float8.h
+    # 0 and what is subnormal go to the least scale, as in csrc/sm90/float8.h
     exponent = torch.where(magnitude.amax(1) < 2.0**-126, -126, exponent).clamp_min(-126)
     return (exponent + 127 << 23).view(torch.float32)  # exact on every device, as ldexp is not
 

@@ -1,7 +1,7 @@
 """The compiled module `infodisent._cuda`: `rotate_pool` and the gradient of its u on Hopper GPUs.
 
 What is returned for half maps of up to 1024 pixels is rounded as by the Triton kernels (see
-``csrc/packed_key.h``): the last ``(P - 1).bit_length()`` of 23 mantissa bits are cleared. Larger
+``csrc/sm90/packed_key.h``): the last ``(P - 1).bit_length()`` of 23 mantissa bits are cleared. Larger
 maps and float32 ones give whole float32 values; float32 ones are multiplied as three products of
 bfloat16 parts, about 2^-15 of each term.
 
@@ -24,12 +24,12 @@ from infodisent.contract import Extremes, empty_extremes
 from infodisent.layout import row_strides
 
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""The numbers of ``csrc/rotate_pool_sm90.h``."""
+"""The numbers of ``csrc/sm90/rotate_pool.h``."""
 WORKSPACE = 1 << 30
 """Bytes that the parts of a float32 map, or a map as float8, may take; larger ones are done in
 several launches."""
 FLOAT8_PIXELS = 1024
-"""Most pixels of a map for the float8 kernels, ``kFloat8Pixels`` of ``csrc/float8.h``."""
+"""Most pixels of a map for the float8 kernels, ``kFloat8Pixels`` of ``csrc/sm90/float8.h``."""
 
 _module: Any = None
 _missing: str | None = None

@@ -1,6 +1,6 @@
 """Rotate and pool in one compiled pass; gradients by gather-accumulate over the winners.
 
-Where the processor has AVX2 or AVX-512, ``csrc/rotate_pool_cpu.cpp`` multiplies and pools a few
+Where the processor has AVX2 or AVX-512, ``csrc/cpu/rotate_pool.cpp`` multiplies and pools a few
 rows at a time in registers: the rotated map never exists. Elsewhere, and for float64, chunks of
 images go through one flat library product and one pass over its result. There, maps with contiguous
 channels are read in place, prefix tokens included: a row more or less in the product costs less
