@@ -141,14 +141,14 @@ def test_rotate_pool_of_each_instruction_set(instructions, channels, pixels, lay
         x = torch.stack([x, x * 0], -1)[..., 0]
     u = torch.randn(channels, channels)
     try:
-        found = _native.rotate_pool(x, u, instructions)
+        result = _native.rotate_pool(x, u, instructions)
     except ValueError as error:
         pytest.skip(str(error))
     wanted = reference.rotate_pool(x.double(), u.double(), input_fmt="NLC")
-    for ours, truth in zip(found[:2], wanted[1:3], strict=True):
+    for ours, truth in zip(result[:2], wanted[1:3], strict=True):
         torch.testing.assert_close(ours.double(), truth, rtol=1e-5, atol=1e-5, equal_nan=True)
     y = x.double() @ u.double().mT
-    for index, sign in ((found[2], 1), (found[3], -1)):
+    for index, sign in ((result[2], 1), (result[3], -1)):
         assert torch.all((index[1] == pixels // 2) | (channels == 0))  # the NaN
         for b in (0, 2):
             there = (sign * y[b]).gather(0, index[b].clamp_min(0).long()[None])[0]
@@ -167,9 +167,9 @@ def test_rotate_pool_ties_and_zeros():
     wanted = reference.rotate_pool(x, u, input_fmt="NLC")
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for view in (x.to(dtype), x.to(dtype).mT.contiguous().mT):
-            found = ops.rotate_pool(view, u.to(dtype), input_fmt="NLC")
-            assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
-            assert not torch.signbit(found.neg).any()
+            result = ops.rotate_pool(view, u.to(dtype), input_fmt="NLC")
+            assert all(torch.equal(a, b) for a, b in zip(result, wanted, strict=True))
+            assert not torch.signbit(result.neg).any()
     assert (wanted.pos_index[:, 3] == -1).all()
 
 
@@ -197,13 +197,13 @@ def test_by_library(dtype, layout, monkeypatch):
     x, u = torch.randn(5, 24, 5, 7).to(dtype), torch.randn(24, 24).to(dtype)
     view = to_bpc(build(x), **kwargs)
     monkeypatch.setattr(native.rotate_pool, "CHUNK_ROWS", 70)  # two images and the rest
-    found = native.rotate_pool.by_library(view, u)
+    result = native.rotate_pool.by_library(view, u)
     wanted = reference.rotate_pool(x.double(), u.double())
-    for ours, truth in zip(found, wanted[1:], strict=True):
+    for ours, truth in zip(result, wanted[1:], strict=True):
         torch.testing.assert_close(ours.double(), truth.double(), rtol=1e-4, atol=1e-4)
     monkeypatch.setattr(_native, "multiplies", lambda *_: None)
     pool = ops.rotate_pool(build(x), u, **kwargs)
-    assert all(torch.equal(a, b) for a, b in zip(pool[1:], found, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(pool[1:], result, strict=True))
 
 
 MEMORY = """
