@@ -34,8 +34,8 @@ def calls():
     }
 
 
-def same(found, wanted):
-    for a, b in zip(found, wanted, strict=True):
+def same(result, wanted):
+    for a, b in zip(result, wanted, strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -44,8 +44,8 @@ def test_default_device_is_not_that_of_the_inputs(name):
     ours, plain = calls()[name]
     x = torch.randn(2, C, 3, 3)
     with torch.device("meta"):
-        found = ours(x)
-    same(found, plain(x))
+        result = ours(x)
+    same(result, plain(x))
 
 
 def test_default_device_in_backward():
@@ -54,9 +54,9 @@ def test_default_device_in_backward():
     a = torch.randn(C, C, requires_grad=True)
     true = torch.autograd.grad(reference.rotation(a)[0, 1], a)[0]
     with torch.device("meta"):
-        found = torch.autograd.grad(ops.rotate_pool(x, u).pooled.sum(), (x, u))
+        result = torch.autograd.grad(ops.rotate_pool(x, u).pooled.sum(), (x, u))
         d_a = torch.autograd.grad(ops.rotation(a)[0, 1], a)[0]
-    same(found, wanted)
+    same(result, wanted)
     torch.testing.assert_close(d_a, true, atol=1e-5, rtol=1e-4)
 
 
@@ -118,8 +118,8 @@ def test_meta_inputs(name):
     x = torch.empty(2, C, 3, 3, device="meta")
     u, w = torch.empty(C, C, device="meta"), torch.empty(3, C, device="meta")
     args = {"rotate_pool": (x, u), "mx_pool": (x,), "infodisent_head": (x, u, w)}[name]
-    found = getattr(ops, name)(*args)
-    assert (found if name == "infodisent_head" else found.pooled).device.type == "meta"
+    result = getattr(ops, name)(*args)
+    assert (result if name == "infodisent_head" else result.pooled).device.type == "meta"
 
 
 def test_a_rotation_at_an_odd_place():

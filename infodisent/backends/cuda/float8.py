@@ -1,9 +1,9 @@
 """What the float8 option of the CUDA module computes, in plain PyTorch on any device.
 
 To measure what the option costs on one's own maps before using it, and for tests. Casts, scales and
-the cleared last bits are those of the kernels (``csrc/sm90/float8.h``, ``csrc/sm90/packed_key.h``). The sums
-are float32 ones by default, which the tensor cores' are not: see
-`infodisent.backends.cuda.module.rotate_pool`.
+the cleared last bits are those of the kernels (``csrc/sm90/float8.h``,
+``csrc/sm90/packed_key.h``). The sums are float32 ones by default, which the tensor cores' are not:
+see `infodisent.backends.cuda.module.rotate_pool`.
 """
 
 from __future__ import annotations

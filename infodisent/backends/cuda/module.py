@@ -1,9 +1,9 @@
 """The compiled module `infodisent._cuda`: `rotate_pool` and the gradient of its u on Hopper GPUs.
 
 What is returned for half maps of up to 1024 pixels is rounded as by the Triton kernels (see
-``csrc/sm90/packed_key.h``): the last ``(P - 1).bit_length()`` of 23 mantissa bits are cleared. Larger
-maps and float32 ones give whole float32 values; float32 ones are multiplied as three products of
-bfloat16 parts, about 2^-15 of each term.
+``csrc/sm90/packed_key.h``): the last ``(P - 1).bit_length()`` of 23 mantissa bits are cleared.
+Larger maps and float32 ones give whole float32 values; float32 ones are multiplied as three
+products of bfloat16 parts, about 2^-15 of each term.
 
 The kernel exists for compute capability 9.0 alone. It reads rows of contiguous channels where they
 are; maps of other layouts are for other backends, and `objection` says so. Of the gradients it has
