@@ -56,7 +56,6 @@ def empty_extremes(
 
     `device` is named always: compiled code writes to these addresses whatever torch's default is.
     """
-    size = (batch, channels)
-    pos, neg = (torch.empty(size, dtype=dtype, device=device) for _ in range(2))
-    places = (torch.empty(size, dtype=torch.int32, device=device) for _ in range(2))
-    return Extremes(pos, neg, *places)
+    pos = torch.empty(batch, channels, dtype=dtype, device=device)
+    index = torch.empty(batch, channels, dtype=torch.int32, device=device)
+    return Extremes(pos, torch.empty_like(pos), index, torch.empty_like(index))

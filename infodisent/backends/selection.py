@@ -136,11 +136,11 @@ def implementation(
     A registered operator has the name as an argument, so that forward and backward have the same
     one. Names of an exported program were not resolved for the device it runs on: they are now.
     """
-    dtypes = {tensor.dtype, *(other.dtype for other in others if other is not None)}
-    dtype = torch.float64 if torch.float64 in dtypes else tensor.dtype
     backend = BY_NAME.get(name)
     if backend is None or op not in backend.stems:
-        backend = BY_NAME[_resolve(name, op, tensor.device, dtype)]
+        dtypes = {tensor.dtype, *(other.dtype for other in others if other is not None)}
+        dtype = torch.float64 if torch.float64 in dtypes else tensor.dtype
+        backend = BY_NAME[_resolve(_checked(name, f"{op}: backend"), op, tensor.device, dtype)]
     # there is no formula to call once autograd has let go of the operator
     return BY_NAME["sparse"] if backend.name == FORMULAS else backend
 

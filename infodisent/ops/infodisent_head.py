@@ -68,13 +68,13 @@ def infodisent_head(
                 return_pool=return_pool,
             )
     run = _impl if register.direct(x, U, weight, bias) else _head
-    logits, *extremes = run(
+    logits, pos, neg, pos_index, neg_index = run(
         x, U, weight, bias, nonneg == "relu", input_fmt, num_prefix_tokens, backend
     )
     if not return_pool:
         result: Tensor = logits
         return result
-    return logits, Extremes(*extremes).pooled()
+    return logits, Extremes(pos, neg, pos_index, neg_index).pooled()
 
 
 def _check(

@@ -61,8 +61,10 @@ def rotate_pool(
             return reference.rotate_pool(
                 x, U, input_fmt=input_fmt, num_prefix_tokens=num_prefix_tokens
             )
-    run = _impl if register.direct(x, U) else _rotate_pool
-    return Extremes(*run(x, U, input_fmt, num_prefix_tokens, backend)).pooled()
+    arguments = x, U, input_fmt, num_prefix_tokens, backend
+    if register.direct(x, U):
+        return _impl(*arguments).pooled()
+    return Extremes(*_rotate_pool(*arguments)).pooled()
 
 
 def check_rotation_fits(
