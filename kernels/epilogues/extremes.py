@@ -223,7 +223,7 @@ def pool(
             image = first + s
             bits_pos, at_pos, bits_neg, at_neg = _extremes(totals, skip - s * P, P, TILES, KEYS)
             at = image.to(tl.int64) * C + channel
-            other = at + B.to(tl.int64) * C
+            other = at + tl.cast(B, tl.int64) * C
             key = _pack(bits_pos, at_pos, KEYS)
             tl.atomic_max(borders.keys + at, key, mask=mask & (key > 0), sem="relaxed")
             key = _pack(bits_neg, at_neg, KEYS)
