@@ -41,8 +41,8 @@ def doctor(
     for reason in reasons:
         console.print(f"[dim]- {escape(reason)}")
     console.print(
-        "[dim]auto takes kernels for a GPU only after a check on this machine (--check runs it now), "
-        "and those that say so above only where they are asked for."
+        "[dim]auto takes kernels for a GPU only after a check on this machine (--check runs it "
+        "now), and those that say so above only where they are asked for."
     )
     if check and not torch.cuda.is_available():
         console.print("--check: torch sees no GPU, so there was nothing to check")
