@@ -1,6 +1,6 @@
-// What the epilogue of rotate_pool.cu computes from the accumulators of one thread, and how
-// the finds of several threads, tiles and sides become results. Integers only, and nothing of CUDA,
-// so that tests/cuda/rotate_pool_model.cpp runs these same functions on the CPU.
+// What the epilogue of rotate_pool_kernel.cuh computes from the accumulators of one thread, and
+// how the results of several threads, tiles and sides become results. Integers only, and nothing of
+// CUDA, so that tests/cuda/rotate_pool_model.cpp runs these same functions on the CPU.
 //
 // As signed integers the bits of positive floats order as the floats do and above all negative
 // ones; as unsigned integers those of negative floats order by magnitude and above all positive

@@ -1,4 +1,4 @@
-// The PTX of Hopper (sm_90a) that rotate_pool.cu is made of, one function an instruction.
+// The PTX of Hopper (sm_90a) that the kernels are made of, one function an instruction.
 #pragma once
 #include <cuda.h>
 #include <cuda_bf16.h>

@@ -1,4 +1,4 @@
-// Which block of rotate_pool.cu computes which tile, when, and through which slot of its
+// Which block of rotate_pool_kernel.cuh computes which tile, when, and through which slot of its
 // pipeline. Plain arithmetic, so that tests/cuda/rotate_pool_model.cpp checks it on the CPU.
 #pragma once
 #include <cstdint>

@@ -88,7 +88,7 @@ class Head(nn.Module, abc.ABC):
         drop_rate: dropout on the pooled units in training.
 
     Attributes:
-        method: name in `infodisent.methods.METHODS`, in files and on the command line.
+        method: name in `infodisent.methods.METHODS` and in files.
         title: its name for people.
         unit: what its evidence is counted in, singular: "channel", "prototype" …
         penalty_needs_pool: `penalty` wants the units of the batch, which costs the fused

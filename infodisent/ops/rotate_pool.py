@@ -42,8 +42,7 @@ def rotate_pool(
         SparsePool of ``[B, C]`` tensors: values float32 (float64 if an input is), accumulated in at
         least float32; locations int32. ``B = 0`` gives empty results. NaN and Inf in `x` come out
         where the formula puts them; but the bfloat16 products of a CPU, and only those, count
-            numbers below 2^-126 as zero. Under autocast both inputs are cast as for a matrix
-            product.
+        numbers below 2^-126 as zero. Under autocast both inputs are cast as for a matrix product.
 
     Double backward raises RuntimeError.
 

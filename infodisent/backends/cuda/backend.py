@@ -12,6 +12,8 @@ from infodisent.backends.sparse.backend import Sparse, unsupported
 from infodisent.backends.triton.backend import Triton
 from infodisent.contract import Extremes
 
+_TRITON, _SPARSE = Triton(), Sparse()
+
 
 class Cuda(Backend):
     """TMA, clusters and wgmma. Not measured yet, so ``auto`` never takes it.
@@ -30,7 +32,7 @@ class Cuda(Backend):
     fp8 = False
 
     def at(self, precision: str) -> Backend:
-        """ "fp8"."""
+        """The same in float8, at "fp8"."""
         return CudaFloat8() if precision == "fp8" else super().at(precision)
 
     def objection(self, call: Call) -> str | None:
@@ -47,11 +49,7 @@ class Cuda(Backend):
 
     def gradient(self, call: Call) -> str:
         """The Triton kernels where they run, else `sparse`; dU of half maps is this one's own."""
-        return self._rest(call).name
-
-    def _rest(self, call: Call) -> Backend:
-        triton = Triton()
-        return triton if triton.objection(call) is None else Sparse()
+        return _TRITON.name if _TRITON.objection(call) is None else _SPARSE.name
 
     def describe(self) -> str | None:
         """What was built, or why there is nothing."""
@@ -84,7 +82,8 @@ class Cuda(Backend):
         """dU of half maps by the kernel here, the rest by the backend that `gradient` names."""
         call = Call("rotate_pool", x.device, torch.promote_types(x.dtype, u.dtype))
         own = need_u and not self.fp8 and _has_grad_u(x, u)
-        dx, du = self._rest(call).rotate_pool_backward(
+        rest = {backend.name: backend for backend in (_TRITON, _SPARSE)}[self.gradient(call)]
+        dx, du = rest.rotate_pool_backward(
             grad_pos, grad_neg, x, u, pos_index, neg_index, need_x, need_u and not own
         )
         if own:
