@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from infodisent.moved import install
+from infodisent.moved import MOVED, install
 from infodisent.version import __version__
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f"infodisent.{_WHERE[name]}"), name)
         globals()[name] = value
         return value
+    if name in MOVED:  # in version 0.1 a module was an attribute once something had imported it
+        return importlib.import_module(f"infodisent.{name}")
     raise AttributeError(f"module 'infodisent' has no attribute {name!r}")
 
 

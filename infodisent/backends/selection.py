@@ -38,7 +38,8 @@ _chosen: str | None = None
 
 
 def _checked(name: str, origin: str) -> str:
-    name = OLD_NAMES.get(name, name)
+    if isinstance(name, str):
+        name = OLD_NAMES.get(name, name)
     if name not in NAMES:
         raise ValueError(f"{origin} is {name!r}, allowed are {', '.join(NAMES)}")
     return name
@@ -122,6 +123,8 @@ def select(op: str, tensor: torch.Tensor, *others: torch.Tensor | None) -> str:
         served_by = _resolve(*key[:4])
         if not (tensor.is_cuda and selfcheck.pending(tensor.device)):
             _resolved[key] = served_by
+    if served_by != FORMULAS and torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return name  # what is traced runs elsewhere too, as what is exported does
     return served_by
 
 
@@ -134,10 +137,12 @@ def implementation(
     """The backend of a name that `select` returned, for the inputs that `select` was given.
 
     A registered operator has the name as an argument, so that forward and backward have the same
-    one. Names of an exported program were not resolved for the device it runs on: they are now.
+    one. "auto", of an exported or traced program, is what is in force where it runs.
     """
     backend = BY_NAME.get(name)
     if backend is None or op not in backend.stems:
+        if name == AUTO:
+            name = get_backend()
         dtypes = {tensor.dtype, *(other.dtype for other in others if other is not None)}
         dtype = torch.float64 if torch.float64 in dtypes else tensor.dtype
         backend = BY_NAME[_resolve(_checked(name, f"{op}: backend"), op, tensor.device, dtype)]

@@ -28,7 +28,7 @@ def method_class(name: str) -> type[Head]:
     Raises:
         ValueError: there is no such method; the message names those there are.
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ValueError(f"method is {name!r}, allowed are {', '.join(METHODS)}")
     return METHODS[name]
 

@@ -258,12 +258,18 @@ class Head(nn.Module, abc.ABC):
 
     @classmethod
     def option_names(cls) -> tuple[str, ...]:
-        """The options of the method: what its constructor takes by keyword, but for placement."""
-        return tuple(
-            name
-            for name, parameter in inspect.signature(cls).parameters.items()
+        """The options of the method: what its constructor takes by keyword, but for placement.
+
+        Those of the classes that it is made from too, which it may hand on as ``**options``.
+        """
+        names = {
+            name: None
+            for owner in cls.__mro__[: cls.__mro__.index(Head)]
+            if "__init__" in vars(owner)
+            for name, parameter in inspect.signature(owner).parameters.items()
             if parameter.kind is parameter.KEYWORD_ONLY and name not in _PLACEMENT
-        )
+        }
+        return tuple(names)
 
     @property
     def device(self) -> torch.device:

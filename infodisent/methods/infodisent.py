@@ -228,10 +228,17 @@ class InfoDisentHead(Head):
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments that rebuild this head; the rotation's only where it has one."""
-        options = super().options()
-        if not self.rotate:
-            del options["parametrization"], options["rotation_precision"]
-        return options
+        of_rotation: dict[str, Any] = {"rotate": self.rotation is not None}
+        absent: tuple[str, ...] = ("parametrization", "rotation_precision")
+        if self.rotation is not None:  # it may have been replaced since
+            of_rotation["parametrization"] = self.rotation.parametrization
+            of_rotation["rotation_precision"] = self.rotation.precision
+            absent = ()
+        return {
+            name: of_rotation[name] if name in of_rotation else getattr(self, name)
+            for name in self.option_names()
+            if name not in absent
+        }
 
     def _classifier(self) -> NonNegativeLinear:
         if not isinstance(self.fc, NonNegativeLinear):

@@ -156,7 +156,8 @@ def _fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: _Five) -> None:
-    x, u, weight, bias, ctx.relu, *ctx.layout, ctx.backend = inputs
+    x, u, weight, bias, ctx.relu, *ctx.layout, backend = inputs
+    ctx.backend = implementation(backend, "infodisent_head", x, u, weight).name
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.save_for_backward(x, u, weight, *output[1:])
 

@@ -63,7 +63,8 @@ def traced_extremes(x: Tensor, channels: int, *dtypes: torch.dtype) -> Extremes:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    y, *ctx.layout, ctx.backend = inputs
+    y, *ctx.layout, backend = inputs
+    ctx.backend = implementation(backend, "mx_pool", y).name
     ctx.save_for_backward(output[2], output[3])
     ctx.shape, ctx.dtype = y.shape, y.dtype
 

@@ -99,7 +99,8 @@ def _fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, u, *layout, ctx.backend = inputs
+    x, u, *layout, backend = inputs
+    ctx.backend = implementation(backend, "rotate_pool", x, u).name
     ctx.save_for_backward(x, u, output[2], output[3])
     ctx.layout = tuple(layout)
 

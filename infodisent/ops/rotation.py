@@ -72,7 +72,8 @@ def _fake(a: Tensor, precision: str, backend: str = AUTO) -> tuple[Tensor, Tenso
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    a, ctx.precision, ctx.backend = inputs
+    a, ctx.precision, backend = inputs
+    ctx.backend = implementation(backend, "rotation", a).name
     ctx.save_for_backward(a, *output[1:])
 
 

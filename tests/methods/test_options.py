@@ -1,0 +1,29 @@
+"""Options survive subclasses and rotations that were replaced."""
+
+from __future__ import annotations
+
+from infodisent import InfoDisentHead, attach, load, save
+
+
+class Fixed(InfoDisentHead):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+
+
+def test_a_subclass_has_the_options_of_its_base(tmp_path):
+    head = Fixed(8, 3, nonneg="relu", drop_rate=0.2, bias=True)
+    assert head.options() == InfoDisentHead(8, 3, nonneg="relu", drop_rate=0.2, bias=True).options()
+    assert Fixed(8, 3, rotate=False).options()["rotate"] is False
+    model = attach("test_resnet", 3)
+    model.head = Fixed(model.num_features, 3, nonneg="relu", bias=True)
+    save(tmp_path / "model.safetensors", model)
+    assert load(tmp_path / "model.safetensors").model.head.options() == model.head.options()
+
+
+def test_a_rotation_taken_out_after_attach(tmp_path):
+    model = attach("test_resnet", 3)
+    model.head.rotation = None
+    assert model.head.options()["rotate"] is False
+    assert "parametrization" not in model.head.options()
+    save(tmp_path / "model.safetensors", model)
+    assert load(tmp_path / "model.safetensors").model.head.rotation is None
