@@ -81,6 +81,7 @@ def extract(
         "spec": {**backbone.origin, "original_num_classes": backbone.num_classes},
         "transform": transform,
         "classes": list(images.classes),
+        "task": images.task,
         "root": images.root,
         "channels": backbone.num_features,
         "pixels": grid[0] * grid[1],

@@ -19,13 +19,24 @@ TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "test")
 
 
+TASKS = ("multiclass", "multilabel")
+
+
 @dataclass(frozen=True)
 class ImageItem:
-    """One image: its path, the index of its class, and "train" or "val"."""
+    """One image.
+
+    Attributes:
+        path: its file.
+        label: index of its class; in a multi-label set the indices of all its labels, rising.
+        split: "train" or "val".
+        group: what must not be divided between splits (a patient, a site …); "" for none.
+    """
 
     path: str
-    label: int
+    label: int | tuple[int, ...]
     split: str
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,11 +47,13 @@ class ImageSet:
         root: folder the images come from.
         classes: K class names; a label is an index into them.
         items: the images.
+        task: "multiclass", one class an image, or "multilabel", any number of them.
     """
 
     root: str
     classes: tuple[str, ...]
     items: tuple[ImageItem, ...] = field(repr=False)
+    task: str = "multiclass"
 
 
 def scan_folder(

@@ -7,7 +7,7 @@ A shard appears under its name only when it is complete.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ class FeatureStore:
     Attributes:
         classes: K class names.
         files: path of every stored image, N.
-        labels: ``[N]`` int64.
+        task: "multiclass" or "multilabel", see `infodisent.data.images.ImageSet`.
+        labels: ``[N]`` int64; multi-label ``[N, K]`` float32 of zeros and ones.
+        groups: of every stored image, N; "" where it has none.
         splits: "train" or "val" for every image, N.
         original_logits: ``[N, K']`` logits of the original head, or None; ``original_logits[i]``
             reads the rows at the positions ``i`` as float32, the whole is never in memory.
@@ -54,6 +56,7 @@ class FeatureStore:
 
     def _open(self) -> None:
         items = [ImageItem(*item) for item in self.meta["items"]]
+        self.task: str = self.meta.get("task", "multiclass")
         self.classes = tuple(self.meta["classes"])
         self.channels, self.pixels = self.meta["channels"], self.meta["pixels"]
         self.grid: tuple[int, int] = tuple(self.meta["grid"])
@@ -70,8 +73,9 @@ class FeatureStore:
             self.skipped += [(items[i].path, reason) for i, reason in skipped]
         order = [items[i] for i in torch.cat(kept).tolist()] if kept else []
         self.files = [item.path for item in order]
-        self.labels = torch.tensor([item.label for item in order], dtype=torch.int64)
+        self.labels = label_tensor([item.label for item in order], len(self.classes), self.task)
         self.splits = [item.split for item in order]
+        self.groups = [item.group for item in order]
         self.original_logits = ShardedRows(logits) if logits else None
         self._starts = torch.tensor([0] + [len(s) for s in self._shards]).cumsum(0)
 
@@ -123,6 +127,16 @@ class FeatureStore:
                 rows[at : at + len(maps)] = maps.float().mean(1)
                 at += len(maps)
         return rows
+
+
+def label_tensor(labels: Sequence[Any], classes: int, task: str) -> Tensor:
+    """Labels of `ImageItem` as a tensor: ``[N]`` int64, or multi-label ``[N, K]`` float32."""
+    if task == "multiclass":
+        return torch.tensor(labels, dtype=torch.int64)
+    rows = torch.zeros(len(labels), classes)
+    for row, present in zip(rows, labels, strict=True):
+        row[list(present)] = 1
+    return rows
 
 
 def read_shard(path: Path, meta: dict[str, Any]) -> tuple[dict[str, Tensor], list[Any]]:

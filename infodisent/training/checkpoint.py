@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from infodisent.backbones.preprocess import transform_config
+from infodisent.checks import check_choice
 from infodisent.classifier import InfoDisentClassifier, attach
+from infodisent.data.images import TASKS
 from infodisent.files import read_tensors, reading, write_tensors
 from infodisent.methods import DEFAULT, method_class
 
@@ -29,12 +31,14 @@ class Checkpoint:
         classes: class names, index = label.
         transform: configuration of the evaluation transform, see `infodisent.backbones.preprocess`.
         info: anything stored beside them (accuracies, training options …).
+        task: "multiclass" (probabilities are a softmax) or "multilabel" (a sigmoid each).
     """
 
     model: InfoDisentClassifier
     classes: tuple[str, ...]
     transform: dict[str, Any]
     info: dict[str, Any] = field(default_factory=dict)
+    task: str = "multiclass"
 
 
 def save(
@@ -44,6 +48,7 @@ def save(
     *,
     transform: dict[str, Any] | None = None,
     info: dict[str, Any] | None = None,
+    task: str = "multiclass",
 ) -> None:
     """Write the whole model, backbone included, so that nothing else is needed to rebuild it.
 
@@ -53,10 +58,12 @@ def save(
         classes: K class names; default: "0", "1", …
         transform: default: the model's own evaluation transform.
         info: any JSON-able dictionary.
+        task: "multiclass" or "multilabel".
 
     Raises:
-        ValueError: the number of class names is not the number of classes.
+        ValueError: the number of class names is not the number of classes, or an unknown task.
     """
+    check_choice("save", "task", task, TASKS)
     names = list(classes) if classes is not None else [str(i) for i in range(model.num_classes)]
     if len(names) != model.num_classes:
         raise ValueError(
@@ -80,6 +87,7 @@ def save(
         "spec": spec,
         "dtype": str(dtype).removeprefix("torch."),
         "classes": names,
+        "task": task,
         "transform": transform or transform_config(model),
         "info": info or {},
     }
@@ -153,4 +161,10 @@ def _rebuild(
     model.spec = spec
     model.backbone.origin = {k: spec[k] for k in ("source", "name", "model_kwargs")}
     model.eval()
-    return Checkpoint(model, tuple(metadata["classes"]), metadata["transform"], metadata["info"])
+    return Checkpoint(
+        model,
+        tuple(metadata["classes"]),
+        metadata["transform"],
+        metadata["info"],
+        metadata.get("task", "multiclass"),
+    )
