@@ -1,22 +1,29 @@
 """Builds the native modules of csrc/; everything else is in pyproject.toml.
 
-``infodisent._C`` is for CPUs; ``infodisent._cuda``, for Hopper GPUs, is built where there is nvcc
-(in ``CUDA_HOME``, ``CUDA_PATH`` or the ``PATH``) and needs no GPU and no torch for that.
+``infodisent._C`` is for CPUs; ``infodisent._cuda``, for Hopper GPUs, takes minutes of nvcc (in
+``CUDA_HOME``, ``CUDA_PATH`` or the ``PATH``), so by default only a machine with a GPU driver builds
+it. Building needs no GPU and no torch.
 
-INFODISENT_BUILD=auto  build what this machine can; without a compiler install pure Python (default)
-INFODISENT_BUILD=1     build, and fail if that does not work; no nvcc is no failure
-INFODISENT_BUILD=cpu   as auto, without the CUDA module, which takes its time
+INFODISENT_BUILD=auto  build what this machine can use; without a compiler pure Python (default)
+INFODISENT_BUILD=1     build all that can be compiled, and fail if that does not work; no nvcc is no
+                       failure
+INFODISENT_BUILD=cuda  as 1, and no nvcc is a failure too
+INFODISENT_BUILD=cpu   as auto, without the CUDA module
 INFODISENT_BUILD=0     pure Python
 
 What was built, and why not more, is written into the package and printed by ``infodisent doctor``.
+Objects stay in ``build/`` and are compiled again only where something they depend on has changed.
 """
 
+import ctypes
+import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -24,8 +31,9 @@ from setuptools.command.build_ext import build_ext as _build_ext
 
 ENV = "INFODISENT_BUILD"
 MODE = os.environ.get(ENV, "auto")
-if MODE not in ("auto", "0", "1", "cpu"):
-    sys.exit(f"{ENV} is {MODE!r}, allowed are auto, 0, 1, cpu")
+if MODE not in ("auto", "0", "1", "cpu", "cuda"):
+    sys.exit(f"{ENV} is {MODE!r}, allowed are auto, 0, 1, cpu, cuda")
+STRICT = MODE in ("1", "cuda")
 SOURCES = [
     "csrc/cpu/bindings.cpp",
     "csrc/cpu/mx_pool.cpp",
@@ -57,6 +65,27 @@ def find_nvcc():
     return shutil.which("nvcc")
 
 
+def has_gpu_driver():
+    """Whether NVIDIA's driver is there: its library loads, whatever GPU it serves."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def jobs():
+    """How many compilers run at a time: the processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def say(line):
+    """A line for whoever watches the build (pip shows it with -v)."""
+    print(f"infodisent: {line}", file=sys.stderr, flush=True)
+
+
 def cuda_extension(pybind11_extension):
     """The module for GPUs, or the reason why it is not built."""
     if MODE == "cpu":
@@ -65,7 +94,12 @@ def cuda_extension(pybind11_extension):
         return "it is built on Linux only"
     nvcc = find_nvcc()
     if nvcc is None:
-        return "no nvcc at installation (in CUDA_HOME, CUDA_PATH or the PATH)"
+        reason = "no nvcc at installation (in CUDA_HOME, CUDA_PATH or the PATH)"
+        if MODE == "cuda":
+            sys.exit(f"{ENV}=cuda: {reason}")
+        return reason
+    if MODE == "auto" and not has_gpu_driver():
+        return f"no GPU driver at installation; {ENV}=cuda builds it without one"
     # nvcc may be a link or a script elsewhere: it says itself where its headers and libraries are
     dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
     top = next((line[7:] for line in dry.stderr.splitlines() if line.startswith("#$ TOP=")), "")
@@ -97,7 +131,7 @@ def extensions():
     try:
         from pybind11.setup_helpers import Pybind11Extension
     except ImportError:
-        if MODE == "1":
+        if STRICT:
             raise
         return []
     windows = platform.system() == "Windows"
@@ -119,11 +153,29 @@ def extensions():
     return modules
 
 
+def _is_older(target, inputs):
+    """Whether a file is missing or older than one of those it is made from."""
+    target = Path(target)
+    if not target.exists():
+        return True
+    made = target.stat().st_mtime
+    return any(Path(path).stat().st_mtime > made for path in inputs)
+
+
 class build_ext(_build_ext):  # noqa: N801  (setuptools' name)
     """Adds OpenMP where the compiler has it, and turns a failure into a note unless asked to."""
 
     note = ""
     note_cuda = ""
+    reused = False
+
+    def finalize_options(self):
+        """Keep objects in the source folder, also where the frontend wants a temporary one."""
+        super().finalize_options()
+        flags = repr((FLAGS, CUDA_FLAGS, os.environ.get("CXX"), os.environ.get("CXXFLAGS")))
+        kind = f"{platform.system()}-{platform.machine()}-{sys.implementation.cache_tag}"
+        digest = hashlib.sha256(flags.encode()).hexdigest()[:8]
+        self.build_temp = str(Path("build", f"objects-{kind}-{digest}").absolute())
 
     def run(self):
         """Build, then leave the notes beside the modules: in the source folder or in the wheel."""
@@ -140,16 +192,24 @@ class build_ext(_build_ext):  # noqa: N801  (setuptools' name)
         try:
             if self.compiler.compiler_type == "msvc":
                 self._use_clang_cl()
+            self._compile_in_parallel()
+            say(f"compiling {len(SOURCES)} C++ files, {jobs()} at a time")
             if self._has_openmp():
                 for extension in self.extensions:
                     extension.extra_compile_args.append("-fopenmp")
                     extension.extra_link_args.append("-fopenmp")
-            super().build_extensions()
+            try:
+                super().build_extensions()
+            except Exception:
+                if not self.reused:
+                    raise
+                self.force = True  # an object may be what a killed compiler has left
+                super().build_extensions()
         except Exception as error:
-            if MODE == "1":
+            if STRICT:
                 raise
             self.note = f"the compiler failed at installation: {str(error).splitlines()[0]}"
-            print(f"infodisent: {self.note}; installing pure Python", file=sys.stderr)
+            say(f"{self.note}; installing pure Python")
             self.extensions = []
         for extension in gpu:
             try:
@@ -157,10 +217,12 @@ class build_ext(_build_ext):  # noqa: N801  (setuptools' name)
                 self.build_extension(extension)
                 self.extensions.append(extension)
             except Exception as error:
-                if MODE == "1":
+                if STRICT:
                     raise
                 self.note_cuda = f"nvcc failed at installation: {str(error).splitlines()[0]}"
-                print(f"infodisent: {self.note_cuda}", file=sys.stderr)
+                say(self.note_cuda)
+        if self.note_cuda and not gpu:
+            say(f"no CUDA module: {self.note_cuda}")
 
     def _use_clang_cl(self):
         """Compile with LLVM's clang-cl, which takes the same options: cl has no vector types."""
@@ -172,15 +234,25 @@ class build_ext(_build_ext):  # noqa: N801  (setuptools' name)
             self.compiler.initialize()
         self.compiler.cc = clang_cl
 
+    def _compile_in_parallel(self):
+        """Several compilers at a time, for files that changed or whose headers did."""
+        from pybind11.setup_helpers import ParallelCompile
+
+        def changed(target, source):
+            stale = self.force or _is_older(target, [source, *headers("cpu"), "setup.py"])
+            self.reused = self.reused or not stale
+            return stale
+
+        ParallelCompile(default=jobs(), needs_recompile=changed).install()
+
     def _nvcc(self, extension):
-        """Objects of the .cu files, compiled unless they are newer than all they depend on."""
-        objects = []
-        for source in CUDA_SOURCES:
+        """Objects of the .cu files, several compilers at a time."""
+        say(f"compiling {len(CUDA_SOURCES)} CUDA files with {extension.nvcc}: minutes")
+
+        def compiled(source):
             target = Path(self.build_temp, source).with_suffix(".o")
             target.parent.mkdir(parents=True, exist_ok=True)
-            inputs = [source, *headers("sm90"), "setup.py"]
-            newest = max(Path(path).stat().st_mtime for path in inputs)
-            if self.force or not target.exists() or target.stat().st_mtime < newest:
+            if self.force or _is_older(target, [source, *headers("sm90"), "setup.py"]):
                 partial = target.with_suffix(".partial.o")
                 command = [extension.nvcc, *CUDA_FLAGS, "-Icsrc", "-Icsrc/sm90"]
                 command += ["-c", source, "-o", str(partial)]
@@ -191,8 +263,10 @@ class build_ext(_build_ext):  # noqa: N801  (setuptools' name)
                     lines = [line for line in done.stderr.splitlines() if "error" in line]
                     raise RuntimeError("; ".join(lines[:3]) or f"{source}: {done.returncode}")
                 partial.replace(target)
-            objects.append(str(target))
-        return objects
+            return str(target)
+
+        with ThreadPoolExecutor(jobs()) as pool:
+            return list(pool.map(compiled, CUDA_SOURCES))
 
     def _has_openmp(self):
         if self.compiler.compiler_type == "msvc":

@@ -47,7 +47,8 @@ def _load() -> str | None:
             reason = why_missing(
                 "_cuda",
                 "_build_note_cuda.txt",
-                "the package was installed without it (INFODISENT_BUILD=0 or cpu, or no nvcc)",
+                "the package was installed without it (INFODISENT_BUILD=0 or cpu, no nvcc, or no "
+                "GPU driver)",
                 error,
             )
             _missing = f"no CUDA module: {reason}"
