@@ -145,6 +145,26 @@ def set_transform(backbone: Backbone, **options: Any) -> None:
     backbone.pretrained_cfg = {**backbone.pretrained_cfg, **checked}
 
 
+def is_preprocessing(cfg: Any) -> bool:
+    """Whether a configuration has keys of the transform alone, none that leads to a file."""
+    return isinstance(cfg, Mapping) and set(cfg) <= {*_KEYS, *_READING, "num_classes"}
+
+
+def restore_transform(backbone: Backbone, config: Mapping[str, Any]) -> None:
+    """Make a stored configuration the backbone's own, and set the image size it was used with."""
+    kept = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    backbone.pretrained_cfg = {**backbone.pretrained_cfg, **kept}
+    size, own = tuple(kept.get("input_size", ()))[1:], own_image_size(backbone.model)
+    set_size: Any = getattr(backbone.model, "set_input_size", None)
+    if own is None or not size or size == own or not callable(set_size):
+        return
+    try:
+        backbone.grid_size(size)
+    except ValueError:
+        set_size(img_size=size)
+        backbone.built_size = own_image_size(backbone.model)
+
+
 def _checked_size(backbone: Backbone, value: Any) -> tuple[int, int, int]:
     channels = backbone.in_chans
     sides = (value, value) if isinstance(value, int) else value
@@ -180,7 +200,9 @@ def _checked_size(backbone: Backbone, value: Any) -> tuple[int, int, int]:
 
 
 def _checked_values(key: str, value: Any, channels: int) -> tuple[float, ...]:
-    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    values = (
+        tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    )
     if len(values) == 1:
         values *= channels
     if len(values) != channels or not all(_is_number(v) for v in values):
@@ -212,6 +234,4 @@ def _checked_range(value: Any) -> tuple[float, float]:
 
 
 def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    )
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -164,6 +164,8 @@ def _input_size(
     nominal = tuple(cfg.get("input_size") or (3, 224, 224))
     built = built_image_size(model, kwargs)
     height, width = built or nominal[1:]
-    if built is None and not cfg.get("fixed_input_size"):  # a look at the layout needs no larger image; 448 = 7 * 64
+    if built is None and not cfg.get(
+        "fixed_input_size"
+    ):  # a look at the layout needs no larger image; 448 = 7 * 64
         height, width = min(height, 448), min(width, 448)
     return (int(height), int(width)), image_channels(model, int(nominal[0]))

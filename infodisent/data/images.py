@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,8 +201,11 @@ def _check_classes(base: Path, classes: Sequence[str]) -> None:
 
 
 def load_image(path: ImageSource) -> Image.Image:
-    """Decode an image completely, upright, as RGB: `load_picture` without its notes."""
-    return load_picture(path).image
+    """Decode an image completely, upright, as RGB: `load_picture`, whose notes become warnings."""
+    picture = load_picture(path)
+    for note in picture.notes:
+        warnings.warn(f"{picture.path or 'image'}: {note.text}", stacklevel=2)
+    return picture.image
 
 
 Sample = tuple[int, "Tensor | str", tuple[str, ...]]

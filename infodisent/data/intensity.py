@@ -32,7 +32,9 @@ def check_range(owner: str, value: Any) -> Range:
     Raises:
         ValueError: not two finite numbers, the first below the second.
     """
-    text = f"{owner}: intensity_range is {value!r}, must be two finite numbers (low, high), low < high"
+    text = (
+        f"{owner}: intensity_range is {value!r}, must be two finite numbers (low, high), low < high"
+    )
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
         raise ValueError(text)
     if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in value):
@@ -68,7 +70,9 @@ def eight_bits(
     if values.dtype == np.uint8:
         return values, []
     if values.dtype.kind not in "uif":
-        raise ValueError(f"its values are {values.dtype}, expected uint8, uint16 or float in [0, 1]")
+        raise ValueError(
+            f"its values are {values.dtype}, expected uint8, uint16 or float in [0, 1]"
+        )
     is_float = values.dtype.kind == "f"
     if is_float and not np.isfinite(values).all():
         raise ValueError("it has NaN or infinite values")
@@ -91,9 +95,7 @@ def eight_bits(
     return _stretched(values, (low, high))
 
 
-def _given(
-    values: NDArray[Any], given: Range, own: Range
-) -> tuple[NDArray[np.uint8], list[Note]]:
+def _given(values: NDArray[Any], given: Range, own: Range) -> tuple[NDArray[np.uint8], list[Note]]:
     notes = []
     if own[0] != own[1] and (own[1] <= given[0] or own[0] >= given[1]):
         kind = "all pixels are outside intensity_range: the picture is one flat grey"

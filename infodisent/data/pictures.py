@@ -161,9 +161,7 @@ def _from_path(given: str, intensity_range: Range | None, page: int | None) -> P
         hint = ""
         if isinstance(error, UnidentifiedImageError):
             hint = _HINTS.get(Path(path).suffix.lower(), "")
-        raise ValueError(
-            f"{path} cannot be read as an image: {hint or _reason(error)}"
-        ) from error
+        raise ValueError(f"{path} cannot be read as an image: {hint or _reason(error)}") from error
 
 
 def _from_bytes(
@@ -387,5 +385,3 @@ def _from_array(array: NDArray[Any], intensity_range: Range | None) -> Picture:
 def note_lines(kinds: dict[str, int]) -> list[str]:
     """Notes of many pictures, a line for each kind with the number of pictures."""
     return [f"{count} image(s): {kind}" for kind, count in kinds.items()]
-
-
