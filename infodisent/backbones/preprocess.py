@@ -58,11 +58,11 @@ def _image_size(backbone: Backbone, nominal: Sequence[int]) -> tuple[int, int]:
 
 
 def _for_channels(values: Any, channels: int) -> tuple[float, ...]:
-    values = tuple(values) if isinstance(values, Sequence) else (values,)
-    if len(values) == channels:
-        return values
+    each: tuple[float, ...] = tuple(values) if isinstance(values, Sequence) else (values,)
+    if len(each) == channels:
+        return each
     # ImageNet's three are near each other; grey is their mean
-    return (sum(values) / len(values),) * channels
+    return (sum(each) / len(each),) * channels
 
 
 def transform_from(config: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:

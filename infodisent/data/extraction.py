@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from infodisent.backbones.backbone import Backbone, HasBackbone, backbone_of
 from infodisent.backbones.preprocess import transform_config, transform_from
 from infodisent.data.images import ImageDataset, ImageItem, ImageSet, collate
-from infodisent.data.pictures import note_lines, reading_options
+from infodisent.data.notes import note_lines
 from infodisent.data.store import MANIFEST, FeatureStore, read_shard, shard_count, shard_path
 from infodisent.files import read_json, write_json, write_tensors
 from infodisent.layout import to_bpc
@@ -102,8 +102,7 @@ def extract(
         target = torch.device(device) if device is not None else _device_of(backbone)
         # convolutions run about twice as fast on channels-last memory, also on the CPU
         backbone.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        options = reading_options(transform)
-        reader = _Reader(backbone, to_input, dtype, batch_size, num_workers, options)
+        reader = _Reader(backbone, to_input, dtype, batch_size, num_workers, transform)
         _write_shards(reader, images.items, folder, meta, missing, progress)
         for line in note_lines(reader.notes) if progress else ():
             console.print(line, style="yellow", markup=False)
@@ -159,7 +158,7 @@ class _Reader:
         transform: RGB image to ``[C, H, W]``.
         dtype: of the stored maps, a key of `DTYPES`.
         batch_size, num_workers: of the loader.
-        options: of `load_picture`.
+        config: of the transform.
         notes: what was done to the images read so far, by kind, with the number of images.
     """
 
@@ -168,7 +167,7 @@ class _Reader:
     dtype: str
     batch_size: int
     num_workers: int
-    options: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] | None = None
     notes: Counter[str] = field(default_factory=Counter)
 
     def shard(
@@ -187,7 +186,7 @@ class _Reader:
         """
         weight = next(self.backbone.parameters())
         loader = DataLoader(
-            ImageDataset([item.path for item in items], self.transform, self.options),
+            ImageDataset([item.path for item in items], self.transform, self.config),
             self.batch_size,
             num_workers=self.num_workers,
             collate_fn=collate,

@@ -14,7 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from infodisent.data.pictures import ImageSource, load_picture
+from infodisent.backbones.geometry import crop_geometry
+from infodisent.data.notes import crop_note
+from infodisent.data.pictures import ImageSource, load_picture, reading_options
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif")
 TRAIN_NAMES = ("train", "training")
@@ -218,25 +220,28 @@ class ImageDataset(Dataset[Sample]):
     Args:
         paths: the images.
         transform: RGB picture to tensor.
-        options: of `infodisent.data.pictures.load_picture`.
+        config: of the transform, which also says how files are read; what its crop cuts away is
+            noted.
     """
 
     def __init__(
         self,
         paths: Sequence[str],
         transform: Callable[[Image.Image], Any],
-        options: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
-        self.paths, self.transform, self.options = paths, transform, dict(options or {})
+        self.paths, self.transform, self.config = paths, transform, config
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Sample:
         try:
-            picture = load_picture(self.paths[index], **self.options)
-            kinds = tuple(note.kind for note in picture.notes)
-            return index, self.transform(picture.image), kinds
+            picture = load_picture(self.paths[index], **reading_options(self.config or {}))
+            notes = picture.notes
+            if self.config is not None:
+                notes += crop_note(crop_geometry(self.config, picture.image.size))
+            return index, self.transform(picture.image), tuple(note.kind for note in notes)
         except (FileNotFoundError, ValueError) as error:
             return index, str(error), ()
 

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infodisent.data.notes import Note
+
 Range = tuple[float, float]
 _DARK = 13
 """5 % of white: a picture whose 99th percentile is below it looks black."""
-
-
-class Note(NamedTuple):
-    """What was done to a picture that its owner may not expect.
-
-    Attributes:
-        kind: the sentence that is the same for every picture it happens to.
-        text: the sentence for this picture.
-    """
-
-    kind: str
-    text: str
 
 
 def check_range(owner: str, value: Any) -> Range:
@@ -88,8 +78,8 @@ def eight_bits(
             return _scaled(values, (0.0, 65535.0)), []
         if values.dtype != np.uint16:
             raise ValueError(
-                f"its values are {values.dtype} from {low:g} to {high:g}, expected uint8, uint16 or "
-                "float in [0, 1]: if it is normalised, undo that; if it is 0 … 255, pass "
+                f"its values are {values.dtype} from {low:g} to {high:g}, expected uint8, uint16 "
+                "or float in [0, 1]: if it is normalised, undo that; if it is 0 … 255, pass "
                 "intensity_range=(0, 255)"
             )
     return _stretched(values, (low, high))
@@ -127,7 +117,8 @@ def _stretched(values: NDArray[Any], own: Range) -> tuple[NDArray[np.uint8], lis
 def _scaled(values: NDArray[Any], span: Range) -> NDArray[np.uint8]:
     wide = values.astype(np.float64)
     part = (wide - span[0]) / (span[1] - span[0])
-    return np.rint(part.clip(0, 1) * 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.rint(part.clip(0, 1) * 255).astype(np.uint8)
+    return pixels
 
 
 def _span(span: Range) -> str:

@@ -9,6 +9,7 @@ import io
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from infodisent.data.intensity import Note, Range, check_range, eight_bits
+from infodisent.data.intensity import Range, check_range, eight_bits
+from infodisent.data.notes import Note
 
 ImageSource = (
     str
@@ -34,6 +36,7 @@ ImageSource = (
 """What `load_picture` takes."""
 
 _URLS = ("http://", "https://", "ftp://", "s3://", "gs://", "file://")
+_TIFF = "Pillow lacks this kind of TIFF (such as float colour): read it elsewhere, pass the array"
 # Formats that people have and Pillow lacks: what to do.
 _HINTS = {
     ".heic": "Pillow reads HEIC only with the package pillow-heif: convert it to JPEG",
@@ -43,8 +46,8 @@ _HINTS = {
     ".dcm": "DICOM: read it with pydicom and pass its pixel_array",
     ".npy": "read it with numpy.load and pass the array",
     ".npz": "read it with numpy.load and pass the array",
-    ".tif": "Pillow lacks this kind of TIFF (such as float colour): read it elsewhere, pass the array",
-    ".tiff": "Pillow lacks this kind of TIFF (such as float colour): read it elsewhere, pass the array",
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
 }
 # The high bytes of 16-bit colour as Pillow reads them, and the name under which it reads the low.
 _OTHER_BYTE = {
@@ -97,8 +100,8 @@ def load_picture(
     """
     if intensity_range is not None:
         intensity_range = check_range("load_picture", intensity_range)
-    if page is not None and (isinstance(page, bool) or not isinstance(page, int) or page < 0):
-        raise ValueError(f"load_picture: page is {page!r}, must be an int >= 0")
+    if page is not None:
+        check_page("load_picture", page)
     if isinstance(source, (str, os.PathLike)):
         return _from_path(os.fspath(source), intensity_range, page)
     name = f"the {type(source).__name__} given"
@@ -129,7 +132,14 @@ def load_picture(
     )
 
 
-def reading_options(config: dict[str, Any]) -> dict[str, Any]:
+def check_page(owner: str, page: Any) -> int:
+    """`page` itself; ValueError unless it is an int >= 0."""
+    if isinstance(page, bool) or not isinstance(page, int) or page < 0:
+        raise ValueError(f"{owner}: page is {page!r}, must be an int >= 0")
+    return page
+
+
+def reading_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The options of `load_picture` that a transform configuration holds."""
     options: dict[str, Any] = {}
     if config.get("intensity_range") is not None:
@@ -349,8 +359,8 @@ def _channels_last(tensor: Tensor, intensity_range: Range | None) -> NDArray[Any
         low, high = float(tensor.min()), float(tensor.max())
         if low < 0 or high > 1:  # NaN is refused by its own name later
             raise ValueError(
-                f"its values are {low:g} … {high:g}, expected [0, 1] or uint8: it looks normalised; "
-                "the model's transform normalises it, so pass it as it was before"
+                f"its values are {low:g} … {high:g}, expected [0, 1] or uint8: it looks "
+                "normalised, which the model's transform does: pass it as it was before"
             )
     tensor = tensor.detach().cpu()
     tensor = tensor.float() if tensor.is_floating_point() else tensor
@@ -380,8 +390,3 @@ def _from_array(array: NDArray[Any], intensity_range: Range | None) -> Picture:
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     picture, notes = _from_numbers(array, intensity_range, in_memory=True)
     return Picture(picture, "", tuple(notes))
-
-
-def note_lines(kinds: dict[str, int]) -> list[str]:
-    """Notes of many pictures, a line for each kind with the number of pictures."""
-    return [f"{count} image(s): {kind}" for kind, count in kinds.items()]

@@ -69,7 +69,7 @@ def figure(e: Explanation) -> Figure:
     fig.suptitle(_title(e), fontsize=13, fontweight="bold", parse_math=False)
     ax = fig.add_subplot(top[0])
     ax.imshow(e.picture)
-    for number, evidence in enumerate(shown, 1):
+    for evidence in shown:
         if evidence.box is None:
             continue
         x0, y0, x1, y1 = evidence.box

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
-from infodisent.backbones.geometry import Box
+from infodisent.backbones.geometry import Box as Box
 from infodisent.explanations import drawing
 
 if TYPE_CHECKING:
@@ -101,8 +101,8 @@ class Explanation:
         class_index, class_name: the explained class.
         true_name: the image's own class, or None where it is not known.
         classes: all K class names.
-        logits, probabilities: ``[K]`` float32, on the CPU. Probabilities are a softmax, or a sigmoid
-            each where `task` is "multilabel" or K is 1.
+        logits, probabilities: ``[K]`` float32, on the CPU. Probabilities are a softmax, or a
+            sigmoid each where `task` is "multilabel" or K is 1.
         logit, bias: of the explained class; bias is 0 where the head has none.
         supporting, opposing: units shown, strongest first.
         rest, rest_count: sum and number of all contributions that are not shown.

@@ -7,33 +7,30 @@ checked against the model's own logit.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from infodisent.backbones.backbone import evaluating
-from infodisent.backbones.geometry import CropGeometry, crop_geometry
-from infodisent.backbones.preprocess import to_picture, transform_config, transform_from
-from infodisent.checks import check_choice
+from infodisent.backbones.geometry import Box, CropGeometry, crop_geometry
+from infodisent.backbones.preprocess import to_picture, transform_from
 from infodisent.classifier import InfoDisentClassifier
 from infodisent.contract import SparsePool
-from infodisent.data.images import TASKS
-from infodisent.data.intensity import check_range
-from infodisent.data.pictures import ImageSource, Picture, load_picture, reading_options
+from infodisent.data.notes import crop_note, note_lines
+from infodisent.data.pictures import ImageSource, Picture, load_picture
 from infodisent.explanations.evidence import (
     TOLERANCE,
-    Box,
     ChannelEvidence,
     Explanation,
     cell_box,
 )
+from infodisent.explanations.request import Loaded, Request, make_request
 from infodisent.explanations.sparsity import explanation_sizes
 from infodisent.layout import to_bpc
-from infodisent.methods import Head
-from infodisent.progress import bar
+from infodisent.progress import bar, console
 
 __all__ = [
     "TOLERANCE",
@@ -48,28 +45,6 @@ __all__ = [
 
 _BATCH = 16
 """Images per backbone pass."""
-_MUCH = 0.25
-"""Part of a photograph's area; more than that cut away is said."""
-
-
-class Loaded(Protocol):
-    """A model with what it was trained with, such as `infodisent.load` returns."""
-
-    @property
-    def model(self) -> InfoDisentClassifier:
-        """The classifier."""
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """K class names."""
-
-    @property
-    def transform(self) -> dict[str, Any]:
-        """Configuration of its evaluation transform."""
-
-    @property
-    def task(self) -> str:
-        """ "multiclass" or "multilabel"."""
 
 
 def explain(
@@ -110,7 +85,7 @@ def explain(
         ValueError: an argument is out of range, or the logits are not finite.
         RuntimeError: the contributions do not add up to the model's own logit.
     """
-    request = _request(
+    request = make_request(
         model, classes, class_index, top, top_opposing, transform, task, intensity_range, page
     )
     return _explain_pictures(request, [load_picture(image, **request.options)], [true_name])[0]
@@ -157,10 +132,11 @@ def explain_many(
         raise ValueError(
             f"explain_many: {len(true)} true_names were given for {len(images)} images"
         )
-    request = _request(
+    request = make_request(
         model, classes, class_index, top, top_opposing, transform, task, intensity_range, page
     )
     explanations: list[Explanation] = []
+    counts: Counter[str] = Counter()
     with bar(progress) as display:
         shown = display.add_task("explain", total=len(images), note="")
         for start in range(0, len(images), _BATCH):
@@ -175,102 +151,20 @@ def explain_many(
                         raise
                     on_error(images[i], error)
             if pictures:
-                explanations += _explain_pictures(request, pictures, names)
+                explanations += _explain_pictures(request, pictures, names, counts)
             display.update(shown, advance=len(chunk))
+    for line in note_lines(counts) if progress else ():
+        console.print(line, style="yellow", markup=False)
     return explanations
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What is asked of every image, checked.
-
-    Attributes:
-        model, names, class_index, top, top_opposing, task: as `explain` has them, with defaults.
-        config: of the evaluation transform.
-        options: of `load_picture`.
-    """
-
-    model: InfoDisentClassifier
-    names: tuple[str, ...]
-    class_index: int | None
-    top: int
-    top_opposing: int
-    task: str
-    config: dict[str, Any]
-    options: dict[str, Any]
-
-
-def _request(
-    given: InfoDisentClassifier | Loaded,
-    classes: Sequence[str] | None,
-    class_index: int | None,
-    top: int,
-    top_opposing: int,
-    transform: dict[str, Any] | None,
-    task: str | None,
-    intensity_range: tuple[float, float] | None,
-    page: int | None,
-) -> _Request:
-    model: Any = given
-    if not isinstance(given, nn.Module) and isinstance(getattr(given, "model", None), nn.Module):
-        model = given.model
-        classes = classes if classes is not None else given.classes
-        transform = transform if transform is not None else given.transform
-        task = task if task is not None else getattr(given, "task", None)
-    while isinstance(model, nn.Module) and not hasattr(model, "head"):  # DDP, torch.compile, EMA
-        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
-        if not isinstance(inner, nn.Module):
-            break
-        model = inner
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"explain: model is a {type(given).__name__}, must be a model from infodisent.attach "
-            "or what infodisent.load returns"
-        )
-    task = task if task is not None else "multiclass"
-    check_choice("explain", "task", task, TASKS)
-    names = _check(model, classes, class_index, top, top_opposing)
-    config = dict(transform if transform is not None else transform_config(model))
-    options = reading_options(config)
-    if intensity_range is not None:
-        options["intensity_range"] = check_range("explain", intensity_range)
-    if page is not None:
-        options["page"] = page
-    return _Request(model, names, class_index, top, top_opposing, task, config, options)
-
-
-def _check(
-    model: InfoDisentClassifier,
-    classes: Sequence[str] | None,
-    class_index: int | None,
-    top: int,
-    top_opposing: int,
-) -> tuple[str, ...]:
-    head = getattr(model, "head", None)
-    if not isinstance(head, Head) or not head.num_classes:
-        raise ValueError("explain: the model has no interpretable head with classes")
-    names = tuple(classes) if classes is not None else tuple(map(str, range(head.num_classes)))
-    if len(names) != head.num_classes:
-        raise ValueError(
-            f"explain: {len(names)} class names were given for {head.num_classes} classes"
-        )
-    for name, value in (("class_index", class_index), ("top", top), ("top_opposing", top_opposing)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise TypeError(f"explain: {name} is {value!r}, must be an int")
-    if class_index is not None and not 0 <= class_index < head.num_classes:
-        raise ValueError(
-            f"explain: class_index is {class_index}, allowed are 0 … {head.num_classes - 1}"
-        )
-    for name, count in (("top", top), ("top_opposing", top_opposing)):
-        if count < 0:
-            raise ValueError(f"explain: {name} is {count}, must be >= 0")
-    return names
-
-
 def _explain_pictures(
-    request: _Request, pictures: Sequence[Picture], true_names: Sequence[str | None]
+    request: Request,
+    pictures: Sequence[Picture],
+    true_names: Sequence[str | None],
+    counts: Counter[str] | None = None,
 ) -> list[Explanation]:
-    """One backbone pass for all pictures, then each by itself."""
+    """One backbone pass for all pictures, then each by itself; `counts` are kinds of notes."""
     model, config = request.model, request.config
     transform = transform_from(config)
     x = torch.stack([transform(picture.image) for picture in pictures])  # [n, C, H, W]
@@ -280,6 +174,9 @@ def _explain_pictures(
         features = model.forward_features(x.to(like.device, like.dtype))
         for i, (picture, true_name) in enumerate(zip(pictures, true_names, strict=True)):
             geometry = crop_geometry(config, picture.image.size)
+            notes = (*picture.notes, *crop_note(geometry))
+            if counts is not None:
+                counts.update(note.kind for note in notes)
             fields = _explain(request, features[i : i + 1], geometry)
             explanations.append(
                 Explanation(
@@ -292,26 +189,15 @@ def _explain_pictures(
                     task=request.task,
                     image_size=picture.image.size,
                     crop_in_image=geometry.window,
-                    notes=(*(note.text for note in picture.notes), *_crop_note(geometry)),
+                    notes=tuple(note.text for note in notes),
                     **fields,
                 )
             )
     return explanations
 
 
-def _crop_note(geometry: CropGeometry) -> tuple[str, ...]:
-    if geometry.lost <= _MUCH:
-        return ()
-    (width, height), (x0, y0, x1, y1) = geometry.image_size, geometry.window
-    return (
-        f"the crop cut away {geometry.lost:.0%} of the image: the network saw x {x0} … {x1} of "
-        f'{width}, y {y0} … {y1} of {height} (crop_mode "squash" or "border" with crop_pct 1 shows '
-        "all of it)",
-    )
-
-
 def _explain(
-    request: _Request,
+    request: Request,
     features: Tensor,  # a map [1, ...]
     geometry: CropGeometry,
 ) -> dict[str, Any]:
