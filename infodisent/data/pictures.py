@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import sys
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from infodisent.data.intensity import Range, check_range, eight_bits
 from infodisent.data.notes import Note
+from infodisent.data.sixteen_bit import open_image, sixteen_bit_colour
 
 ImageSource = (
     str
@@ -48,12 +47,6 @@ _HINTS = {
     ".npz": "read it with numpy.load and pass the array",
     ".tif": _TIFF,
     ".tiff": _TIFF,
-}
-# The high bytes of 16-bit colour as Pillow reads them, and the name under which it reads the low.
-_OTHER_BYTE = {
-    f"{bands};16{order}": f"{bands};16{'L' if big else 'B'}"
-    for bands in ("RGB", "RGBA", "RGBX")
-    for order, big in (("B", True), ("L", False), ("N", sys.byteorder == "big"))
 }
 
 
@@ -165,7 +158,7 @@ def _from_path(given: str, intensity_range: Range | None, page: int | None) -> P
     try:
         if not os.path.getsize(path):
             raise ValueError("the file is empty")
-        with _open(path) as image:
+        with open_image(path) as image:
             return _from_pil(image, path, intensity_range, page)
     except Exception as error:
         hint = ""
@@ -179,7 +172,7 @@ def _from_bytes(
 ) -> Picture:
     if not content:
         raise ValueError("there are no bytes in it")
-    with _open(io.BytesIO(content)) as image:
+    with open_image(io.BytesIO(content)) as image:
         return _from_pil(image, path, intensity_range, page)
 
 
@@ -192,12 +185,6 @@ def _content(file: Any) -> bytes:
     if isinstance(content, str):
         raise TypeError("the file is opened as text: open it in binary mode, open(path, 'rb')")
     return bytes(content)
-
-
-def _open(file: str | BinaryIO) -> Image.Image:
-    with warnings.catch_warnings():  # Pillow warns of 89 million pixels, and refuses twice as many
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(file)
 
 
 def _reason(error: Exception) -> str:
@@ -222,13 +209,14 @@ def _from_pil(
         raise ValueError(f"it has {width} × {height} pixels")
     if max(width, height) > 64 * min(width, height):  # resizing it would take gigabytes
         raise ValueError(f"{width} × {height} pixels is too thin a picture")
-    colour = _sixteen_bit_colour(image)
-    image.load()
-    if colour is not None:
+    sixteen = sixteen_bit_colour(image)
+    if sixteen is not None:
+        image, colour = sixteen
         picture, more = _from_numbers(colour, intensity_range, in_memory=False)
     elif image.mode == "F" or image.mode.startswith("I"):
         picture, more = _from_numbers(np.asarray(image), intensity_range, in_memory=False)
     else:
+        image.load()
         picture, more = _on_white(image)
     return Picture(_upright(picture, image), path, (*notes, *more))
 
@@ -249,47 +237,6 @@ def _at_page(image: Image.Image, page: int | None, notes: list[Note]) -> Image.I
     if pages > 1:
         image.seek(page)
     return image
-
-
-def _sixteen_bit_colour(image: Image.Image) -> NDArray[Any] | None:
-    """All 16 bits of a colour file ``[H, W, 3 or 4]``; None for all others.
-
-    Pillow keeps the high byte of such a file, so that 12-bit data would be almost black. Read once
-    more in the other byte order, it gives the low byte.
-    """
-    tiles = getattr(image, "tile", None)
-    raw = _raw_mode(tiles[0]) if tiles else ""
-    if raw not in _OTHER_BYTE:
-        if ";16" in raw and not image.mode.startswith("I") and _brightest(image) < 64:
-            raise ValueError(
-                f"Pillow keeps the upper 8 of its 16 bits ({raw}), which are almost black: convert "
-                "it to 8 bits"
-            )
-        return None
-    file: Any = image.fp  # type: ignore[attr-defined]
-    at = file.tell()
-    file.seek(0)
-    with _open(io.BytesIO(file.read())) as again:
-        file.seek(at)
-        if image.tell():
-            again.seek(image.tell())
-        low: Any = again
-        low.tile = [_with_raw_mode(tile, _OTHER_BYTE[raw]) for tile in low.tile]
-        small = np.asarray(low.convert(image.mode), dtype=np.uint16)
-    return (np.asarray(image).astype(np.uint16) << 8) | small
-
-
-def _brightest(image: Image.Image) -> int:
-    return int(np.asarray(image)[..., : len(image.getbands()) - ("A" in image.getbands())].max())
-
-
-def _raw_mode(tile: Any) -> str:
-    return str(tile.args if isinstance(tile.args, str) else (tile.args or ("",))[0])
-
-
-def _with_raw_mode(tile: Any, raw: str) -> Any:
-    args = raw if isinstance(tile.args, str) else (raw, *tile.args[1:])
-    return tile._replace(args=args)
 
 
 def _upright(picture: Image.Image, original: Image.Image) -> Image.Image:

@@ -41,9 +41,9 @@ def heat_overlay(picture: Image.Image, heat: Tensor, sign: int) -> Image.Image:
 def overlay(picture: Image.Image, evidence: ChannelEvidence, side: int = 256) -> Image.Image:
     """The heat map of a unit over the picture, with the box of the side that decides.
 
-    Enlarged by a whole number to about `side` pixels, so that thin frames show.
+    Enlarged by a whole number to at least `side` pixels, so that thin frames show.
     """
-    factor = max(1, side // max(picture.size))
+    factor = -(-side // max(picture.size))
     size = (picture.width * factor, picture.height * factor)
     image = heat_overlay(picture.resize(size), evidence.heat, evidence.sign)
     if evidence.box is not None:
