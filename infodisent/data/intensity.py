@@ -35,6 +35,11 @@ def check_range(owner: str, value: Any) -> Range:
     return low, high
 
 
+def in_unit(low: float, high: float) -> bool:
+    """Whether values are those of a picture in [0, 1], but for the rounding of a resize."""
+    return low >= -1e-3 and high <= 1 + 1e-3
+
+
 def eight_bits(
     values: NDArray[Any],  # [H, W] or [H, W, 3]
     intensity_range: Range | None,
@@ -69,7 +74,7 @@ def eight_bits(
     low, high = float(values.min()), float(values.max())
     if intensity_range is not None:
         return _given(values, intensity_range, (low, high))
-    if is_float and in_memory and low >= 0 and high <= 1:
+    if is_float and in_memory and in_unit(low, high):
         return _scaled(values, (0.0, 1.0)), []
     if not is_float and in_memory and values.itemsize > 2 and low >= 0 and high <= 255:
         return values.astype(np.uint8), []

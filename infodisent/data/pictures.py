@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from infodisent.data.intensity import Range, check_range, eight_bits
+from infodisent.data.intensity import Range, check_range, eight_bits, in_unit
 from infodisent.data.notes import Note
 from infodisent.data.sixteen_bit import open_image, sixteen_bit_colour
 
@@ -96,7 +97,7 @@ def load_picture(
     if page is not None:
         check_page("load_picture", page)
     if isinstance(source, (str, os.PathLike)):
-        return _from_path(os.fspath(source), intensity_range, page)
+        return _from_path(os.fsdecode(source), intensity_range, page)
     name = f"the {type(source).__name__} given"
     try:
         if isinstance(source, Image.Image):
@@ -118,6 +119,8 @@ def load_picture(
     except Exception as error:
         raise ValueError(f"{name} cannot be read as an image: {_reason(error)}") from error
     kind = type(source).__name__
+    if source is None:
+        raise TypeError("an image is expected, got None: cv2.imread returns it for a lost file")
     if isinstance(source, (list, tuple, set, dict)) or hasattr(source, "__next__"):
         raise TypeError(f"one image is expected, got a {kind}: explain_many takes a list of them")
     raise TypeError(
@@ -203,6 +206,8 @@ def _from_pil(
     source: Image.Image, path: str, intensity_range: Range | None, page: int | None
 ) -> Picture:
     notes: list[Note] = []
+    if getattr(source, "tile", None) and getattr(source, "fp", source) is None:
+        raise ValueError("its file was closed before it was decoded: open it again")
     image = _at_page(source, page, notes)
     width, height = image.size
     if min(width, height) < 1:
@@ -241,7 +246,9 @@ def _at_page(image: Image.Image, page: int | None, notes: list[Note]) -> Image.I
 
 def _upright(picture: Image.Image, original: Image.Image) -> Image.Image:
     """The picture turned as the tags of the file it was made from say."""
-    orientation = original.getexif().get(0x0112, 1)
+    with warnings.catch_warnings():  # a broken EXIF block, which is common, turns nothing
+        warnings.simplefilter("ignore", UserWarning)
+        orientation = original.getexif().get(0x0112, 1)
     if orientation not in range(2, 9):
         return picture
     picture.getexif()[0x0112] = orientation
@@ -304,7 +311,7 @@ def _channels_last(tensor: Tensor, intensity_range: Range | None) -> NDArray[Any
     if tensor.is_floating_point() and tensor.numel() and intensity_range is None:
         tensor = tensor.detach().cpu().float()
         low, high = float(tensor.min()), float(tensor.max())
-        if low < 0 or high > 1:  # NaN is refused by its own name later
+        if not in_unit(low, high) and low == low:  # NaN is refused by its own name later
             raise ValueError(
                 f"its values are {low:g} … {high:g}, expected [0, 1] or uint8: it looks "
                 "normalised, which the model's transform does: pass it as it was before"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 
@@ -100,7 +101,7 @@ def test_every_source_gives_the_same_picture(tmp_path, colours, monkeypatch):
         (io.BytesIO(), ValueError, "there are no bytes"),
         (io.StringIO("x"), TypeError, "open it in binary mode"),
         ([Image.new("RGB", (4, 4))], TypeError, "got a list: explain_many takes"),
-        (None, TypeError, "got NoneType"),
+        (None, TypeError, "got None: cv2.imread"),
         (3, TypeError, "got int"),
         (np.zeros((3, 40, 50), np.uint8), ValueError, r"channels come first, pass numpy.moveaxis"),
         (np.zeros((40, 50, 2), np.uint8), ValueError, "1, 3 or 4 channels"),
@@ -141,6 +142,45 @@ def test_files_that_are_no_pictures(tmp_path):
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(FileNotFoundError, match="is not a file"):
         load_picture(tmp_path / "gone")
+
+
+def test_what_people_have_besides(tmp_path, recwarn):
+    image = Image.new("RGB", (40, 20), (9, 8, 7))
+    for garbage in (
+        b"Exif\0\0garbage",
+        b"Exif\0\0II*\0\x08\0\0\0\xff\xff",
+        b"Exif\0\0MM\0*\xff\xff",
+    ):
+        assert load_picture(as_file(image, "x.jpeg", exif=garbage)).image.size == (40, 20)
+    assert not recwarn.list  # of a broken EXIF block
+    overshoot = np.linspace(-1e-8, 1 + 1e-7, 300).reshape(10, 10, 3)  # what resizing leaves
+    assert pixels(overshoot).max() == 255
+    assert pixels(torch.from_numpy(overshoot).permute(2, 0, 1)).max() == 255
+    image.save(tmp_path / "x.png")
+    closed = Image.open(tmp_path / "x.png")
+    closed.close()
+    with pytest.raises(ValueError, match=r"x\.png .*closed before it was decoded"):
+        load_picture(closed)
+    with (tmp_path / "x.png").open("rb") as file:
+        pass
+    with pytest.raises(ValueError, match="closed file"):
+        load_picture(file)
+
+    class Entry:  # as os.scandir gives for a bytes path
+        def __fspath__(self):
+            return os.fsencode(tmp_path / "x.png")
+
+    assert load_picture(Entry()).path == str(tmp_path / "x.png")
+
+    class Upload:  # a stream that cannot be rewound
+        def __init__(self, content):
+            self.content = content
+
+        def read(self):
+            content, self.content = self.content, b""
+            return content
+
+    assert pixels(Upload((tmp_path / "x.png").read_bytes())).shape == (20, 40, 3)
 
 
 def test_too_many_pixels_are_refused_in_a_sentence(tmp_path, monkeypatch, recwarn):
