@@ -20,9 +20,10 @@ _OTHER_BYTE = {
 
 
 def open_image(file: str | BinaryIO) -> Image.Image:
-    """`Image.open` without the warning of large pictures."""
+    """`Image.open` without its warnings of large pictures and of broken tags, which turn nothing."""
     with warnings.catch_warnings():  # Pillow warns of 89 million pixels, and refuses twice as many
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", "Corrupt EXIF", UserWarning)
         return Image.open(file)
 
 
