@@ -122,6 +122,10 @@ def set_transform(backbone: Backbone, **options: Any) -> None:
     channels = backbone.in_chans
     checked: dict[str, Any] = {}
     for key, value in given.items():
+        if hasattr(value, "tolist"):  # a NumPy number, an array, a tensor
+            value = value.tolist()
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            value = tuple(v.item() if hasattr(v, "item") else v for v in value)
         if key == "input_size":
             checked[key] = _checked_size(backbone, value)
         elif key in ("mean", "std"):

@@ -20,7 +20,7 @@ _OTHER_BYTE = {
 
 
 def open_image(file: str | BinaryIO) -> Image.Image:
-    """`Image.open` without its warnings of large pictures and of broken tags, which turn nothing."""
+    """`Image.open` without its warnings of large pictures and of broken tags."""
     with warnings.catch_warnings():  # Pillow warns of 89 million pixels, and refuses twice as many
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", "Corrupt EXIF", UserWarning)

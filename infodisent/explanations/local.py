@@ -72,8 +72,8 @@ def explain(
         class_index: class to explain; default: the predicted one (the most probable label).
         top, top_opposing: at most so many units with the largest positive and the largest
             negative contributions are shown; units that contribute 0 never are.
-        transform: configuration of the evaluation transform, as a checkpoint holds it; default:
-            the model's own.
+        transform: configuration of the evaluation transform, as a checkpoint holds it; keys that it
+            lacks are the model's own.
         true_name: the image's own class, if known; only handed on.
         task: "multiclass", or "multilabel", which gives every label a probability of its own.
         intensity_range: ``(low, high)`` shown as black and white where pixels are not 8-bit.
@@ -121,7 +121,8 @@ def explain_many(
         TypeError: `images` is one image instead of several.
         ValueError: `true_names` has another length; otherwise as `explain`.
     """
-    if isinstance(images, (str, bytes)) or not hasattr(images, "__iter__"):
+    one = isinstance(images, (str, bytes, bytearray, memoryview)) or hasattr(images, "read")
+    if one or not hasattr(images, "__iter__") or getattr(images, "ndim", 4) < 4:
         raise TypeError(
             f"explain_many: images is a {type(images).__name__}, must be a list of images; explain "
             "takes one"

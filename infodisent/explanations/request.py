@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -85,7 +85,13 @@ def make_request(
     task = task if task is not None else "multiclass"
     check_choice("explain", "task", task, TASKS)
     names = _check(classifier, classes, class_index, top, top_opposing)
-    config = dict(transform if transform is not None else transform_config(classifier))
+    if transform is not None and not isinstance(transform, Mapping):
+        raise TypeError(
+            f"explain: transform is a {type(transform).__name__}, must be a configuration such as "
+            "infodisent.backbones.preprocess.transform_config gives; pass a tensor in [0, 1] where "
+            "a transform of your own has resized the image"
+        )
+    config = {**transform_config(classifier), **(transform or {})}
     options = reading_options(config)
     if intensity_range is not None:
         options["intensity_range"] = check_range("explain", intensity_range)
@@ -114,6 +120,8 @@ def _check(
     head = getattr(model, "head", None)
     if not isinstance(head, Head) or not head.num_classes:
         raise ValueError("explain: the model has no interpretable head with classes")
+    if isinstance(classes, str):
+        raise TypeError(f"explain: classes is {classes!r}, must be a list of names")
     names = tuple(classes) if classes is not None else tuple(map(str, range(head.num_classes)))
     if len(names) != head.num_classes:
         raise ValueError(

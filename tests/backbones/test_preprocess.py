@@ -149,6 +149,24 @@ def test_the_users_own_preprocessing_is_kept(tmp_path):
     assert np.asarray(e.picture).min() == 255
 
 
+def test_numbers_of_numpy_and_torch_are_numbers():
+    model = attach(
+        "test_resnet",
+        2,
+        input_size=tuple(np.array([96, 64])),
+        mean=np.array([0.1, 0.2, 0.3]),
+        std=torch.tensor(0.5),
+        crop_pct=np.float32(0.5),
+        intensity_range=np.array([0, 9]),
+    )
+    config = transform_config(model)
+    json.dumps(config)
+    assert config["input_size"] == [3, 96, 64]
+    assert config["mean"] == [0.1, 0.2, 0.3]
+    assert config["std"] == [0.5] * 3
+    assert config["intensity_range"] == [0.0, 9.0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

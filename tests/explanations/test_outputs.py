@@ -188,10 +188,12 @@ def test_a_checkpoint_lends_its_classes_transform_and_task(tmp_path):
 
 def test_one_image_for_many_is_refused(tmp_path):
     model = five_classes()
-    for one in ("photo.jpg", b"123", picture(), tmp_path):
+    array = np.asarray(picture())
+    for one in ("photo.jpg", b"123", picture(), tmp_path, array, torch.rand(3, 8, 8), io.BytesIO()):
         with pytest.raises(TypeError, match="must be a list of images"):
             explain_many(model, one, progress=False)
     assert explain_many(model, [], progress=False) == []
+    assert len(explain_many(model, np.stack([array, array]), progress=False)) == 2
     assert len(explain_many(model, (picture(i) for i in range(2)), progress=False)) == 2
 
 
@@ -209,6 +211,24 @@ def test_notes_are_said_once_with_their_number(capsys, tmp_path):
         explain(model, wide[0], page=-1)
     with pytest.raises(ValueError, match="explain: intensity_range"):
         explain_many(model, wide, intensity_range=(3, 2), on_error=lambda *_: None)
+
+
+def test_a_transform_that_is_none():
+    model = five_classes()
+    assert explain(model, picture(), transform={"input_size": [3, 64, 96]}).picture.size == (96, 64)
+    with pytest.raises(TypeError, match="transform is a function, must be a configuration"):
+        explain(model, picture(), transform=lambda image: image)
+    with pytest.raises(TypeError, match="classes is 'abcde', must be a list"):
+        explain(model, picture(), classes="abcde")
+
+
+def test_pictures_smaller_than_a_cell():
+    for side in (1, 2, 3):
+        e = explain(five_classes(), np.full((side, side, 3), 90, np.uint8))
+        for evidence in e.shown:
+            x0, y0, x1, y1 = evidence.box_in_image
+            assert 0 <= x0 < x1 <= side
+            assert 0 <= y0 < y1 <= side
 
 
 def test_no_float64_before_the_cpu(monkeypatch):
