@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from infodisent.backbones.backbone import Backbone
+from infodisent.backbones.preprocess import set_transform
 from infodisent.backbones.reading import Source, read_backbone
 from infodisent.methods import DEFAULT, Head, build_head, check_options
 
@@ -107,6 +108,14 @@ def attach(
     freeze: bool = True,
     source: Source | None = None,
     model_kwargs: dict[str, Any] | None = None,
+    input_size: int | Sequence[int] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    interpolation: str | None = None,
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
+    intensity_range: tuple[float, float] | None = None,
+    page: int | None = None,
     **head_options: Any,
 ) -> InfoDisentClassifier:
     """Replace the head of a classifier by an interpretable head.
@@ -127,6 +136,16 @@ def attach(
             that the map depends on train.
         source: "timm" or "torchvision", where the name or class does not say it.
         model_kwargs: further arguments for the library's model constructor (names only).
+        input_size: side, or height and width, of the images the network is shown; default, here and
+            below: the model's own preprocessing. All of it is kept in checkpoints.
+        mean, std: of the normalisation, for pixels in 0 … 1; one number or one for each channel.
+        interpolation: "nearest", "bilinear", "bicubic", "box", "hamming" or "lanczos".
+        crop_pct: in (0, 1], part of the resized image's side that is kept.
+        crop_mode: "center" (the rest is cut away), "squash" (all of it, its ratio changed) or
+            "border" (all of it, its ratio kept); the last two show all with ``crop_pct=1``.
+        intensity_range: ``(low, high)`` shown as black and white where pixels are not 8-bit;
+            default: each picture's own range.
+        page: of multi-page files, from 0; default: the first.
         **head_options: options of the method (for "infodisent" those of `InfoDisentHead`: `bias`,
             `nonneg`, `drop_rate`, ...); the head's device and dtype are the backbone's unless given
             here.
@@ -147,6 +166,17 @@ def attach(
         freeze=freeze,
         source=source,
         model_kwargs=model_kwargs,
+    )
+    set_transform(
+        backbone,
+        input_size=input_size,
+        mean=mean,
+        std=std,
+        interpolation=interpolation,
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+        intensity_range=intensity_range,
+        page=page,
     )
     if num_classes is None:
         num_classes = backbone.num_classes

@@ -70,6 +70,7 @@ class Backbone(nn.Module):
         num_classes: the original's classes, 0 where it has no classifier.
         model, plan, frozen, image_size, in_chans: as given.
         pretrained_cfg: input size, mean, std, interpolation … as timm names them.
+        built_size: height and width that the model's modules said when it was read, or None.
         origin: JSON-able: source, name and model_kwargs that build the model again; name None where
             it was an instance, or built with arguments that JSON can't hold.
 
@@ -94,6 +95,7 @@ class Backbone(nn.Module):
         self.input_fmt, self.num_prefix_tokens = plan.input_fmt, plan.num_prefix_tokens
         self.num_features = self.num_classes = 0
         self.pretrained_cfg: dict[str, Any] = {}
+        self.built_size: tuple[int, int] | None = None
         self.origin: dict[str, Any] = {"source": None, "name": None, "model_kwargs": {}}
         self._name = type(model).__name__
         self._features = features or _forward_features

@@ -11,6 +11,7 @@ from torch import nn
 
 from infodisent.backbones import torchvision as torchvision_models
 from infodisent.backbones.backbone import Backbone
+from infodisent.backbones.input_size import built_image_size, image_channels, own_image_size
 from infodisent.backbones.timm import timm_plan
 from infodisent.backbones.torchvision_import import ensure_torchvision
 
@@ -58,7 +59,10 @@ def read_backbone(
         reading = torchvision_models.reading(model)
     size, in_chans = _input_size(model, cfg, kwargs)
     backbone = Backbone(model, freeze=freeze, image_size=size, in_chans=in_chans, **reading)
-    backbone.pretrained_cfg = cfg
+    built = built_image_size(model, kwargs)
+    if built is not None and built != tuple(cfg.get("input_size") or ())[1:]:
+        cfg["input_size"] = (in_chans, *built)
+    backbone.pretrained_cfg, backbone.built_size = cfg, own_image_size(model)
     try:
         json.dumps(kwargs)
         backbone.origin = {"source": source, "name": name, "model_kwargs": kwargs}
@@ -158,9 +162,10 @@ def _input_size(
 ) -> tuple[tuple[int, int], int]:
     """Height, width and channels of the images the model was built for."""
     nominal = tuple(cfg.get("input_size") or (3, 224, 224))
-    embed = getattr(model, "patch_embed", None)
-    size = kwargs.get("img_size") or getattr(embed, "img_size", None) or nominal[1:]
-    height, width = (size, size) if isinstance(size, int) else size
-    if not cfg.get("fixed_input_size"):  # a look at the layout needs no larger image; 448 = 7 * 64
+    built = built_image_size(model, kwargs)
+    height, width = built or nominal[1:]
+    if built is None and not cfg.get(
+        "fixed_input_size"
+    ):  # a look at the layout needs no larger image; 448 = 7 * 64
         height, width = min(height, 448), min(width, 448)
-    return (int(height), int(width)), int(getattr(model, "in_chans", nominal[0]))
+    return (int(height), int(width)), image_channels(model, int(nominal[0]))

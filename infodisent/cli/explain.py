@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from infodisent.cli.options import OutOption, RunArgument
+from infodisent.cli.preprocessing import IntensityRangeOption, PageOption
 from infodisent.cli.tables import print_result
 from infodisent.progress import console
 
@@ -21,6 +22,8 @@ def explain(
     class_name: Annotated[
         str | None, typer.Option("--class", help="Explain this class, not the predicted one.")
     ] = None,
+    intensity_range: IntensityRangeOption = None,
+    page: PageOption = None,
 ) -> None:
     """Explain predictions: which channels, where in the image, and what they mean.
 
@@ -30,7 +33,7 @@ def explain(
     from infodisent.training.run import open_run
 
     loaded, prototypes, opened = open_run(run)
-    page, failures = report_images(
+    written, failures = report_images(
         loaded,
         prototypes,
         images,
@@ -39,9 +42,11 @@ def explain(
         class_name=class_name,
         top=top,
         top_opposing=opposing,
+        intensity_range=intensity_range,
+        page=page,
     )
     print_result("figures", out)
-    print_result("open", page)
+    print_result("open", written)
     if failures:
         console.print(f"[yellow]{len(failures)} image(s) could not be read and were skipped:")
         for reason in failures:

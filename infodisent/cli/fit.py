@@ -14,6 +14,18 @@ from infodisent.cli.options import (
     ParametrizationOption,
     SeedOption,
 )
+from infodisent.cli.preprocessing import (
+    CropModeOption,
+    CropPctOption,
+    InputSizeOption,
+    IntensityRangeOption,
+    InterpolationOption,
+    MeanOption,
+    PageOption,
+    StdOption,
+    numbers,
+    sizes,
+)
 from infodisent.cli.tables import print_metrics, print_result
 from infodisent.progress import console
 
@@ -63,6 +75,14 @@ def fit(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1 … (default: cuda if present).")
     ] = None,
+    input_size: InputSizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    interpolation: InterpolationOption = None,
+    crop_pct: CropPctOption = None,
+    crop_mode: CropModeOption = None,
+    intensity_range: IntensityRangeOption = None,
+    page: PageOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train an interpretable head on a folder of images, and compare it with the usual heads.
@@ -91,6 +111,14 @@ def fit(
         nonneg=nonneg,
         bias=bias,
         parametrization=parametrization,
+        input_size=sizes(input_size),
+        mean=numbers("mean", mean),
+        std=numbers("std", std),
+        interpolation=interpolation,
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+        intensity_range=intensity_range,
+        page=page,
     )
     if weights is not None:
         training.load_backbone(model, weights)

@@ -10,8 +10,9 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader
 from infodisent.backbones.backbone import Backbone, HasBackbone, backbone_of
 from infodisent.backbones.preprocess import transform_config, transform_from
 from infodisent.data.images import ImageDataset, ImageItem, ImageSet, collate
+from infodisent.data.notes import note_lines
 from infodisent.data.store import MANIFEST, FeatureStore, read_shard, shard_count, shard_path
 from infodisent.files import read_json, write_json, write_tensors
 from infodisent.layout import to_bpc
@@ -74,6 +76,7 @@ def extract(
         raise ValueError("extract: the image set is empty")
     backbone, folder = backbone_of(model), Path(out)
     transform = transform_config(backbone)
+    to_input = transform_from(transform)  # before anything is written
     grid = backbone.grid_size(tuple(transform["input_size"][1:]))
     meta: dict[str, Any] = {
         "format": FORMAT,
@@ -99,8 +102,10 @@ def extract(
         target = torch.device(device) if device is not None else _device_of(backbone)
         # convolutions run about twice as fast on channels-last memory, also on the CPU
         backbone.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        reader = _Reader(backbone, transform_from(transform), dtype, batch_size, num_workers)
+        reader = _Reader(backbone, to_input, dtype, batch_size, num_workers, transform)
         _write_shards(reader, images.items, folder, meta, missing, progress)
+        for line in note_lines(reader.notes) if progress else ():
+            console.print(line, style="yellow", markup=False)
     store = FeatureStore(folder)
     if not len(store):
         reason = store.skipped[0][1]
@@ -150,9 +155,11 @@ class _Reader:
 
     Attributes:
         backbone: on its device, in evaluation mode.
-        transform: RGB image to ``[3, H, W]``.
+        transform: RGB image to ``[C, H, W]``.
         dtype: of the stored maps, a key of `DTYPES`.
         batch_size, num_workers: of the loader.
+        config: of the transform.
+        notes: what was done to the images read so far, by kind, with the number of images.
     """
 
     backbone: Backbone
@@ -160,6 +167,8 @@ class _Reader:
     dtype: str
     batch_size: int
     num_workers: int
+    config: dict[str, Any] | None = None
+    notes: Counter[str] = field(default_factory=Counter)
 
     def shard(
         self,
@@ -177,7 +186,7 @@ class _Reader:
         """
         weight = next(self.backbone.parameters())
         loader = DataLoader(
-            ImageDataset([item.path for item in items], self.transform),
+            ImageDataset([item.path for item in items], self.transform, self.config),
             self.batch_size,
             num_workers=self.num_workers,
             collate_fn=collate,
@@ -186,7 +195,8 @@ class _Reader:
         logits: list[Tensor] = []
         kept: list[int] = []
         failures: list[tuple[int, str]] = []
-        for good, batch, bad in loader:
+        for good, batch, bad, notes in loader:
+            self.notes.update(notes)
             if batch is not None:
                 batch = batch.to(weight.device, weight.dtype, memory_format=torch.channels_last)
                 batch_maps, batch_logits = _forward(self.backbone, batch, DTYPES[self.dtype])

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from infodisent.backbones.geometry import crop_geometry
+from infodisent.data.notes import crop_note
+from infodisent.data.pictures import ImageSource, load_picture, reading_options
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif")
 TRAIN_NAMES = ("train", "training")
@@ -198,57 +202,56 @@ def _check_classes(base: Path, classes: Sequence[str]) -> None:
         )
 
 
-def load_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Decode an image completely, upright, as RGB.
+def load_image(path: ImageSource) -> Image.Image:
+    """Decode an image completely, upright, as RGB: `load_picture`, whose notes become warnings."""
+    picture = load_picture(path)
+    for note in picture.notes:
+        warnings.warn(f"{picture.path or 'image'}: {note.text}", stacklevel=2)
+    return picture.image
 
-    Orientation tags are obeyed. 16-bit grey is scaled to 8 bits by its full range, 0 … 65535.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be used (not an image, truncated, too large, longer than 64 times its
-            width, or of 32-bit pixels, whose range no file states); names the file.
+Sample = tuple[int, "Tensor | str", tuple[str, ...]]
+"""Position, the transformed image or why it cannot be read, and the kinds of its notes."""
+
+
+class ImageDataset(Dataset[Sample]):
+    """Decoded and transformed images; one that cannot be read yields its error message instead.
+
+    Args:
+        paths: the images.
+        transform: RGB picture to tensor.
+        config: of the transform, which also says how files are read; what its crop cuts away is
+            noted.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is not a file")
-    try:
-        with Image.open(path) as image:
-            if image.mode in ("I", "F"):
-                raise ValueError(
-                    f"its pixels are 32-bit ({image.mode}), convert it to 8 or 16 bits"
-                )
-            if max(image.size) > 64 * min(image.size):  # resizing it would take gigabytes
-                raise ValueError(f"{image.width} × {image.height} pixels is too thin a picture")
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):
-                upright = Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
-            picture: Image.Image = upright.convert("RGB")
-            return picture
-    # Pillow's decoders raise whatever their format's parser runs into; every one means "corrupt".
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
-
-class ImageDataset(Dataset[tuple[int, Tensor | str]]):
-    """Decoded and transformed images; one that cannot be read yields its error message instead."""
-
-    def __init__(self, paths: Sequence[str], transform: Callable[[Image.Image], Any]) -> None:
-        self.paths, self.transform = paths, transform
+    def __init__(
+        self,
+        paths: Sequence[str],
+        transform: Callable[[Image.Image], Any],
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.paths, self.transform, self.config = paths, transform, config
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+    def __getitem__(self, index: int) -> Sample:
         try:
-            return index, self.transform(load_image(self.paths[index]))
+            picture = load_picture(self.paths[index], **reading_options(self.config or {}))
+            notes = picture.notes
+            if self.config is not None:
+                notes += crop_note(crop_geometry(self.config, picture.image.size))
+            return index, self.transform(picture.image), tuple(note.kind for note in notes)
         except (FileNotFoundError, ValueError) as error:
-            return index, str(error)
+            return index, str(error), ()
 
 
 def collate(
-    samples: Sequence[tuple[int, Tensor | str]],
-) -> tuple[list[int], Tensor | None, list[tuple[int, str]]]:
-    """Positions and batch ``[n, 3, H, W]`` of the good images, and the failures with reasons."""
-    good = [(i, x) for i, x in samples if isinstance(x, Tensor)]
-    bad = [(i, x) for i, x in samples if isinstance(x, str)]
+    samples: Sequence[Sample],
+) -> tuple[list[int], Tensor | None, list[tuple[int, str]], list[str]]:
+    """Positions and batch ``[n, C, H, W]`` of the good images, the failures with reasons, notes."""
+    good = [(i, x) for i, x, _ in samples if isinstance(x, Tensor)]
+    bad = [(i, x) for i, x, _ in samples if isinstance(x, str)]
     batch = torch.stack([x for _, x in good]) if good else None
-    return [i for i, _ in good], batch, bad
+    notes = [kind for _, _, kinds in samples for kind in kinds]
+    return [i for i, _ in good], batch, bad, notes

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from torch import Tensor
 
+from infodisent.backbones.geometry import Box as Box
+from infodisent.explanations import drawing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 TOLERANCE = 1e-3
 """How far the contributions may be from the model's logit."""
-
-Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +30,8 @@ class ChannelEvidence:
         contribution: what it adds to the logit; of a linear classifier ``weight * pooled``.
         pos_box, neg_box: the feature cell of `pos` and `neg`, ``(x0, y0, x1, y1)`` in pixels of the
             picture; None where the value is 0.
+        pos_box_in_image, neg_box_in_image: the same cells in pixels of the upright photograph; None
+            also where the cell lies on a border that was added.
         pos_heat, neg_heat: ReLU(±value) of the unit over its maximum, in [0, 1], ``[gh, gw]``.
     """
 
@@ -38,6 +45,8 @@ class ChannelEvidence:
     neg_box: Box | None
     pos_heat: Tensor = field(repr=False)
     neg_heat: Tensor = field(repr=False)
+    pos_box_in_image: Box | None = None
+    neg_box_in_image: Box | None = None
 
     @property
     def sign(self) -> int:
@@ -58,9 +67,26 @@ class ChannelEvidence:
         return self.pos_box if self.side == 1 else self.neg_box
 
     @property
+    def box_in_image(self) -> Box | None:
+        """`box` in pixels of the upright photograph, see `Explanation.image_size`."""
+        return self.pos_box_in_image if self.side == 1 else self.neg_box_in_image
+
+    @property
     def heat(self) -> Tensor:
         """The heat map of the side that decides, ``[gh, gw]``."""
         return self.pos_heat if self.side == 1 else self.neg_heat
+
+    def to_dict(self, *, heat: bool = False) -> dict[str, Any]:
+        """Everything as JSON-able values; heat maps, as nested lists, only if asked for."""
+        names = ("channel", "weight", "pos", "neg", "pooled", "contribution", "sign", "side")
+        values: dict[str, Any] = {name: getattr(self, name) for name in names}
+        for name in ("box", "pos_box", "neg_box"):
+            for key in (name, f"{name}_in_image"):
+                box = getattr(self, key)
+                values[key] = None if box is None else list(box)
+        if heat:
+            values |= {"pos_heat": self.pos_heat.tolist(), "neg_heat": self.neg_heat.tolist()}
+        return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +101,18 @@ class Explanation:
         class_index, class_name: the explained class.
         true_name: the image's own class, or None where it is not known.
         classes: all K class names.
-        logits, probabilities: ``[K]`` float32, on the CPU.
+        logits, probabilities: ``[K]`` float32, on the CPU. Probabilities are a softmax, or a
+            sigmoid each where `task` is "multilabel" or K is 1.
         logit, bias: of the explained class; bias is 0 where the head has none.
         supporting, opposing: units shown, strongest first.
         rest, rest_count: sum and number of all contributions that are not shown.
         size95: how many units, largest contributions first, carry 95 % of the logit (without
             bias); None where the logit is not positive.
         unit: what the head calls its units, singular.
+        task: "multiclass" or "multilabel".
+        image_size: ``(width, height)`` of the upright photograph; None where it is not known.
+        crop_in_image: the part of it that the network saw, in its pixels.
+        notes: what was done to the image that its owner may not expect, such as a crop.
     """
 
     path: str
@@ -100,6 +131,10 @@ class Explanation:
     rest_count: int
     size95: int | None
     unit: str = "channel"
+    task: str = "multiclass"
+    image_size: tuple[int, int] | None = None
+    crop_in_image: Box | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def shown(self) -> tuple[ChannelEvidence, ...]:
@@ -122,9 +157,73 @@ class Explanation:
         return self.classes[int(self.logits.argmax())]
 
     @property
+    def predicted_names(self) -> tuple[str, ...]:
+        """The predicted class; where every class has a probability of its own, all from 0.5 up."""
+        if not self.independent:
+            return (self.predicted_name,)
+        likely = (self.probabilities >= 0.5).tolist()
+        return tuple(name for name, yes in zip(self.classes, likely, strict=True) if yes)
+
+    @property
+    def independent(self) -> bool:
+        """Every class is decided by itself: several labels an image, or one output."""
+        return self.task == "multilabel" or len(self.classes) == 1
+
+    @property
     def correct(self) -> bool | None:
-        """Whether the prediction is the image's own class; None where that is not known."""
-        return None if self.true_name is None else self.predicted_name == self.true_name
+        """Whether the prediction is the image's own class; None where that is not known.
+
+        With several labels an image one true name does not tell, so None.
+        """
+        if self.true_name is None or self.task == "multilabel":
+            return None
+        if self.independent:
+            return (self.class_name in self.predicted_names) == (self.true_name == self.class_name)
+        return self.predicted_name == self.true_name
+
+    def to_dict(self, *, heat: bool = False) -> dict[str, Any]:
+        """Everything but the picture as JSON-able values, for a file or a table.
+
+        Args:
+            heat: also the heat maps, as nested lists.
+        """
+        names = (
+            "path", "task", "class_index", "class_name", "true_name", "predicted_name", "correct",
+            "logit", "total", "bias", "rest", "rest_count", "size95", "unit",
+        )  # fmt: skip
+        values: dict[str, Any] = {name: getattr(self, name) for name in names}
+        for name in ("predicted_names", "classes", "image_size", "crop_in_image", "notes"):
+            value = getattr(self, name)
+            values[name] = None if value is None else list(value)
+        values["input_size"] = list(self.picture.size)
+        values["logits"] = self.logits.tolist()
+        values["probabilities"] = self.probabilities.tolist()
+        for name in ("supporting", "opposing"):
+            values[name] = [e.to_dict(heat=heat) for e in getattr(self, name)]
+        return values
+
+    def plot(self) -> Figure:
+        """A matplotlib figure: the picture with numbered boxes, the sum as bars, heat maps."""
+        return drawing.figure(self)
+
+    def overlay(self, channel: int | None = None) -> Image.Image:
+        """The heat map of a unit over the picture, with its box.
+
+        Args:
+            channel: index of one of the units shown; default: the first of them.
+
+        Raises:
+            ValueError: it is not shown, or none is.
+        """
+        for evidence in self.shown:
+            if channel is None or evidence.channel == channel:
+                return drawing.overlay(self.picture, evidence)
+        there = ", ".join(str(e.channel) for e in self.shown) or "none"
+        raise ValueError(f"overlay: {self.unit} is {channel}, shown are {there}")
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return drawing.as_html(self)
 
 
 def cell_box(index: int, grid: tuple[int, int], size: tuple[int, int]) -> Box:

@@ -7,32 +7,30 @@ checked against the model's own logit.
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from infodisent.backbones.backbone import evaluating
-from infodisent.backbones.preprocess import to_picture, transform_config, transform_from
+from infodisent.backbones.geometry import Box, CropGeometry, crop_geometry
+from infodisent.backbones.preprocess import to_picture, transform_from
 from infodisent.classifier import InfoDisentClassifier
 from infodisent.contract import SparsePool
-from infodisent.data.images import load_image
+from infodisent.data.notes import crop_note, note_lines
+from infodisent.data.pictures import ImageSource, Picture, load_picture
 from infodisent.explanations.evidence import (
     TOLERANCE,
-    Box,
     ChannelEvidence,
     Explanation,
     cell_box,
 )
+from infodisent.explanations.request import Loaded, Request, make_request
 from infodisent.explanations.sparsity import explanation_sizes
 from infodisent.layout import to_bpc
-from infodisent.methods import Head
-from infodisent.progress import bar
-
-ImageSource = str | os.PathLike[str] | Image.Image
+from infodisent.progress import bar, console
 
 __all__ = [
     "TOLERANCE",
@@ -45,9 +43,12 @@ __all__ = [
     "explain_many",
 ]
 
+_BATCH = 16
+"""Images per backbone pass."""
+
 
 def explain(
-    model: InfoDisentClassifier,
+    model: InfoDisentClassifier | Loaded,
     image: ImageSource,
     *,
     classes: Sequence[str] | None = None,
@@ -56,33 +57,42 @@ def explain(
     top_opposing: int = 2,
     transform: dict[str, Any] | None = None,
     true_name: str | None = None,
+    task: str | None = None,
+    intensity_range: tuple[float, float] | None = None,
+    page: int | None = None,
 ) -> Explanation:
     """Explain a prediction.
 
     Args:
-        model: from `infodisent.attach` or a checkpoint; runs in evaluation mode, on its device.
-        image: a file or a picture.
+        model: from `infodisent.attach` or `infodisent.load`; runs in evaluation mode, on its
+            device. What `load` returns lends its classes, transform and task.
+        image: a path, PIL image, array, tensor, bytes or open file, see
+            `infodisent.data.pictures.load_picture`.
         classes: K class names; default "0", "1", …
-        class_index: class to explain; default: the predicted one.
+        class_index: class to explain; default: the predicted one (the most probable label).
         top, top_opposing: at most so many units with the largest positive and the largest
             negative contributions are shown; units that contribute 0 never are.
-        transform: configuration of the evaluation transform, as a checkpoint holds it; default:
-            the model's own.
+        transform: configuration of the evaluation transform, as a checkpoint holds it; keys that it
+            lacks are the model's own.
         true_name: the image's own class, if known; only handed on.
+        task: "multiclass", or "multilabel", which gives every label a probability of its own.
+        intensity_range: ``(low, high)`` shown as black and white where pixels are not 8-bit.
+        page: of a multi-page file, from 0.
 
     Raises:
         FileNotFoundError, ValueError: the image is missing or cannot be decoded.
+        TypeError: the image is no image, such as a list, or `model` no model.
         ValueError: an argument is out of range, or the logits are not finite.
         RuntimeError: the contributions do not add up to the model's own logit.
     """
-    names = _check(model, classes, class_index, top, top_opposing)
-    return _explain_picture(
-        model, *_decode(image), true_name, names, class_index, (top, top_opposing), transform
+    request = make_request(
+        model, classes, class_index, top, top_opposing, transform, task, intensity_range, page
     )
+    return _explain_pictures(request, [load_picture(image, **request.options)], [true_name])[0]
 
 
 def explain_many(
-    model: InfoDisentClassifier,
+    model: InfoDisentClassifier | Loaded,
     images: Sequence[ImageSource],
     *,
     classes: Sequence[str] | None = None,
@@ -93,145 +103,130 @@ def explain_many(
     true_names: Sequence[str | None] | None = None,
     on_error: Callable[[ImageSource, Exception], None] | None = None,
     progress: bool = True,
+    task: str | None = None,
+    intensity_range: tuple[float, float] | None = None,
+    page: int | None = None,
 ) -> list[Explanation]:
-    """`explain` for every image, each decoded once, with a progress bar.
+    """`explain` for every image, each decoded once, several a backbone pass, with a progress bar.
 
     Args:
-        model, images, classes, class_index, top, top_opposing, transform: see `explain`.
+        model, images, classes, class_index, top, top_opposing, transform, task, intensity_range,
+            page: see `explain`.
         true_names: the images' own classes, as many as images.
         on_error: called with an image that is missing or cannot be decoded and the error, and the
             image is left out of the result; by default the error is raised.
         progress: show the bar.
 
     Raises:
+        TypeError: `images` is one image instead of several.
         ValueError: `true_names` has another length; otherwise as `explain`.
     """
+    one = isinstance(images, (str, bytes, bytearray, memoryview)) or hasattr(images, "read")
+    if one or not hasattr(images, "__iter__") or getattr(images, "ndim", 4) < 4:
+        raise TypeError(
+            f"explain_many: images is a {type(images).__name__}, must be a list of images; explain "
+            "takes one"
+        )
+    images = list(images)
     true = [None] * len(images) if true_names is None else list(true_names)
     if len(true) != len(images):
         raise ValueError(
             f"explain_many: {len(true)} true_names were given for {len(images)} images"
         )
-    names = _check(model, classes, class_index, top, top_opposing)
-    explanations = []
+    request = make_request(
+        model, classes, class_index, top, top_opposing, transform, task, intensity_range, page
+    )
+    explanations: list[Explanation] = []
+    counts: Counter[str] = Counter()
     with bar(progress) as display:
-        task = display.add_task("explain", total=len(images), note="")
-        for image, true_name in zip(images, true, strict=True):
-            try:
-                path, decoded = _decode(image)
-            except (FileNotFoundError, ValueError) as error:
-                if on_error is None:
-                    raise
-                on_error(image, error)
-            else:
-                explanations.append(
-                    _explain_picture(
-                        model,
-                        path,
-                        decoded,
-                        true_name,
-                        names,
-                        class_index,
-                        (top, top_opposing),
-                        transform,
-                    )
-                )
-            display.update(task, advance=1)
+        shown = display.add_task("explain", total=len(images), note="")
+        for start in range(0, len(images), _BATCH):
+            chunk = range(start, min(start + _BATCH, len(images)))
+            pictures, names = [], []
+            for i in chunk:
+                try:
+                    pictures.append(load_picture(images[i], **request.options))
+                    names.append(true[i])
+                except (FileNotFoundError, ValueError) as error:
+                    if on_error is None:
+                        raise
+                    on_error(images[i], error)
+            if pictures:
+                explanations += _explain_pictures(request, pictures, names, counts)
+            display.update(shown, advance=len(chunk))
+    for line in note_lines(counts) if progress else ():
+        console.print(line, style="yellow", markup=False)
     return explanations
 
 
-def _check(
-    model: InfoDisentClassifier,
-    classes: Sequence[str] | None,
-    class_index: int | None,
-    top: int,
-    top_opposing: int,
-) -> tuple[str, ...]:
-    head = model.head
-    if not isinstance(head, Head) or not head.num_classes:
-        raise ValueError("explain: the model has no interpretable head with classes")
-    names = tuple(classes) if classes is not None else tuple(map(str, range(head.num_classes)))
-    if len(names) != head.num_classes:
-        raise ValueError(
-            f"explain: {len(names)} class names were given for {head.num_classes} classes"
-        )
-    for name, value in (("class_index", class_index), ("top", top), ("top_opposing", top_opposing)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise TypeError(f"explain: {name} is {value!r}, must be an int")
-    if class_index is not None and not 0 <= class_index < head.num_classes:
-        raise ValueError(
-            f"explain: class_index is {class_index}, allowed are 0 … {head.num_classes - 1}"
-        )
-    for name, count in (("top", top), ("top_opposing", top_opposing)):
-        if count < 0:
-            raise ValueError(f"explain: {name} is {count}, must be >= 0")
-    return names
-
-
-def _decode(image: ImageSource) -> tuple[str, Image.Image]:
-    """The path ("" where there is none) and the RGB picture; errors as `load_image`."""
-    if isinstance(image, Image.Image):
-        return str(getattr(image, "filename", "") or ""), image.convert("RGB")
-    return os.fspath(image), load_image(image)
-
-
-def _explain_picture(
-    model: InfoDisentClassifier,
-    path: str,
-    decoded: Image.Image,
-    true_name: str | None,
-    names: tuple[str, ...],
-    class_index: int | None,
-    counts: tuple[int, int],
-    transform: dict[str, Any] | None,
-) -> Explanation:
-    """`explain` after its checks; `counts` are `top` and `top_opposing`."""
-    config = transform if transform is not None else transform_config(model)
-    x = transform_from(config)(decoded)  # [3, H, W]
+def _explain_pictures(
+    request: Request,
+    pictures: Sequence[Picture],
+    true_names: Sequence[str | None],
+    counts: Counter[str] | None = None,
+) -> list[Explanation]:
+    """One backbone pass for all pictures, then each by itself; `counts` are kinds of notes."""
+    model, config = request.model, request.config
+    transform = transform_from(config)
+    x = torch.stack([transform(picture.image) for picture in pictures])  # [n, C, H, W]
+    like = next(model.parameters())
+    explanations = []
     with evaluating(model), torch.no_grad():
-        fields = _explain(model, x, class_index, *counts)
-    return Explanation(
-        path=path,
-        picture=to_picture(x, config),
-        class_name=names[fields["class_index"]],
-        true_name=true_name,
-        classes=names,
-        unit=model.head.unit,
-        **fields,
-    )
+        features = model.forward_features(x.to(like.device, like.dtype))
+        for i, (picture, true_name) in enumerate(zip(pictures, true_names, strict=True)):
+            geometry = crop_geometry(config, picture.image.size)
+            notes = (*picture.notes, *crop_note(geometry))
+            if counts is not None:
+                counts.update(note.kind for note in notes)
+            fields = _explain(request, features[i : i + 1], geometry)
+            explanations.append(
+                Explanation(
+                    path=picture.path,
+                    picture=to_picture(x[i], config),
+                    class_name=request.names[fields["class_index"]],
+                    true_name=true_name,
+                    classes=request.names,
+                    unit=model.head.unit,
+                    task=request.task,
+                    image_size=picture.image.size,
+                    crop_in_image=geometry.window,
+                    notes=tuple(note.text for note in notes),
+                    **fields,
+                )
+            )
+    return explanations
 
 
 def _explain(
-    model: InfoDisentClassifier,
-    x: Tensor,  # [3, H, W]
-    class_index: int | None,
-    top: int,
-    top_opposing: int,
+    request: Request,
+    features: Tensor,  # a map [1, ...]
+    geometry: CropGeometry,
 ) -> dict[str, Any]:
-    """The fields of an `Explanation` that follow from the image alone."""
-    head, like = model.head, next(model.parameters())
-    features = model.forward_features(x[None].to(like.device, like.dtype))
+    """The fields of an `Explanation` that follow from the map of one image alone."""
+    model, class_index = request.model, request.class_index
+    head, size = model.head, geometry.input_size
     raw_logits = model.forward_head(features)[0]  # [K], what the user gets
     logits = raw_logits.float().cpu()
     if not torch.isfinite(logits).all():
         raise ValueError("explain: the model's logits are not finite; check its weights")
     target = torch.tensor([int(logits.argmax()) if class_index is None else class_index])
     pool = head.pool(features)
-    contribution = head.contributions(pool.pooled.cpu().double(), target)[0]  # [M]
+    contribution = head.contributions(_exact(pool.pooled), target)[0]  # [M]
     bias = float(head.offsets(target)[0])
 
     order = contribution.argsort(descending=True, stable=True)
-    positive = order[contribution[order] > 0][:top]
+    positive = order[contribution[order] > 0][: request.top]
     order = contribution.argsort(stable=True)
-    negative = order[contribution[order] < 0][:top_opposing]
+    negative = order[contribution[order] < 0][: request.top_opposing]
     shown = torch.cat([positive, negative])
     hidden = torch.ones_like(contribution, dtype=torch.bool)
     hidden[shown] = False
 
-    grid = model.grid_size((x.shape[1], x.shape[2]))
+    grid = model.grid_size((size[1], size[0]))
     pixels = to_bpc(features, head.input_fmt, head.num_prefix_tokens)[0]  # [P, C]
     heats = head.maps(pixels, shown).unflatten(0, grid).cpu()  # [gh, gw, n]
-    weight = head.class_weights()[int(target)].cpu().double()  # [M]
-    evidence = _evidence(shown, weight, pool, contribution, heats, (x.shape[2], x.shape[1]))
+    weight = _exact(head.class_weights()[int(target)])  # [M]
+    evidence = _evidence(shown, weight, pool, contribution, heats, geometry)
     rest, logit = float(contribution[hidden].sum()), float(logits[target])
     total = sum(e.contribution for e in evidence) + rest + bias
     # A logit of thousands, or one rounded to half precision, is not exact to 1e-3 in itself.
@@ -241,18 +236,19 @@ def _explain(
             f"explain: contributions, rest and bias add up to {total:.6f}, but the model's logit "
             f"of class {int(target)} is {logit:.6f}"
         )
-    size = int(explanation_sizes(contribution[None])[0])
+    size95 = int(explanation_sizes(contribution[None])[0])
+    independent = request.task == "multilabel" or len(logits) == 1
     return {
         "class_index": int(target),
         "logits": logits,
-        "probabilities": logits.softmax(0),
+        "probabilities": logits.sigmoid() if independent else logits.softmax(0),
         "logit": logit,
         "bias": bias,
         "supporting": tuple(evidence[: len(positive)]),
         "opposing": tuple(evidence[len(positive) :]),
         "rest": rest,
         "rest_count": int(hidden.sum()),
-        "size95": size if size and logit > 0 else None,
+        "size95": size95 if size95 and logit > 0 else None,
     }
 
 
@@ -262,14 +258,16 @@ def _evidence(
     pool: SparsePool,  # [1, M] each
     contribution: Tensor,  # [M]
     heats: Tensor,  # [gh, gw, n]
-    size: tuple[int, int],
+    geometry: CropGeometry,
 ) -> list[ChannelEvidence]:
-    """The units shown, in order; `size` is (width, height) of the picture."""
+    """The units shown, in order."""
     grid = (heats.shape[0], heats.shape[1])
     evidence = []
     for i, unit in enumerate(shown.tolist()):
         pos_box, neg_box = (
-            cell_box(int(index[0, unit]), grid, size) if index[0, unit] >= 0 else None
+            cell_box(int(index[0, unit]), grid, geometry.input_size)
+            if index[0, unit] >= 0
+            else None
             for index in (pool.pos_index, pool.neg_index)
         )
         evidence.append(
@@ -284,9 +282,18 @@ def _evidence(
                 neg_box=neg_box,
                 pos_heat=_heat(heats[..., i]),
                 neg_heat=_heat(-heats[..., i]),
+                pos_box_in_image=pos_box and geometry.in_image(pos_box),
+                neg_box_in_image=neg_box and geometry.in_image(neg_box),
             )
         )
     return evidence
+
+
+def _exact(
+    values: Tensor,
+) -> Tensor:
+    """On the CPU as float64, in this order: not every device has it."""
+    return values.cpu().to(torch.float64)
 
 
 def _heat(

@@ -195,7 +195,8 @@ class Head(nn.Module, abc.ABC):
         ``contributions(pooled, k).sum(1) + offsets(k)`` is the logit of class k.
         """
         weights = self.class_weights()
-        return weights[classes.to(weights.device)].to(pooled) * pooled
+        chosen = weights[classes.to(weights.device)].to(pooled.device)
+        return chosen.to(pooled.dtype) * pooled  # in this order: not every device has float64
 
     def offsets(
         self,

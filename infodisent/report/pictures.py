@@ -7,27 +7,11 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from infodisent.backbones.preprocess import to_picture, transform_from
-from infodisent.data.images import load_image
-
-# The darkest and the lightest colour of a side's heat: those of `view.SUPPORTS` and `view.OPPOSES`.
-_RAMPS = {1: ((0, 114, 178), (186, 234, 255)), -1: ((213, 94, 0), (255, 232, 158))}
-
-
-def heat_overlay(picture: Image.Image, heat: Tensor, sign: int) -> Image.Image:
-    """A heat map ``[gh, gw]`` in [0, 1] over a greyed picture: blue supports, orange opposes."""
-    small = Image.fromarray(heat.float().cpu().numpy())
-    smooth = np.asarray(small.resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
-    grey = np.asarray(picture.convert("L"), dtype=np.float32)[..., None]
-    dark, light = (np.array(colour, dtype=np.float32) for colour in _RAMPS[sign])
-    # Where the heat is 0 the picture stays visible but dim, so that the ramp's light end shows.
-    alpha = 0.9 * smooth**0.75
-    mixed = (grey * 0.55 + 40) * (1 - alpha) + (dark + (light - dark) * smooth**1.5) * alpha
-    return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
+from infodisent.data.pictures import load_picture, reading_options
+from infodisent.explanations.drawing import heat_overlay as heat_overlay
 
 
 class Thumbnail(NamedTuple):
@@ -59,7 +43,8 @@ class Pictures:
 
     def _make(self, path: str) -> Thumbnail:
         try:
-            picture = to_picture(self._transform(load_image(path)), self._config)
+            image = load_picture(path, **reading_options(self._config)).image
+            picture = to_picture(self._transform(image), self._config)
         except FileNotFoundError:
             return Thumbnail(self._placeholder(path), "file is missing")
         except ValueError:

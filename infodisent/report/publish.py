@@ -46,6 +46,7 @@ def report_run(run: Run, *, count: int = 16, seed: int = 0, progress: bool = Tru
         true_names=[store.classes[int(store.labels[i])] for i in chosen],
         classes=loaded.classes,
         transform=loaded.transform,
+        task=loaded.task,
         progress=progress,
     )
     return _publish(explanations, prototypes, run.folder, run.metrics, progress)
@@ -61,6 +62,8 @@ def report_images(
     class_name: str | None = None,
     top: int = 4,
     top_opposing: int = 2,
+    intensity_range: tuple[float, float] | None = None,
+    page: int | None = None,
     progress: bool = True,
 ) -> tuple[Path, list[str]]:
     """Explain given images: a PNG each in ``out/figures/``, and the page ``out/report.html``.
@@ -91,12 +94,15 @@ def report_images(
         top=top,
         top_opposing=top_opposing,
         transform=loaded.transform,
+        task=loaded.task,
+        intensity_range=intensity_range,
+        page=page,
         progress=progress,
     )
     if not explanations:
         raise ValueError(f"explain: no image can be read: {'; '.join(failures[:3])}")
-    page = _publish(explanations, prototypes, Path(out), metrics, progress)
-    return page, failures
+    written = _publish(explanations, prototypes, Path(out), metrics, progress)
+    return written, failures
 
 
 def draw_prototypes(

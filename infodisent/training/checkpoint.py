@@ -11,7 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infodisent.backbones.preprocess import transform_config
+from infodisent.backbones.preprocess import (
+    is_preprocessing,
+    restore_transform,
+    transform_config,
+)
 from infodisent.checks import check_choice
 from infodisent.classifier import InfoDisentClassifier, attach
 from infodisent.data.images import TASKS
@@ -138,7 +142,10 @@ def _rebuild(
     # Only what describes a structure: a file must not make this function fetch or open others.
     strange = set(spec["head_options"]) - set(method_class(spec["method"]).option_names())
     strange |= {
-        k for k in spec["model_kwargs"] if k.startswith(("pretrained", "checkpoint", "cache"))
+        k
+        for k, value in spec["model_kwargs"].items()
+        if k.startswith(("pretrained", "checkpoint", "cache"))
+        and not (k == "pretrained_cfg_overlay" and is_preprocessing(value))
     }
     if strange or (module is None and ":" in spec["name"]):
         refused = ", ".join(sorted(strange)) or spec["name"]
@@ -153,6 +160,7 @@ def _rebuild(
         model = attach(
             spec["name"], spec["num_classes"], model_kwargs=spec["model_kwargs"], **common
         )
+    restore_transform(model.backbone, metadata["transform"])
     model.to(getattr(torch, metadata.get("dtype", "float32")))
     try:
         model.load_state_dict(tensors)

@@ -271,8 +271,8 @@ def test_unreadable_images_are_handed_over_and_every_image_is_decoded_once(
 ):
     files = [image_folder / "red" / f"{i:02d}.png" for i in (6, 7, 8)] + [tmp_path / "gone.png"]
     decoded, failures = [], []
-    plain = local.load_image
-    monkeypatch.setattr(local, "load_image", lambda f: (decoded.append(f), plain(f))[1])
+    plain = local.load_picture
+    monkeypatch.setattr(local, "load_picture", lambda f: (decoded.append(f), plain(f))[1])
     explanations = explain_many(
         tiny,
         files,
