@@ -1,4 +1,4 @@
-"""Any other classifier: where its map is, told by the user or by a shape of output in common use."""
+"""Any other classifier: where its map is, told by the user or by the form of its output."""
 
 from __future__ import annotations
 
@@ -160,6 +160,6 @@ def help_for(model: nn.Module) -> str:
         example = names[-2] if len(names) > 1 else "layer4"
         how = f"attach(model, K, features={example!r}), the submodule whose output is the map"
     return (
-        f"attach: {kind} is of neither timm nor torchvision nor transformers. Say where its map is: "
-        f"{how}; or put InfoDisentHead(channels, K) on your own feature map"
+        f"attach: {kind} is of neither timm nor torchvision nor transformers. Say where its map "
+        f"is: {how}; or put InfoDisentHead(channels, K) on your own feature map"
     )

@@ -277,8 +277,8 @@ class Backbone(nn.Module):
         x, raw = self._probe(self.image_size)
         if not isinstance(raw, Tensor):
             raise ValueError(
-                f"{self._name}: its features are a {type(raw).__name__}, not one map; choose one of "
-                "them: attach(model, K, features=lambda m, x: m.forward_features(x)[-1])"
+                f"{self._name}: its features are a {type(raw).__name__}, not one map; choose one "
+                "of them: attach(model, K, features=lambda m, x: m.forward_features(x)[-1])"
             )
         with evaluating(self.model), torch.no_grad():
             arranged = self._arrange(raw)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -65,7 +64,11 @@ def stages(model: nn.Module, needed: Collection[str]) -> dict[str, list[str]]:
     named: dict[str, list[str]] = {}
     for group in merged:
         paths = [name.split(".")[:-1] for name in group if sizes[name] > 1 and "." in name]
-        common = os.path.commonprefix(paths) or (paths or [group])[0]  # type: ignore[type-var]
+        first, *others = paths or [group[:1]]
+        common = [
+            p for i, p in enumerate(first) if all(o[: i + 1] == first[: i + 1] for o in others)
+        ]
+        common = common or first
         names = [".".join(common[:depth]) for depth in range(2, len(common) + 2)]
         free = [name for name in names if name not in named]
         named[free[0] if free else f"{names[0]} {len(named)}"] = group

@@ -44,10 +44,10 @@ def _answers() -> bool:
     constants = _constants()
     if constants is None or constants.HF_HUB_OFFLINE:
         return False
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import utils
 
     try:
-        get_session().head(constants.ENDPOINT, timeout=_SECONDS)
+        utils.get_session().head(constants.ENDPOINT, timeout=_SECONDS)
     except Exception:  # every version of the client has failures of its own
         return False
     return True

@@ -50,7 +50,7 @@ def create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
 
 
 def origin(model: Any) -> dict[str, Any] | None:
-    """What builds the architecture again without reading anything, or None if that can't be said."""
+    """What builds the architecture again without reading anything; None if that can't be said."""
     config = model.config
     if config.model_type == "timm_wrapper":  # its model is built by timm, which may fetch
         return None
@@ -112,14 +112,14 @@ def pretrained_cfg(model: Any, *, pretrained: bool) -> dict[str, Any]:
         "architecture": model.config.model_type,
         "mean": tuple(mean[:channels]),
         "std": tuple(std[:channels]),
-        "interpolation": _RESAMPLING.get(int(getattr(processor, "resample", 2) or 2), "bilinear"),
+        "interpolation": _RESAMPLING.get(
+            int(getattr(processor, "resample", None) or 2), "bilinear"
+        ),
     }
     return cfg | _crop(processor, own, channels, (height, width))
 
 
-def _crop(
-    processor: Any, own: bool, channels: int, built_for: tuple[int, int]
-) -> dict[str, Any]:
+def _crop(processor: Any, own: bool, channels: int, built_for: tuple[int, int]) -> dict[str, Any]:
     """Input size and crop: `size` is what the image is resized to, `crop_size` what is cut out."""
     size = _sides(getattr(processor, "size", None))
     crop = getattr(processor, "crop_size", None)
@@ -165,7 +165,9 @@ def reading(model: Any) -> dict[str, Any]:
         except (AttributeError, KeyError, IndexError) as error:
             raise ValueError(f"{name} is not supported: no last_hidden_state: {error}") from error
         common = {"features": _features, "image_size": (height, width), "in_chans": channels}
-        fmt, prefixes = ("NCHW", [0]) if raw.ndim == 4 else ("NLC", _prefixes(model, raw, height, width))
+        fmt, prefixes = (
+            ("NCHW", [0]) if raw.ndim == 4 else ("NLC", _prefixes(model, raw, height, width))
+        )
         want = model(x).logits
         want = want[0] if isinstance(want, tuple) else want
         for prefix in prefixes:
@@ -175,12 +177,20 @@ def reading(model: Any) -> dict[str, Any]:
                 except (RuntimeError, AttributeError, TypeError):
                     continue
                 if got.shape == want.shape and _close(got, want):
-                    return {**common, "plan": plan, "classifier": lambda m, r, p=plan: _logits(m, r, p)}
+                    return {
+                        **common,
+                        "plan": plan,
+                        "classifier": lambda m, r, p=plan: _logits(m, r, p),
+                    }
             joined = _joined(model, raw, prefix)
             if joined is not None and joined.shape == want.shape and _close(joined, want):
                 opaque = "it classifies the class token beside the mean of the pixels"
                 plan = HeadPlan(fmt, prefix, "token+avg", tails=(("classifier",),), opaque=opaque)
-                return {**common, "plan": plan, "classifier": lambda m, r, p=prefix: _joined(m, r, p)}
+                return {
+                    **common,
+                    "plan": plan,
+                    "classifier": lambda m, r, p=prefix: _joined(m, r, p),
+                }
     raise ValueError(
         f"{name} is not supported: no usual pool and classifier gives its logits; say how to read "
         "it: attach(model, K, features=lambda m, x: m.base_model(x).last_hidden_state, "
@@ -210,9 +220,9 @@ def _prefixes(model: Any, raw: Tensor, height: int, width: int) -> list[int]:
 def _plans(model: Any, fmt: str, prefix: int) -> list[HeadPlan]:
     """The usual ways from a map to logits."""
     norms = [(), *((n,) for n, m in model.named_modules() if n.count(".") <= 2 and "norm" in n)]
-    norms = [n for n in norms if not n or "encoder" not in n[0] and "embed" not in n[0]]
+    norms = [n for n in norms if not n or ("encoder" not in n[0] and "embed" not in n[0])]
     children = dict(model.named_children())
-    heads = [("classifier",)] if "classifier" in children else []
+    heads: list[tuple[str, ...]] = [("classifier",)] if "classifier" in children else []
     if {"cls_classifier", "distillation_classifier"} <= children.keys():
         heads = [("cls_classifier", "distillation_classifier")]
     if {"classifier", "classifier_distill"} <= children.keys():

@@ -57,7 +57,9 @@ def read_backbone(
         kind = type(model_or_name).__name__
         raise TypeError(f"attach: model_or_name must be a name or an nn.Module, got {kind}")
     if next(model.parameters(), None) is None:
-        raise ValueError(f"attach: {type(model).__name__} has no parameters, so it is no classifier")
+        raise ValueError(
+            f"attach: {type(model).__name__} has no parameters, so it is no classifier"
+        )
     if features is not None:
         size, in_chans = _own_input(model)
         cfg: dict[str, Any] = {"input_size": (in_chans, *size)}

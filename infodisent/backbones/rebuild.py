@@ -45,7 +45,7 @@ def origin_of(
     model: nn.Module, source: str, name: str | None, kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """source, name and model_kwargs that build the architecture again; name None for none known."""
-    unknown = {"source": source, "name": None, "model_kwargs": {}}
+    unknown: dict[str, Any] = {"source": source, "name": None, "model_kwargs": {}}
     if source == "hf":
         return huggingface.origin(model) or unknown
     plain = {k: v for k, v in kwargs.items() if not k.startswith(FETCHING)}
@@ -107,14 +107,18 @@ def _differing_arguments(model: Any, reference: Any) -> dict[str, Any]:
         del differing["global_pool"]
     pools = [getattr(getattr(m, "head", m), "global_pool", None) for m in (model, reference)]
     pools = [getattr(pool, "pool_type", None) or pool for pool in pools]
-    pools = [getattr(m, "global_pool", None) if p is None else p for p, m in zip(pools, (model, reference))]
+    pools = [
+        getattr(m, "global_pool", None) if p is None else p
+        for p, m in zip(pools, (model, reference))
+    ]
     pools = [getattr(pool, "pool_type", pool) for pool in pools]
     if pools[0] != pools[1] and isinstance(pools[0], str):
         differing["global_pool"] = pools[0]
     embed = getattr(model, "patch_embed", None)
-    if embed is not None and getattr(embed, "strict_img_size", True) is False:
-        if getattr(getattr(reference, "patch_embed", None), "strict_img_size", None):
-            differing["dynamic_img_size"] = True
+    other = getattr(reference, "patch_embed", None)
+    strict = getattr(embed, "strict_img_size", None), getattr(other, "strict_img_size", None)
+    if strict == (False, True):
+        differing["dynamic_img_size"] = True
     return differing
 
 

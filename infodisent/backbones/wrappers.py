@@ -96,7 +96,8 @@ def _difference(wrapper: nn.Module, inner: nn.Module) -> str:
             try:
                 got = logits_in(wrapper(x))
             except Exception as failure:  # any: it is the user's own code
-                error = f"its forward pass fails: {str(failure).splitlines()[0] if str(failure) else type(failure).__name__}"
+                why = next(iter(str(failure).splitlines()), type(failure).__name__)
+                error = f"its forward pass fails: {why}"
                 continue
         if got.shape == want.shape and torch.allclose(got, want, rtol=1e-3, atol=1e-5):
             return ""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from infodisent.cli.modules import ModuleOption, module_from
 from infodisent.cli.options import OutOption, RunArgument
 from infodisent.cli.tables import print_result
 from infodisent.progress import console
@@ -21,6 +22,7 @@ def explain(
     class_name: Annotated[
         str | None, typer.Option("--class", help="Explain this class, not the predicted one.")
     ] = None,
+    module: ModuleOption = None,
 ) -> None:
     """Explain predictions: which channels, where in the image, and what they mean.
 
@@ -29,7 +31,7 @@ def explain(
     from infodisent.report.publish import report_images
     from infodisent.training.run import open_run
 
-    loaded, prototypes, opened = open_run(run)
+    loaded, prototypes, opened = open_run(run, module=module_from(module))
     page, failures = report_images(
         loaded,
         prototypes,
