@@ -112,9 +112,7 @@ def pretrained_cfg(model: Any, *, pretrained: bool) -> dict[str, Any]:
         "architecture": model.config.model_type,
         "mean": tuple(mean[:channels]),
         "std": tuple(std[:channels]),
-        "interpolation": _RESAMPLING.get(
-            int(getattr(processor, "resample", None) or 2), "bilinear"
-        ),
+        "interpolation": _RESAMPLING.get(getattr(processor, "resample", None) or 2, "bilinear"),
     }
     return cfg | _crop(processor, own, channels, (height, width))
 

@@ -65,9 +65,12 @@ def create(source: Source, name: str, pretrained: bool, kwargs: dict[str, Any]) 
             why = "the model hub does not answer and they are not in the local cache"
             if local or not offline:
                 why = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+            instead = "pass pretrained=False (--no-pretrained) or a local file (--weights)"
+            if not pretrained:
+                instead = "give a local folder (local-dir:PATH, hf/PATH) or a name timm knows"
             raise ValueError(
                 f"attach: the {what} of {name!r} could not be loaded: {why}. Without a network, "
-                "pass pretrained=False (--no-pretrained) or a local file (--weights)"
+                f"{instead}"
             ) from (error if local or not offline else None)
 
 

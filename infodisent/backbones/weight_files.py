@@ -6,6 +6,7 @@ import argparse
 import json
 import pathlib
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,8 @@ def _safetensors(path: Path) -> tuple[str, dict[str, Tensor]]:
 def _torch(path: Path) -> Any:
     """What torch.load makes of it, tensors and plain values only."""
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript, which is refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # its readers fail in ways of their own
         text = str(error)
