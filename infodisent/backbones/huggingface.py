@@ -40,6 +40,7 @@ def create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
             raise ValueError("attach: model_kwargs config excludes pretrained=True")
         options = dict(kwargs["config"])
         unsafe = [k for k in options if any(word in k for word in _UNSAFE)]
+        unsafe += ["timm_wrapper"] if options.get("model_type") == "timm_wrapper" else []
         if unsafe:
             raise ValueError(f"attach: the config of hf/{name} may not hold {', '.join(unsafe)}")
         config = transformers.AutoConfig.for_model(options.pop("model_type"), **options)
@@ -52,6 +53,7 @@ def create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
 def origin(model: Any) -> dict[str, Any] | None:
     """What builds the architecture again without reading anything; None if that can't be said."""
     config = model.config
+    kind = type(model).__name__
     if config.model_type == "timm_wrapper":  # its model is built by timm, which may fetch
         return None
     # keys of that kind without a value say nothing; with one they make it more than a description
@@ -60,7 +62,11 @@ def origin(model: Any) -> dict[str, Any] | None:
     if any(options[k] for k in unsafe):
         return None
     dropped = unsafe | {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
-    options = {k: v for k, v in options.items() if k not in dropped}
+    options = {k: v for k, v in options.items() if k not in dropped} | {"architectures": [kind]}
+    outputs = getattr(getattr(model, "classifier", None), "out_features", None)
+    if outputs not in (None, config.num_labels):  # the layer was replaced, the config was not
+        options = {k: v for k, v in options.items() if k not in ("id2label", "label2id")}
+        options["num_labels"] = outputs
     return {"source": "hf", "name": config.model_type, "model_kwargs": {"config": options}}
 
 

@@ -24,6 +24,9 @@ FETCHING = ("pretrained", "checkpoint", "cache", "weights")
 # Attributes that change no result in eval mode, or describe weights.
 _IGNORED = {
     "training",
+    "num_classes",  # the classifier's shape tells it; people replace the layer alone
+    "num_labels",
+    "name_or_path",
     "pretrained_cfg",
     "default_cfg",
     "hf_hub_id",
@@ -36,6 +39,7 @@ _IGNORED = {
     "drop_path_rate",
     "head_drop_rate",
     "inplace",
+    "process_group",
     "device",
     "dtype",
 }
@@ -47,7 +51,11 @@ def origin_of(
     """source, name and model_kwargs that build the architecture again; name None for none known."""
     unknown: dict[str, Any] = {"source": source, "name": None, "model_kwargs": {}}
     if source == "hf":
-        return huggingface.origin(model) or unknown
+        described = huggingface.origin(model)
+        same = described and _same(
+            model, _build("hf", described["name"], described["model_kwargs"])
+        )
+        return described if described and same else unknown
     plain = {k: v for k, v in kwargs.items() if not k.startswith(FETCHING)}
     try:
         json.dumps(plain)
@@ -70,7 +78,7 @@ def _candidates(
         architecture = cfg.get("architecture") or (name if name and ":" not in name else None)
         if not architecture:
             return
-        options = {"num_classes": getattr(model, "num_classes", 1000), **kwargs}
+        options = {"num_classes": _classes(model), **kwargs}
         yield architecture, options
         reference = _build(source, architecture, options)
         if reference is not None:
@@ -84,7 +92,7 @@ def _candidates(
 
         kinds = class_names(model)
         outputs = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
-        options = {"num_classes": outputs[-1]} if outputs else {}
+        options = {"num_classes": outputs[-1] if outputs else getattr(model, "num_classes", 1000)}
         for known in torchvision.models.list_models(module=torchvision.models):
             builder = torchvision.models.get_model_builder(known)
             made = inspect.signature(builder).return_annotation
@@ -100,9 +108,14 @@ def _differing_arguments(model: Any, reference: Any) -> dict[str, Any]:
             ours, theirs = getattr(owner, key, None), getattr(other, key, None)
             if _plain(ours) and ours is not None and ours != theirs:
                 differing[key] = list(ours) if isinstance(ours, tuple) else ours
-    for key in ("num_classes", "in_chans"):
-        if getattr(model, key, None) != getattr(reference, key, None):
-            differing[key] = getattr(model, key)
+    differing.pop("num_classes", None)
+    if getattr(model, "in_chans", None) != getattr(reference, "in_chans", None):
+        differing["in_chans"] = model.in_chans
+    paths = [
+        getattr(m, "drop_prob", 0) or 0 for m in model.modules() if "DropPath" in repr(type(m))
+    ]
+    if paths:
+        differing["drop_path_rate"] = round(max(paths), 6)
     if "global_pool" in differing and not isinstance(differing["global_pool"], str):
         del differing["global_pool"]
     pools = [getattr(getattr(m, "head", m), "global_pool", None) for m in (model, reference)]
@@ -129,13 +142,16 @@ def _parts(model: Any, reference: Any, name: str) -> list[tuple[Any, Any]]:
 
 def _build(source: str, name: str, kwargs: dict[str, Any]) -> nn.Module | None:
     """The architecture without memory for weights, or None where these arguments build nothing."""
+    create: Any
     if source == "timm":
         import timm
 
         if not timm.is_model(name.partition(".")[0]):
             return None
-        create: Any = timm.create_model
+        create = timm.create_model
         kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()}
+    elif source == "hf":
+        create = lambda name, **options: huggingface.create(name, False, options)  # noqa: E731
     else:
         import torchvision
 
@@ -163,7 +179,7 @@ def _same(a: nn.Module, b: nn.Module | None) -> bool:
 
 
 def _same_module(a: nn.Module, b: nn.Module) -> bool:
-    if type(a) is not type(b) or a._forward_hooks or a._forward_pre_hooks:
+    if _kind(a) != _kind(b) or a._forward_hooks or a._forward_pre_hooks:
         return False
     for ours, theirs in ((a._parameters, b._parameters), (a._buffers, b._buffers)):
         if {k: None if t is None else t.shape for k, t in ours.items()} != {
@@ -171,6 +187,22 @@ def _same_module(a: nn.Module, b: nn.Module) -> bool:
         }:
             return False
     return _attributes(a) == _attributes(b)
+
+
+def _kind(module: nn.Module) -> Any:
+    """The class; synchronised batch norms count as plain ones, which they are in eval mode."""
+    name = type(module).__name__
+    if "BatchNorm" not in name:
+        return type(module)
+    return name.replace("Sync", "").replace("2d", "")
+
+
+def _classes(model: Any) -> int:
+    """Outputs of a timm classifier: of the layer itself, which may have been replaced."""
+    layer = model.get_classifier()
+    if isinstance(layer, nn.Identity):
+        return 0
+    return int(getattr(layer, "out_features", None) or getattr(model, "num_classes", 1000))
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
