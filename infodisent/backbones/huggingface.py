@@ -149,11 +149,13 @@ def _sides(size: Any) -> tuple[tuple[int, int] | None, int | None]:
     """Height and width, or the shortest edge."""
     if isinstance(size, int):
         return (size, size), None
-    get = size.get if hasattr(size, "get") else lambda key: getattr(size, key, None)
-    if size is not None and get("height") and get("width"):
-        return (int(get("height")), int(get("width"))), None
-    edge = None if size is None else get("shortest_edge")
-    return None, None if edge is None else int(edge)
+    height, width, edge = (
+        size.get(key) if isinstance(size, dict) else getattr(size, key, None)
+        for key in ("height", "width", "shortest_edge")
+    )
+    if height and width:
+        return (int(height), int(width)), None
+    return None, int(edge) if edge else None
 
 
 def reading(model: Any) -> dict[str, Any]:

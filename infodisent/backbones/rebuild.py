@@ -202,7 +202,8 @@ def _classes(model: Any) -> int:
     layer = model.get_classifier()
     if isinstance(layer, nn.Identity):
         return 0
-    return int(getattr(layer, "out_features", None) or getattr(model, "num_classes", 1000))
+    outputs: Any = getattr(layer, "out_features", None) or getattr(model, "num_classes", 1000)
+    return int(outputs)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

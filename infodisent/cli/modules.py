@@ -63,7 +63,9 @@ def module_from(given: str | None) -> Architecture | None:
         raise ValueError(
             f"--module: {path} has no function {name!r}; it has {', '.join(known[:8])}"
         )
-    module = function()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "attach: what builds")  # it is said of what comes of it
+        module = function()
     if not isinstance(module, nn.Module):
         raise TypeError(f"--module: {given} returns a {type(module).__name__}, not an nn.Module")
     return module
