@@ -10,12 +10,14 @@ How a model is read is described in `infodisent.backbones`.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from infodisent.backbones.backbone import Backbone
+from infodisent.backbones.adapters import Features, Logits
+from infodisent.backbones.backbone import Backbone, backbone_of
 from infodisent.backbones.preprocess import set_transform
 from infodisent.backbones.reading import Source, read_backbone
 from infodisent.methods import DEFAULT, Head, build_head, check_options
@@ -30,9 +32,9 @@ class InfoDisentClassifier(nn.Module):
         num_classes: classes of that head.
         num_features, input_fmt, num_prefix_tokens: channels and layout of the map.
         spec: JSON-able arguments that rebuild the architecture with `attach`: source, name,
-            model_kwargs, num_classes, freeze, method, head_options, and original_num_classes. Its
-            name is None where the model was an instance, or built with arguments that JSON can't
-            hold.
+            model_kwargs, num_classes, freeze, method, head_options, original_num_classes, and
+            module and adapter for people and `load`. Its name is None where what builds the
+            architecture is not known; `attach` warns of that.
     """
 
     def __init__(
@@ -81,8 +83,12 @@ class InfoDisentClassifier(nn.Module):
         """The interpretable head."""
         return self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Give the head new weights for `num_classes` classes; the original head is not touched."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Give the head new weights for `num_classes` classes; the original head is not touched.
+
+        `global_pool` is taken because timm's callers pass it; how this head pools is its method's.
+        """
+        del global_pool
         self.head.reset(num_classes)
         self.num_classes = self.spec["num_classes"] = num_classes
 
@@ -100,7 +106,7 @@ class InfoDisentClassifier(nn.Module):
 
 
 def attach(
-    model_or_name: nn.Module | str,
+    model_or_name: nn.Module | Backbone | InfoDisentClassifier | str,
     num_classes: int | None = None,
     *,
     method: str = DEFAULT,
@@ -116,6 +122,10 @@ def attach(
     crop_mode: str | None = None,
     intensity_range: tuple[float, float] | None = None,
     page: int | None = None,
+    features: Features | None = None,
+    logits: Logits | None = None,
+    input_fmt: str | None = None,
+    num_prefix_tokens: int | None = None,
     **head_options: Any,
 ) -> InfoDisentClassifier:
     """Replace the head of a classifier by an interpretable head.
@@ -128,13 +138,16 @@ def attach(
 
     Args:
         model_or_name: a timm name ("resnet50", "resnet50.a1_in1k", "hf-hub:..."), a name like
-            "torchvision/resnet50", or a classifier of either library, which is used, not copied.
+            "torchvision/resnet50" or "hf/google/vit-base-patch16-224" (transformers), or a
+            classifier of one of these libraries, which is used, not copied. Wrappers that only pass
+            images on (DataParallel, torch.compile, a `.model` of one's own) are taken off. With
+            `features`, any module; or a model that `attach` has made, whose backbone is used.
         num_classes: classes of the new head; None for as many as the original has.
         method: of the head, one of `infodisent.methods.METHODS`.
         pretrained: load the library's weights (names only).
         freeze: keep the backbone in eval mode and out of the gradient. Otherwise all parameters
             that the map depends on train.
-        source: "timm" or "torchvision", where the name or class does not say it.
+        source: "timm", "torchvision" or "hf", where the name or class does not say it.
         model_kwargs: further arguments for the library's model constructor (names only).
         input_size: side, or height and width, of the images the network is shown; default, here and
             below: the model's own preprocessing. All of it is kept in checkpoints.
@@ -146,6 +159,13 @@ def attach(
         intensity_range: ``(low, high)`` shown as black and white where pixels are not 8-bit;
             default: each picture's own range.
         page: of multi-page files, from 0; default: the first.
+        features: for any other module, where its map is: the path of the submodule whose output
+            it is ("layer4", "" for the module itself), or a callable ``(module, images) -> map``.
+        logits: with `features`, how the original gets from the map to its logits: the path of a
+            submodule or a callable ``(module, map) -> [B, K]``, proved against the module's own
+            output; None: it has no original logits.
+        input_fmt, num_prefix_tokens: with `features`, layout of the map (NCHW or NLC by default)
+            and tokens before the pixels (0).
         **head_options: options of the method (for "infodisent" those of `InfoDisentHead`: `bias`,
             `nonneg`, `drop_rate`, ...); the head's device and dtype are the backbone's unless given
             here.
@@ -155,18 +175,39 @@ def attach(
         ValueError: unknown name or method, arguments that exclude each other, or a model that can't
             be served; the message says why.
     """
-    for option in ("in_features", "input_fmt", "num_prefix_tokens"):
-        if option in head_options:
-            raise TypeError(f"attach: {option} comes from the backbone, it is not an option")
+    layout = {"input_fmt": input_fmt, "num_prefix_tokens": num_prefix_tokens}
+    if "in_features" in head_options:
+        raise TypeError("attach: in_features comes from the backbone, it is not an option")
+    for option, value in {**layout, "logits": logits}.items():
+        if value is not None and features is None:
+            raise TypeError(
+                f"attach: {option} comes from the backbone, it is an option beside features= only"
+            )
     options = {k: v for k, v in head_options.items() if k not in ("device", "dtype")}
     check_options(method, options)  # before weights are loaded
-    backbone = read_backbone(
-        model_or_name,
-        pretrained=pretrained,
-        freeze=freeze,
-        source=source,
-        model_kwargs=model_kwargs,
-    )
+    if isinstance(model_or_name, (Backbone, InfoDisentClassifier)):
+        if pretrained or source or model_kwargs or features is not None:
+            raise ValueError(
+                "attach: pretrained, source, model_kwargs and features say how to make a backbone; "
+                "the given model has one"
+            )
+        backbone = backbone_of(model_or_name)
+        if freeze and not backbone.frozen:
+            backbone.freeze()
+        elif not freeze and backbone.frozen:
+            backbone.unfreeze()
+    else:
+        backbone = read_backbone(
+            model_or_name,
+            pretrained=pretrained,
+            freeze=freeze,
+            source=source,
+            model_kwargs=model_kwargs,
+            features=features,
+            logits=logits,
+            input_fmt=input_fmt,
+            num_prefix_tokens=num_prefix_tokens or 0,
+        )
     set_transform(
         backbone,
         input_size=input_size,
@@ -196,8 +237,11 @@ def attach(
         dtype=head_options.get("dtype", weight.dtype),
         **options,
     )
+    kind = type(backbone.model)
     spec = {
         **backbone.origin,
+        "module": f"{kind.__module__}.{kind.__qualname__}",
+        "adapter": backbone.adapter,
         "original_num_classes": backbone.num_classes,
         "num_classes": num_classes,
         "freeze": freeze,
@@ -205,4 +249,10 @@ def attach(
         "head_options": head.options(),
     }
     json.dumps(spec)
+    if spec["name"] is None:
+        warnings.warn(
+            f"attach: what builds {spec['module']} is not known, so a saved model opens again only "
+            "with load(path, module=...) or --module file.py:function",
+            stacklevel=2,
+        )
     return InfoDisentClassifier(backbone, head, spec=spec)

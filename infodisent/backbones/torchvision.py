@@ -41,6 +41,19 @@ STAGES = {
 AFTER = {"ConvNeXt": (0, 1), "MaxVit": (2, 3), "MobileNetV3": (0, 2)}
 
 
+def is_supported(model: nn.Module) -> bool:
+    """Of a family listed here."""
+    return bool(class_names(model) & STAGES.keys()) and "Quantizable" not in type(model).__name__
+
+
+def class_names_of(name: str) -> tuple[str, ...] | None:
+    """Categories of the default weights of torchvision's model `name`."""
+    import torchvision
+
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    return tuple(weights.meta.get("categories") or ()) or None
+
+
 def reading(model: nn.Module) -> dict[str, Any]:
     """`Backbone`'s arguments that say how to read a torchvision classifier."""
     return {
@@ -56,7 +69,8 @@ def torchvision_plan(model: nn.Module) -> HeadPlan:
     if family is None or "Quantizable" in type(model).__name__:
         raise ValueError(
             f"attach: torchvision's {type(model).__name__} is not a supported classifier; "
-            f"supported are {', '.join(sorted(STAGES))}"
+            f"supported are {', '.join(sorted(STAGES))}; of others say where the map is: "
+            "attach(model, K, features=...)"
         )
     if family == "VisionTransformer":
         return HeadPlan("NLC", 1, "token", tails=(("heads",),))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from importlib import metadata
 
 import torch
 
@@ -27,7 +28,8 @@ def ensure_torchvision() -> bool:
         (or is not installed, in which case the later import reports that itself).
 
     Raises:
-        RuntimeError: torchvision fails to import for any other reason.
+        RuntimeError: torchvision fails to import for any other reason, such as versions that do not
+            belong together; the message names both.
     """
     if "torchvision" in sys.modules:
         return bool(_libraries)
@@ -36,9 +38,9 @@ def ensure_torchvision() -> bool:
         return False
     except ModuleNotFoundError:
         return False
-    except RuntimeError as error:
+    except (RuntimeError, OSError, ImportError, AttributeError) as error:
         if _MISSING not in str(error):
-            raise
+            raise RuntimeError(_explained(error)) from error
     for name in [m for m in sys.modules if m == "torchvision" or m.startswith("torchvision.")]:
         del sys.modules[name]  # half-imported: a second import would find them and fail differently
     library = torch.library.Library("torchvision", "FRAGMENT")
@@ -47,3 +49,15 @@ def ensure_torchvision() -> bool:
     _libraries.append(library)
     importlib.import_module("torchvision")
     return True
+
+
+def _explained(error: Exception) -> str:
+    try:
+        version = metadata.version("torchvision")
+    except metadata.PackageNotFoundError:
+        version = "of unknown version"
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return (
+        f"torchvision {version} cannot be imported beside torch {torch.__version__} ({reason}): "
+        "the two are not of one release and build; install both again, together and from one place"
+    )

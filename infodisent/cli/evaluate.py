@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from infodisent.cli.modules import ModuleOption, module_from
 from infodisent.cli.options import RunArgument
 from infodisent.cli.tables import print_metrics
 
@@ -17,8 +18,9 @@ def evaluate(
         Path | None,
         typer.Option(help="Another folder of class folders; default: the run's held-out images."),
     ] = None,
+    module: ModuleOption = None,
 ) -> None:
     """Print accuracy and explanation size of a trained model."""
     from infodisent.training.run import evaluate_run
 
-    print_metrics(evaluate_run(run, images))
+    print_metrics(evaluate_run(run, images, module=module_from(module)))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from infodisent.cli.modules import ModuleOption, module_from
 from infodisent.cli.options import OutOption, RunArgument
 from infodisent.cli.preprocessing import IntensityRangeOption, PageOption
 from infodisent.cli.tables import print_result
@@ -24,6 +25,7 @@ def explain(
     ] = None,
     intensity_range: IntensityRangeOption = None,
     page: PageOption = None,
+    module: ModuleOption = None,
 ) -> None:
     """Explain predictions: which channels, where in the image, and what they mean.
 
@@ -32,7 +34,7 @@ def explain(
     from infodisent.report.publish import report_images
     from infodisent.training.run import open_run
 
-    loaded, prototypes, opened = open_run(run)
+    loaded, prototypes, opened = open_run(run, module=module_from(module))
     written, failures = report_images(
         loaded,
         prototypes,

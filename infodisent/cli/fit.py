@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from infodisent.cli.modules import ModuleOption, module_from, warnings_as_lines
 from infodisent.cli.options import (
     EpochsOption,
     OutOption,
@@ -51,6 +52,7 @@ def fit(
             help="Load the backbone's weights from this .safetensors or .pth file instead."
         ),
     ] = None,
+    module: ModuleOption = None,
     out: OutOption = Path("runs/fit"),
     epochs: EpochsOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per training step.")] = 256,
@@ -102,26 +104,28 @@ def fit(
         markup=False,
     )
     torch.manual_seed(seed)  # a backbone without weights is the same one when the run goes on
-    if not pretrained and weights is None:
+    own = module_from(module)
+    if own is None and not pretrained and weights is None:
         console.print("[yellow]the backbone has random weights (--no-pretrained): a test only")
-    model = attach(
-        backbone,
-        len(images.classes),
-        pretrained=pretrained and weights is None,
-        nonneg=nonneg,
-        bias=bias,
-        parametrization=parametrization,
-        input_size=sizes(input_size),
-        mean=numbers("mean", mean),
-        std=numbers("std", std),
-        interpolation=interpolation,
-        crop_pct=crop_pct,
-        crop_mode=crop_mode,
-        intensity_range=intensity_range,
-        page=page,
-    )
+    with warnings_as_lines():
+        model = attach(
+            backbone if own is None else own,
+            len(images.classes),
+            pretrained=own is None and pretrained and weights is None,
+            nonneg=nonneg,
+            bias=bias,
+            parametrization=parametrization,
+            input_size=sizes(input_size),
+            mean=numbers("mean", mean),
+            std=numbers("std", std),
+            interpolation=interpolation,
+            crop_pct=crop_pct,
+            crop_mode=crop_mode,
+            intensity_range=intensity_range,
+            page=page,
+        )
     if weights is not None:
-        training.load_backbone(model, weights)
+        console.print(str(training.load_backbone(model, weights)), markup=False, highlight=False)
     model.to(training.pick_device(device))
     config = FitConfig(
         epochs=epochs, seed=seed, l1=l1, batch_size=batch_size, lr=lr, rotation_lr=rotation_lr

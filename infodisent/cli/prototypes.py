@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from infodisent.cli.modules import ModuleOption, module_from
 from infodisent.cli.options import RunArgument
 from infodisent.cli.tables import print_result
 
@@ -21,8 +22,9 @@ def prototypes(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="PNG to write; default: in the run.")
     ] = None,
+    module: ModuleOption = None,
 ) -> None:
     """Find the training images that excite every channel most, and draw some of them."""
     from infodisent.report.publish import draw_prototypes
 
-    print_result("picture", draw_prototypes(run, channels, keep, out))
+    print_result("picture", draw_prototypes(run, channels, keep, out, module=module_from(module)))

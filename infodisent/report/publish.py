@@ -17,13 +17,20 @@ from infodisent.progress import bar
 from infodisent.report.figure import explanation_figure, prototypes_figure, save_figure
 from infodisent.report.page import write_page
 from infodisent.report.pictures import Pictures
-from infodisent.training.checkpoint import Checkpoint
+from infodisent.training.checkpoint import Architecture, Checkpoint
 from infodisent.training.run import PROTOTYPES, Run, open_run
 
 PAGE = "report.html"
 
 
-def report_run(run: Run, *, count: int = 16, seed: int = 0, progress: bool = True) -> Path:
+def report_run(
+    run: Run,
+    *,
+    count: int = 16,
+    seed: int = 0,
+    module: Architecture | None = None,
+    progress: bool = True,
+) -> Path:
     """Explain held-out images of a run: a PNG each in ``figures/``, and the page.
 
     Images are taken evenly from the classes, wrong predictions included as they come.
@@ -32,12 +39,13 @@ def report_run(run: Run, *, count: int = 16, seed: int = 0, progress: bool = Tru
         run: from `infodisent.training.run.fit`.
         count: images to explain, at least 1; fewer if fewer are held out.
         seed: of the choice.
+        module: as for `open_run`.
         progress: show progress bars.
 
     Returns:
         Path of the page, ``report.html`` in the run's folder.
     """
-    loaded, prototypes, _ = open_run(run.folder)
+    loaded, prototypes, _ = open_run(run.folder, module=module)
     store = run.store
     chosen = _balanced(store.labels, store.indices("val"), count, seed)
     explanations = explain_many(
@@ -111,6 +119,7 @@ def draw_prototypes(
     keep: int = 5,
     out: str | os.PathLike[str] | None = None,
     *,
+    module: Architecture | None = None,
     progress: bool = True,
 ) -> Path:
     """Draw what channels of a run mean; finds the prototypes anew if more are asked for.
@@ -121,12 +130,13 @@ def draw_prototypes(
             sixteen.
         keep: images per channel and side.
         out: PNG to write; default: ``prototypes.png`` in the run.
+        module: as for `open_run`.
         progress: show progress bars.
 
     Raises:
         ValueError: `channels` is not a list of numbers, or one is out of range.
     """
-    loaded, prototypes, run = open_run(folder)
+    loaded, prototypes, run = open_run(folder, module=module)
     if channels is None:
         weight = loaded.model.head.class_weights()  # [K, M]
         heaviest = weight.topk(min(2, weight.shape[1]), dim=1).indices.flatten().tolist()

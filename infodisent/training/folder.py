@@ -39,8 +39,15 @@ class Run:
         return FeatureStore(self.folder / FEATURES)
 
 
-def open_run(folder: str | os.PathLike[str]) -> tuple[checkpoint.Checkpoint, Prototypes, Run]:
+def open_run(
+    folder: str | os.PathLike[str], *, module: checkpoint.Architecture | None = None
+) -> tuple[checkpoint.Checkpoint, Prototypes, Run]:
     """Read back a folder that `fit` has written.
+
+    Args:
+        folder: of the run.
+        module: the original classifier's architecture, where the run does not say what builds it,
+            see `infodisent.load`.
 
     Raises:
         FileNotFoundError: a file of the run is missing; the message names it.
@@ -49,7 +56,7 @@ def open_run(folder: str | os.PathLike[str]) -> tuple[checkpoint.Checkpoint, Pro
     base = Path(folder)
     if not base.is_dir():
         raise FileNotFoundError(f"{base} is not a run: no such folder (made by `infodisent fit`)")
-    loaded = checkpoint.load(base / MODEL)
+    loaded = checkpoint.load(base / MODEL, module=module)
     with reading(base / PROTOTYPES):
         prototypes = Prototypes.load(base / PROTOTYPES)
     metrics = read_json(base / METRICS)

@@ -167,7 +167,7 @@ def _metrics(
     return {
         "version": __version__,
         "torch": torch.__version__,
-        "backbone": model.spec["name"],
+        "backbone": model.spec["name"] or type(model.backbone.model).__name__,
         "method": model.head.method,
         "unit": model.head.unit,
         "channels": store.channels,
@@ -187,6 +187,7 @@ def evaluate_run(
     folder: str | os.PathLike[str],
     images: str | os.PathLike[str] | None = None,
     *,
+    module: checkpoint.Architecture | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Figures of a run's model on its held-out images, or on another folder of class folders.
@@ -195,11 +196,12 @@ def evaluate_run(
         folder: of the run.
         images: ``images/<class>/<image>``; every class must be one of the model's. All of them are
             scored, whatever split they are in. Features are kept beside the run's own.
+        module: as for `open_run`.
 
     Raises:
         ValueError: a class the model does not know, or no readable images.
     """
-    loaded, _, run = open_run(folder)
+    loaded, _, run = open_run(folder, module=module)
     if images is None:
         store = run.store
         if store.meta["made_from"] != run.metrics["features"]:

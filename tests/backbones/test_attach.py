@@ -132,8 +132,7 @@ def test_frozen_backbone_stays_in_eval_mode_and_out_of_the_gradient() -> None:
     assert model.training
     assert model.head.training
     assert not any(m.training for m in model.backbone.modules())
-    fmap = model.forward_features(images(64).requires_grad_())
-    assert not fmap.requires_grad  # it runs without gradients, whatever it is given
+    assert not model.forward_features(images(64)).requires_grad  # nothing asks for a gradient
     model(images(64)).logsumexp(1).sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in model.head.parameters())
     assert all(p.grad is None and not p.requires_grad for p in model.backbone.parameters())
@@ -214,13 +213,15 @@ def test_state_dict_round_trip_through_the_spec(name: str, kwargs: dict[str, Any
     assert torch.equal(clone(x), model(x))
 
 
-def test_spec_of_a_module_has_no_name() -> None:
+def test_spec_of_a_module_has_the_name_that_builds_it() -> None:
     model = attach(build("resnet18"))
     assert model.num_classes == 11
-    assert model.spec["name"] is None
+    assert model.spec["name"] == "resnet18"
+    assert model.spec["model_kwargs"] == {"num_classes": 11}
     assert model.spec["original_num_classes"] == 11
     json.dumps(model.spec)
-    by_object = attach("resnet18", model_kwargs={"norm_layer": nn.BatchNorm2d})
+    with pytest.warns(UserWarning, match=r"opens again only with load\(path, module="):
+        by_object = attach("resnet18", model_kwargs={"norm_layer": nn.BatchNorm2d})
     assert by_object.spec["name"] is None
     json.dumps(by_object.spec)
 
