@@ -37,12 +37,14 @@ def demo(
     functional or defective; the backbone is EfficientNet-Lite0. Needs the demo extra.
     """
     from infodisent.data.images import scan_folder
+    from infodisent.data.notices import print_notices
     from infodisent.demo import efficientnet_lite0, solar_cells
     from infodisent.report.publish import report_run
     from infodisent.training import run as training
     from infodisent.training.fit import FitConfig
 
     image_set = scan_folder(images, seed=seed) if images else solar_cells(seed=seed)
+    print_notices(image_set)
     classes = image_set.classes
     counts = {split: sum(i.split == split for i in image_set.items) for split in ("train", "val")}
     console.print(

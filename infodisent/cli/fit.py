@@ -7,6 +7,14 @@ from typing import Annotated
 
 import typer
 
+from infodisent.cli.images import (
+    ImagesArgument,
+    MultilabelOption,
+    TrainOption,
+    ValFractionOption,
+    ValOption,
+    images_from,
+)
 from infodisent.cli.modules import ModuleOption, module_from, warnings_as_lines
 from infodisent.cli.options import (
     EpochsOption,
@@ -32,10 +40,7 @@ from infodisent.progress import console
 
 
 def fit(
-    folder: Annotated[
-        Path,
-        typer.Argument(help="FOLDER/<class>/<image>, or with train/ and val/ between them."),
-    ],
+    folder: ImagesArgument = None,
     backbone: Annotated[
         str,
         typer.Option("--backbone", "-b", help="Any timm name, or torchvision/<name>."),
@@ -67,7 +72,10 @@ def fit(
     ] = "projection",
     bias: Annotated[bool, typer.Option(help="Add a bias to every class.")] = False,
     parametrization: ParametrizationOption = "exp",
-    val_fraction: Annotated[float, typer.Option(help="Held-out part of every class.")] = 0.25,
+    train: TrainOption = None,
+    val: ValOption = None,
+    multilabel: MultilabelOption = False,
+    val_fraction: ValFractionOption = None,
     seed: SeedOption = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
     extract_batch: Annotated[int, typer.Option(min=1, help="Images per backbone pass.")] = 32,
@@ -94,11 +102,12 @@ def fit(
     import torch
 
     from infodisent.classifier import attach
-    from infodisent.data.images import scan_folder
     from infodisent.training import run as training
     from infodisent.training.fit import FitConfig
 
-    images = scan_folder(folder, val_fraction=val_fraction, seed=seed)
+    images = images_from(
+        folder, train, val, val_fraction=val_fraction, seed=seed, multilabel=multilabel
+    )
     console.print(
         f"{len(images.items)} images of {len(images.classes)} classes in {images.root}",
         markup=False,

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from infodisent.backbones.backbone import Backbone, HasBackbone, backbone_of
 from infodisent.backbones.preprocess import transform_config, transform_from
-from infodisent.data.images import ImageDataset, ImageItem, ImageSet, collate
+from infodisent.data.images import ImageDataset, ImageItem, ImageSet, as_image_set, collate
 from infodisent.data.notes import note_lines
 from infodisent.data.store import MANIFEST, FeatureStore, read_shard, shard_count, shard_path
 from infodisent.files import read_json, write_json, write_tensors
@@ -36,7 +36,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 
 def extract(
     model: Backbone | HasBackbone,
-    images: ImageSet,
+    images: ImageSet | Any,
     out: str | os.PathLike[str],
     *,
     batch_size: int = 32,
@@ -51,7 +51,8 @@ def extract(
 
     Args:
         model: a backbone, or a model that has one; runs in evaluation mode.
-        images: from `infodisent.data.images.scan_folder`.
+        images: from `infodisent.data.images.scan_folder`, or any labelled images that
+            `infodisent.data.images.as_image_set` takes, such as a torch data set.
         out: folder of the store.
         batch_size: images per forward pass.
         num_workers: decoding processes; 0 decodes in this one.
@@ -67,6 +68,7 @@ def extract(
         ValueError: the folder holds a store of something else, an unknown dtype, no image is
             readable, or a feature does not fit the dtype's range.
     """
+    images = as_image_set(images, out, overwrite=overwrite, progress=progress)
     if dtype not in DTYPES:
         raise ValueError(f"extract: dtype is {dtype!r}, allowed are {', '.join(DTYPES)}")
     for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):

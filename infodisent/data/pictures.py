@@ -37,8 +37,7 @@ ImageSource = (
 
 _URLS = ("http://", "https://", "ftp://", "s3://", "gs://", "file://")
 _TIFF = "Pillow lacks this kind of TIFF (such as float colour): read it elsewhere, pass the array"
-# Formats that people have and Pillow lacks: what to do.
-_HINTS = {
+HINTS = {
     ".heic": "Pillow reads HEIC only with the package pillow-heif: convert it to JPEG",
     ".heif": "Pillow reads HEIF only with the package pillow-heif: convert it to JPEG",
     ".svg": "SVG is no pixels: render it to PNG",
@@ -49,6 +48,7 @@ _HINTS = {
     ".tif": _TIFF,
     ".tiff": _TIFF,
 }
+"""What to do with formats that people have and Pillow lacks, by the end of the file's name."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _from_path(given: str, intensity_range: Range | None, page: int | None) -> P
     except Exception as error:
         hint = ""
         if isinstance(error, UnidentifiedImageError):
-            hint = _HINTS.get(Path(path).suffix.lower(), "")
+            hint = HINTS.get(Path(path).suffix.lower(), "")
         raise ValueError(f"{path} cannot be read as an image: {hint or _reason(error)}") from error
 
 

@@ -13,7 +13,8 @@ import torch
 from infodisent.backbones.weights import load_backbone
 from infodisent.classifier import InfoDisentClassifier
 from infodisent.data.extraction import extract
-from infodisent.data.images import ImageSet, all_for_testing
+from infodisent.data.images import ImageSet, all_for_testing, as_image_set
+from infodisent.data.notices import print_notices
 from infodisent.data.store import FeatureStore
 from infodisent.devices import pick_device
 from infodisent.evaluation.accuracy import Evaluation, evaluate_head, linear_probe, original_head
@@ -50,7 +51,7 @@ class _Laps:
 
 def fit(
     model: InfoDisentClassifier,
-    images: ImageSet,
+    images: ImageSet | Any,
     out: str | os.PathLike[str],
     config: FitConfig | None = None,
     *,
@@ -67,7 +68,8 @@ def fit(
     Args:
         model: from `infodisent.attach`, with as many classes as `images`. Its head's options count;
             its head's weights are started anew from ``config.seed``.
-        images: from `infodisent.data.images.scan_folder`.
+        images: from `infodisent.data.images.scan_folder`, or any labelled images that
+            `infodisent.data.images.as_image_set` takes, such as a torch data set.
         out: folder of the run.
         config: of the training.
         batch_size, num_workers, dtype: of the extraction, see `infodisent.data.extraction.extract`.
@@ -82,6 +84,7 @@ def fit(
     """
     config = config or FitConfig()
     folder = Path(out)
+    images = as_image_set(images, out, seed=config.seed, overwrite=overwrite, progress=progress)
     if model.num_classes != len(images.classes):
         raise ValueError(
             f"fit: the model has {model.num_classes} classes, the images {len(images.classes)}"
@@ -178,6 +181,7 @@ def _metrics(
             "train": store.splits.count("train"),
             "val": store.splits.count("val"),
             "skipped": [list(s) for s in store.skipped],
+            "notices": list(images.notices),
         },
         "rows": [{"head": name, **result.as_dict()} for name, result in rows],
     }
@@ -194,7 +198,7 @@ def evaluate_run(
 
     Args:
         folder: of the run.
-        images: ``images/<class>/<image>``; every class must be one of the model's. All of them are
+        images: ``images/<class>/<image>``, or a CSV of them; every class must be one of the model's. All of them are
             scored, whatever split they are in. Features are kept beside the run's own.
         module: as for `open_run`.
 
@@ -215,7 +219,9 @@ def evaluate_run(
         if original is not None:
             rows.insert(0, ("original head", original))
         return {**run.metrics, "rows": [{"head": n, **r.as_dict()} for n, r in rows]}
-    others = all_for_testing(images, loaded.classes)
+    others = all_for_testing(images, loaded.classes, loaded.task)
+    if progress:
+        print_notices(others)
     name = f"evaluate-{Path(others.root).name}"
     store = extract(loaded.model, others, run.folder / name, overwrite=True, progress=progress)
     head, everything = loaded.model.head, torch.arange(len(store))
