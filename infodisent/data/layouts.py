@@ -71,7 +71,7 @@ class _Reading:
 
     def _enter_wrappers(self) -> None:
         while len(self.folder.folders) == 1:
-            (name, inner), role = next(iter(self.folder.folders.items())), None
+            name, inner = next(iter(self.folder.folders.items()))
             if name in self.known or not inner.folders:
                 return
             role = split_name(name)
@@ -122,12 +122,12 @@ class _Reading:
         for role, group in part.items():
             if len(group) > 1:
                 raise self.refuse(f"holds several {role} splits: {listed(_slashed(group))}")
-        return self._take_splits(part, others)
+        return self._take_splits(part)
 
     def _is_whole(self, part: Mapping[str, list[str]]) -> bool:
         return ("train" in part or self.testing) and ("val" in part or "test" in part)
 
-    def _take_splits(self, part: Mapping[str, list[str]], others: Iterable[str]) -> Layout:
+    def _take_splits(self, part: Mapping[str, list[str]]) -> Layout:
         folders = self.folder.folders
         held = [part[role][0] for role in ("val", "test") if role in part]
         chosen = next((name for name in held if folders[name].folders), held[0])
@@ -146,7 +146,6 @@ class _Reading:
             for name in folders:
                 if name not in used:
                     self.left_out.add("beside", folders[name].path)
-        del others
         layout = Layout(self.folder.path, {})
         if not self.testing:
             layout.places["train"] = folders[train].path

@@ -19,8 +19,8 @@ from infodisent.data.contents import with_notices
 from infodisent.data.items import ImageItem, ImageSet, counted, listed
 from infodisent.data.labels import Labels
 from infodisent.data.listing import LISTINGS, read_csv
-from infodisent.data.notices import print_notices
 from infodisent.data.notes import Note, note_lines
+from infodisent.data.notices import print_notices
 from infodisent.data.pictures import load_picture
 from infodisent.data.png import PngFolder
 from infodisent.data.scan import scan_folder

@@ -16,15 +16,7 @@ from infodisent.data.pictures import HINTS
 # What Pillow registers and is no raster picture of its own: pages, films, and formats it only knows
 # by name, for which it needs a program that is not there.
 _NO_PICTURES = {"PDF", "EPS", "MPEG", "FLI", "WMF", "BUFR", "GRIB", "HDF5", "IPTC"}
-_DROPPINGS = {
-    "thumbs.db",
-    "desktop.ini",
-    "ehthumbs.db",
-    "__macosx",
-    "icon\r",
-    "@eadir",
-    "$recycle.bin",
-}
+_DROPPINGS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"}
 
 
 def extensions() -> tuple[str, ...]:

@@ -198,8 +198,9 @@ def evaluate_run(
 
     Args:
         folder: of the run.
-        images: ``images/<class>/<image>``, or a CSV of them; every class must be one of the model's. All of them are
-            scored, whatever split they are in. Features are kept beside the run's own.
+        images: ``images/<class>/<image>``, or a CSV of them; every class must be one of the
+            model's. Of a folder of splits the held-out one is scored, otherwise all images.
+            Features are kept beside the run's own.
         module: as for `open_run`.
 
     Raises:

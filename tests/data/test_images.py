@@ -48,8 +48,13 @@ def test_bad_folders(tmp_path, image_folder):
         scan_folder(image_folder, val_fraction=1.0)
     with pytest.raises(ValueError, match="classes the model lacks: green, red"):
         all_for_testing(image_folder, ("blue",))
-    with pytest.raises(ValueError, match="'b' has 1 image"):
-        split_items(tmp_path, ("a", "b"), ["1", "2", "3"], [0, 0, 1])
+    with pytest.raises(ValueError, match="'b' has 0 images"):
+        split_items(tmp_path, ("a", "b"), ["1", "2", "3"], [0, 0, 0])
+    with pytest.raises(ValueError, match="no class .* has two images"):
+        split_items(tmp_path, ("a", "b"), ["1", "2"], [0, 1])
+    alone = split_items(tmp_path, ("a", "b"), ["1", "2", "3"], [0, 0, 1])
+    assert [i.split for i in alone.items if i.label == 1] == ["train"]
+    assert alone.notices == ("trained on but not tested: 1 class with only one image (b)",)
 
 
 @given(
