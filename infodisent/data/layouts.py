@@ -95,8 +95,8 @@ class _Reading:
         if len(folds) > 1:
             raise self.refuse(f"holds the folds {listed(_slashed(folds))}")
         parts: dict[str, dict[str, list[str]]] = {}
-        for name, role in roles.items():
-            parts.setdefault(role.of, {}).setdefault(role.role, []).append(name)
+        for name, found in roles.items():
+            parts.setdefault(found.of, {}).setdefault(found.role, []).append(name)
         whole = [part for part in parts.values() if self._is_whole(part)]
         if not whole:
             self._refuse_lone_splits(roles)
@@ -119,9 +119,9 @@ class _Reading:
                     f"holds splits, but {listed(_slashed(empty))} with images in no class folder",
                     f"{advice}{_PASS}",
                 )
-        for role, group in part.items():
+        for kind, group in part.items():
             if len(group) > 1:
-                raise self.refuse(f"holds several {role} splits: {listed(_slashed(group))}")
+                raise self.refuse(f"holds several {kind} splits: {listed(_slashed(group))}")
         return self._take_splits(part)
 
     def _is_whole(self, part: Mapping[str, list[str]]) -> bool:

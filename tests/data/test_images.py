@@ -50,7 +50,7 @@ def test_bad_folders(tmp_path, image_folder):
         all_for_testing(image_folder, ("blue",))
     with pytest.raises(ValueError, match="'b' has 0 images"):
         split_items(tmp_path, ("a", "b"), ["1", "2", "3"], [0, 0, 0])
-    with pytest.raises(ValueError, match="no class .* has two images"):
+    with pytest.raises(ValueError, match=r"no class .* has two images"):
         split_items(tmp_path, ("a", "b"), ["1", "2"], [0, 1])
     alone = split_items(tmp_path, ("a", "b"), ["1", "2", "3"], [0, 0, 1])
     assert [i.split for i in alone.items if i.label == 1] == ["train"]
