@@ -206,7 +206,9 @@ def test_left_out_files_are_counted_and_named(make):
 
 
 def test_all_formats_of_pillow_count(make):
-    endings = [e for e in ("pgm", "jfif", "avif", "jp2", "PNM", "tga") if f".{e.lower()}" in extensions()]
+    endings = [
+        e for e in ("pgm", "jfif", "avif", "jp2", "PNM", "tga") if f".{e.lower()}" in extensions()
+    ]
     assert {"pgm", "jfif", "PNM"} <= set(endings)
     root = make("a/3 b/3")
     for ending in endings:
