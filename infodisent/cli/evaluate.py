@@ -16,7 +16,9 @@ def evaluate(
     run: RunArgument,
     images: Annotated[
         Path | None,
-        typer.Option(help="Another folder of class folders; default: the run's held-out images."),
+        typer.Option(
+            help="Another folder of class folders or CSV; default: the run's held-out images."
+        ),
     ] = None,
     module: ModuleOption = None,
 ) -> None:

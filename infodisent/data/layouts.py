@@ -18,6 +18,11 @@ from infodisent.data.tree import Folder, LeftOut, read_tree
 _UNLABELLED = {"unlabeled", "unlabelled", "unsup", "pred", "predict", "prediction", "extra"}
 _PASS = "pass --train DIR --val DIR (scan_folder(train=…, val=…)) or a CSV of image,label,split"
 
+# What a label may be beside images: a picture too, but no class.
+_PICTURES = {"images", "image", "imgs", "img", "jpegimages"}
+_MASKS = {"masks", "mask", "labels", "label", "annotations", "annotation", "ground_truth", "gt"}
+_MASKS |= {"groundtruth", "segmentation", "segmentations", "segmentationclass"}
+
 ClassFiles = dict[str, list[str]]
 """Image files by class, both sorted."""
 
@@ -119,19 +124,22 @@ class _Reading:
                     f"holds splits, but {listed(_slashed(empty))} with images in no class folder",
                     f"{advice}{_PASS}",
                 )
+        chosen: dict[str, str] = {}
         for kind, group in part.items():
-            if len(group) > 1:
-                raise self.refuse(f"holds several {kind} splits: {listed(_slashed(group))}")
-        return self._take_splits(part)
+            able = [name for name in group if folders[name].folders] or group
+            if len(able) > 1:
+                raise self.refuse(f"holds several {kind} splits: {listed(_slashed(able))}")
+            chosen[kind] = able[0]
+        return self._take_splits(chosen)
 
     def _is_whole(self, part: Mapping[str, list[str]]) -> bool:
         return ("train" in part or self.testing) and ("val" in part or "test" in part)
 
-    def _take_splits(self, part: Mapping[str, list[str]]) -> Layout:
+    def _take_splits(self, part: Mapping[str, str]) -> Layout:
         folders = self.folder.folders
-        held = [part[role][0] for role in ("val", "test") if role in part]
+        held = [part[role] for role in ("val", "test") if role in part]
         chosen = next((name for name in held if folders[name].folders), held[0])
-        train = part.get("train", [""])[0]
+        train = part.get("train", "")
         if self.testing:
             self.notices.append(f"scored: {chosen}/ of {listed(_slashed(folders), 6)}")
         elif (train, chosen) != ("train", "val"):
@@ -157,7 +165,11 @@ class _Reading:
         return layout
 
     def class_files(self, folder: Folder, classes: Collection[str] = ()) -> ClassFiles:
-        """Files by class of a folder of class folders, which may lie in a wrapper of its own."""
+        """Files by class of a folder of class folders, which may lie in a wrapper of its own.
+
+        Raises:
+            ValueError: the folders are no classes but images and their masks.
+        """
         while len(folder.folders) == 1:
             name, inner = next(iter(folder.folders.items()))
             if len(inner.folders) < 2 or name in classes:
@@ -165,6 +177,14 @@ class _Reading:
             self._loose(folder)
             self.notices.append(f"taken from {inner.path}, the only folder with images")
             folder = inner
+        plain = {name.lower(): name for name in folder.folders if name not in self.known}
+        masks = _MASKS & set(plain)
+        if masks and _PICTURES & set(plain):
+            names = [plain[name] for name in sorted((_PICTURES | masks) & set(plain))]
+            raise ValueError(
+                f"{folder.path} holds {listed(_slashed(names))}: pictures and what is drawn on "
+                f"them, not classes; {_PASS}"
+            )
         self._loose(folder)
         for name in folder.empty:
             self.left_out.add("empty", folder.path / name)
@@ -173,8 +193,10 @@ class _Reading:
     def _refuse_lone_splits(self, roles: Mapping[str, SplitName]) -> None:
         """Refuse split names without their counterpart, unless what is around shows a class."""
         folders = self.folder.folders
+        # Two sorts of train, steam_train and bullet_train, are classes.
+        sorts = [n for n, role in roles.items() if role.of and not folders[n].folders]
         others = [n for n in folders if n not in roles and n.lower() not in _UNLABELLED]
-        if roles and not others:
+        if roles and not others and len(sorts) < len(folders):
             raise self.refuse(
                 f"holds only {listed(_slashed(folders))}: splits without their counterpart"
             )
@@ -228,12 +250,10 @@ class _Reading:
 
     def _classes(self, roles: Mapping[str, SplitName]) -> Layout:
         folders = self.folder.folders
-        if roles:
-            lone = listed(map(repr, roles))
-            self.notices.append(
-                f"taken for {'classes' if len(roles) > 1 else 'a class'}, by what lies beside: "
-                f"{lone}"
-            )
+        odd = [n for n in folders if n in roles or n.lower() in _UNLABELLED - self.known]
+        if odd:
+            what = "classes" if len(odd) > 1 else "a class"
+            self.notices.append(f"taken for {what}, by what lies beside: {listed(map(repr, odd))}")
         inner = [_unwrapped(folder) for folder in folders.values()]
         shared = sorted(set.intersection(*(set(f.folders) for f in inner))) if inner else []
         if len(shared) > 1 and len(inner) > 1:

@@ -267,7 +267,7 @@ def _present(table: _Table, rows: Sequence[_Row], base: Path) -> list[_Row]:
         )
     if missing:
         number = counted(len(missing), "image")
-        table.notices.append(f"left out: {number} that are not there ({listed(missing)})")
+        table.notices.append(f"left out: {number}, no such file ({listed(missing)})")
     return present
 
 

@@ -7,7 +7,7 @@ and every later command need pictures that stay where they are.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from torch import Tensor
 from infodisent.data.contents import with_notices
 from infodisent.data.items import ImageItem, ImageSet, counted, listed
 from infodisent.data.labels import Labels
-from infodisent.data.listing import LISTINGS, read_csv
 from infodisent.data.notes import Note, note_lines
 from infodisent.data.notices import print_notices
 from infodisent.data.pictures import load_picture
@@ -74,9 +73,7 @@ def as_image_set(
         return data
     check_fraction(val_fraction)
     if isinstance(data, (str, os.PathLike)):
-        listing = Path(data).suffix.lower() in LISTINGS
-        read: Callable[..., ImageSet] = read_csv if listing else scan_folder
-        return read(data, val_fraction=val_fraction, seed=seed)
+        return scan_folder(data, val_fraction=val_fraction, seed=seed)
     parts = _parts(data)
     labels = Labels(classes if classes is not None else _names(next(iter(parts.values()))))
     files = PngFolder(Path(os.path.abspath(folder)) / "images", overwrite)
@@ -151,10 +148,12 @@ def _is_two_columns(data: tuple[Any, Any]) -> bool:
     if not isinstance(labels, (list, tuple)) or not hasattr(images, "__getitem__"):
         return False
     first = labels[0] if labels else None
-    plain = (int, float, str, bool, np.integer, np.floating)
-    if isinstance(first, plain) or (isinstance(first, (Tensor, np.ndarray)) and first.ndim < 2):
+    number = (int, float, np.integer, np.floating)
+    if isinstance(first, (*number, str)) or (
+        isinstance(first, (Tensor, np.ndarray)) and first.ndim < 2
+    ):
         return not (isinstance(images, tuple) and len(images) == 2 and _is_two_columns(images))
-    return isinstance(first, (list, tuple)) and all(isinstance(x, plain) for x in first)
+    return isinstance(first, (list, tuple)) and all(isinstance(x, number) for x in first)
 
 
 class _Columns:

@@ -31,7 +31,8 @@ def scan_folder(
     How the folder was understood, and all that was left out, is in ``notices``.
 
     Args:
-        root: ``root/<class>/*.jpg`` or ``root/{train,val}/<class>/*.jpg``, searched recursively.
+        root: ``root/<class>/*.jpg`` or ``root/{train,val}/<class>/*.jpg``, searched recursively;
+            or a CSV, see `infodisent.data.listing.read_csv`.
         train, val: instead of `root`, two folders of class folders.
         val_fraction: part of every class held out, in (0, 1); default 0.25. Without effect, and
             said so, on images that are split already.
@@ -54,6 +55,8 @@ def scan_folder(
         if train is not None or val is not None:
             raise TypeError("scan_folder: pass root, or train and val, not both")
         base = Path(os.path.abspath(root))
+        if base.is_file() and base.suffix.lower() in LISTINGS:
+            return read_csv(base, val_fraction=val_fraction, seed=seed)
         layout = read_layout(base)
     if "all" in layout.splits:
         return _divide(base, layout, val_fraction, seed)

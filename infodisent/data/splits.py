@@ -23,19 +23,19 @@ VAL_NAMES = ("val", "valid", "validation", "test")
 DEFAULT_FRACTION = 0.25
 
 _ROLES = {
-    "train": "train|training|trn|trainval",
-    "val": "val|valid|validation|validate|validating|dev",
-    "test": "test|tests|testing|eval|evaluation|holdout|hold[ _-]out|heldout|held[ _-]out",
+    "train": ("train", "training", "trainval", "trn", "tr"),
+    "val": ("validation", "validate", "valid", "val", "dev"),
+    "test": ("testing", "tests", "test", "tst", "ts", "te", "evaluation", "eval")
+    + ("holdout", "hold_out", "heldout", "held_out"),
 }
-_ROLE_OF = {word: role for role, words in _ROLES.items() for word in words.split("|")}
-_ROLE_OF |= {f"{verb}{gap}out": "test" for verb in ("hold", "held") for gap in " _-"}
-_ROLE = "|".join(sorted((w for words in _ROLES.values() for w in words.split("|")), key=len)[::-1])
+_ROLE_OF = {word: role for role, words in _ROLES.items() for word in words}
+_ROLE = "|".join(sorted(_ROLE_OF, key=len, reverse=True))
 # What may stand around the word and says nothing of its own.
 _NEUTRAL = r"(?:images?|imgs?|sets?|datasets?|data|splits?|subset|folder|photos?|pictures?|pics?"
 _NEUTRAL += r"|jpe?gs?|pngs?|files?|samples?|[\W_\d])*"
 _PLAIN = re.compile(rf"{_NEUTRAL}({_ROLE}){_NEUTRAL}")
-_PREFIXED = re.compile(rf"(.+?)[ _.-]+({_ROLE}){_NEUTRAL}")
-_SUFFIXED = re.compile(rf"{_NEUTRAL}({_ROLE})[ _.-]+(.+?)")
+_PREFIXED = re.compile(rf"(.+?)[_.]+({_ROLE}){_NEUTRAL}")
+_SUFFIXED = re.compile(rf"{_NEUTRAL}({_ROLE})[_.]+(.+?)")
 _FOLD = re.compile(
     r"(?:k?folds?|splits?|cv|partition)[\W_]*(?:\d+|[a-e])|\d+(?:st|nd|rd|th)?[\W_]*fold"
 )
@@ -57,7 +57,7 @@ class SplitName(NamedTuple):
 
 def split_name(name: str) -> SplitName | None:
     """The split that a folder's or a row's name speaks of, or None."""
-    text = _HUMP.sub("_", name.strip()).casefold()
+    text = re.sub(r"[ -]", "_", _HUMP.sub("_", name.strip()).casefold())
     if _FOLD.fullmatch(text):
         return SplitName("fold")
     if match := _PLAIN.fullmatch(text):

@@ -29,23 +29,21 @@ def extensions() -> tuple[str, ...]:
 
 @dataclass
 class LeftOut:
-    """Files that are not taken, by reason; paths are relative to `base`."""
+    """Files that are not taken, by reason, each once; paths are relative to `base`."""
 
     base: Path
-    hidden: list[str] = field(default_factory=list)
-    broken: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
-    empty: list[str] = field(default_factory=list)
-    loose: list[str] = field(default_factory=list)
-    beside: list[str] = field(default_factory=list)
+    hidden: dict[str, None] = field(default_factory=dict)
+    broken: dict[str, None] = field(default_factory=dict)
+    unknown: dict[str, None] = field(default_factory=dict)
+    unreadable: dict[str, None] = field(default_factory=dict)
+    empty: dict[str, None] = field(default_factory=dict)
+    loose: dict[str, None] = field(default_factory=dict)
+    beside: dict[str, None] = field(default_factory=dict)
 
     def add(self, reason: str, path: Path) -> None:
         """Note one file or folder under the name of one of the lists."""
-        name = os.path.relpath(path, self.base)
-        names: list[str] = getattr(self, reason)
-        if name not in names:
-            names.append(name)
+        names: dict[str, None] = getattr(self, reason)
+        names[os.path.relpath(path, self.base)] = None
 
     def notices(self) -> list[str]:
         """One sentence for each reason, with count and examples."""
@@ -67,7 +65,7 @@ class LeftOut:
         return lines
 
     def _unknown(self) -> str:
-        endings = Counter(Path(name).suffix.lower() or "no extension" for name in self.unknown)
+        endings = Counter(Path(name).suffix.lower() or "without ending" for name in self.unknown)
         kinds = listed((f"{n} {end}" for end, n in endings.most_common()), 6)
         line = f"left out: {counted(len(self.unknown), 'file')} of no image format that Pillow "
         line += f"opens here: {kinds} ({listed(self.unknown)})"

@@ -32,7 +32,7 @@ def test_two_folders_then_a_table(tmp_path, image_folder, monkeypatch, capsys):
     code, text = run(monkeypatch, capsys, "evaluate", "--run", out, "--images", table)
     assert code == 0, text
     assert "6 held-out images" in text
-    assert text.count("1 image that are not there") + text.count("1 image that is not there") == 1
+    assert text.count("left out: 1 image, no such file (gone.png)") == 1
 
 
 def test_options_that_do_not_go_together(tmp_path, image_folder, monkeypatch):

@@ -107,7 +107,7 @@ def test_a_class_in_one_group_is_trained_on(table):
 def test_missing_files_are_counted(table):
     images = read_csv(table("image,label", *rows("ababab"), *[f"no{i}.png,a" for i in range(4)]))
     assert len(images.items) == 6
-    assert said(images, "4 images that are not there (no0.png, no1.png, no2.png …)")
+    assert said(images, "4 images, no such file (no0.png, no1.png, no2.png …)")
     with pytest.raises(FileNotFoundError, match=r"none of its 2 images is there, such as no1\.png"):
         read_csv(table("image,label", "no1.png,a", "no2.png,b"))
 

@@ -225,6 +225,9 @@ def test_paths_and_folders_stay_where_they_are(tmp_path, image_folder):
     with pytest.raises(FileNotFoundError, match=r"picture 1 .*nowhere"):
         as_image_set(([paths[0], "nowhere.png"], [0, 1]), tmp_path / "b")
     assert as_image_set(images, tmp_path / "c") is images
+    listed = [(path, i % 2) for i, path in enumerate(paths)]
+    pair = as_image_set((listed[:10], listed[10:]), tmp_path / "d")
+    assert [i.split for i in pair.items] == ["train"] * 10 + ["val"] * (len(paths) - 10)
 
 
 def test_extract_and_fit_take_them(tmp_path, tiny):

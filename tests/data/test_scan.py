@@ -114,6 +114,9 @@ def test_val_is_held_out_and_test_left_out_with_a_notice(make):
     assert counts(images)[("a", "val")] == 1
     assert said(images, "left out: test/", "5 images", "val/")
     assert said(images, "beside the splits", "unlabeled")
+    images = scan_folder(make("tr/a/2 tr/b/2 te/a/1 te/b/1 test_images/3", "short"))
+    assert Counter(i.split for i in images.items) == {"train": 4, "val": 2}
+    assert said(images, "beside the splits", "test_images")
 
 
 @pytest.mark.parametrize(
@@ -133,6 +136,10 @@ def test_val_is_held_out_and_test_left_out_with_a_notice(make):
         ("images/train/4 images/val/4", "in no class folder"),  # detection data
         ("cat/train/2 cat/val/2 dog/3", "splits inside its class folders, but not the same"),
         ("cat/fold1/2 cat/fold2/2 dog/fold1/3", "cat/ with the folds"),
+        ("x-train/a/2 x-train/b/2 y-test/a/2 y-test/b/2", "splits without their counterpart"),
+        ("images/4 masks/4", "images/, masks/: pictures and what is drawn on them"),
+        ("train/images/2 train/labels/2 val/images/2 val/labels/2", "pictures and what is drawn"),
+        ("imagesTr/4 imagesTs/4 labelsTr/4", "with images in no class folder"),
         ("train/good/2 train/fine/2 test/good/2 test/bad/2", "train lacks: bad; the latter has"),
     ],
 )
@@ -151,6 +158,8 @@ def test_a_class_may_be_called_train(make):
     both = scan_folder(make("car/4 plane/4 train/4 test/4", "both"))
     assert both.classes == ("car", "plane", "test", "train")
     assert said(both, "classes", "'train'", "'test'")
+    sorts = scan_folder(make("steam_train/4 bullet_train/4", "sorts"))
+    assert sorts.classes == ("bullet_train", "steam_train")
     inner = scan_folder(make("car/images/4 train/images/4", "inner"))
     assert inner.classes == ("car", "train")
 
