@@ -62,7 +62,7 @@ class _Reading:
 
     def layout(self) -> Layout:
         self._enter_wrappers()
-        roles = self._roles(self.folder.folders)
+        roles = self.roles_of(self.folder.folders)
         layout = self._splits(roles) or self._splits_in_classes() or self._classes(roles)
         layout.notices = [*self.notices, *self.left_out.notices()]
         return layout
@@ -70,7 +70,8 @@ class _Reading:
     def refuse(self, what: str, advice: str = _PASS) -> ValueError:
         return ValueError(f"{self.folder.path} {what}; {advice}")
 
-    def _roles(self, names: Iterable[str]) -> dict[str, SplitName]:
+    def roles_of(self, names: Iterable[str]) -> dict[str, SplitName]:
+        """What the names say of splits, as far as they do; a model's classes say nothing."""
         found = {name: split_name(name) for name in names if name not in self.known}
         return {name: role for name, role in found.items() if role is not None}
 
@@ -211,7 +212,7 @@ class _Reading:
 
     def _splits_in_classes(self) -> Layout | None:
         """``<class>/{train,val}``; None where the class folders hold no splits."""
-        roles = {name: self._roles(inner.folders) for name, inner in self.folder.folders.items()}
+        roles = {name: self.roles_of(inner.folders) for name, inner in self.folder.folders.items()}
         kinds = {role.role for found in roles.values() for role in found.values()}
         folds = max((sum(r.role == "fold" for r in f.values()) for f in roles.values()), default=0)
         if folds > 1 or (len(kinds) > 1 and "fold" in kinds):
@@ -238,10 +239,8 @@ class _Reading:
             spare += [f"{name}/{part}" for part in inner.folders if part not in used]
             for split, part in zip(splits, used, strict=True):
                 splits[split][name] = sorted(inner.folders[part].every())
-        self.notices.append(
-            "splits: taken from the folders inside each class, such as "
-            + part_of(next(iter(roles)), roles)
-        )
+        example = next(f"{name}/{part}" for name, found in roles.items() for part in found)
+        self.notices.append(f"splits: taken from the folders inside each class, such as {example}")
         if spare:
             self.notices.append(f"left out: {counted(len(spare), 'folder')} ({listed(spare)})")
         if self.testing:
@@ -276,11 +275,6 @@ def _slashed(names: Iterable[str]) -> list[str]:
     return [f"{name}/" for name in names]
 
 
-def part_of(name: str, roles: Mapping[str, Mapping[str, SplitName]]) -> str:
-    """``cat/train``, an example for a message."""
-    return f"{name}/{next(iter(roles[name]))}"
-
-
 def read_layout(base: Path, known: Collection[str] | None = None) -> Layout:
     """The layout of a folder of images.
 
@@ -307,7 +301,7 @@ def read_two(train: Path, val: Path) -> Layout:
     layout = Layout(train, {}, {"train": train, "val": val})
     for split, place in layout.places.items():
         reading = _Reading(place)
-        roles = reading._roles(reading.folder.folders)
+        roles = reading.roles_of(reading.folder.folders)
         if {r.role for r in roles.values()} > {"train"} and len(roles) == len(
             reading.folder.folders
         ):

@@ -74,7 +74,7 @@ def as_image_set(
     check_fraction(val_fraction)
     if isinstance(data, (str, os.PathLike)):
         return scan_folder(data, val_fraction=val_fraction, seed=seed)
-    parts = _parts(data)
+    parts, left_out = _parts(data)
     labels = Labels(classes if classes is not None else _names(next(iter(parts.values()))))
     files = PngFolder(Path(os.path.abspath(folder)) / "images", overwrite)
     kinds: dict[str, int] = {}
@@ -97,7 +97,7 @@ def as_image_set(
     )
     task_name = "multilabel" if multilabel else "multiclass"
     images = ImageSet(str(files.path), names, items, task_name, (*labels.notices,))
-    said = note_lines(kinds)
+    said = [*left_out, *note_lines(kinds)]
     if "val" not in parts:
         images = hold_out(images, val_fraction, seed)
     else:
@@ -110,23 +110,46 @@ def as_image_set(
     return images
 
 
-def _parts(data: Any) -> dict[str, Any]:
-    """The data set as ``{"train": …}`` or ``{"train": …, "val": …}``."""
+def _parts(data: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The data set as ``{"train": …}`` or ``{"train": …, "val": …}``, and what is left out."""
     if isinstance(data, Mapping):
         found = {name: split_name(str(name)) for name in data}
         roles = {role.role: name for name, role in found.items() if role is not None}
         held = roles.get("val", roles.get("test"))
         if "train" not in roles or held is None:
             raise TypeError(f"the data set's splits are {listed(map(str, data))}; {_WANTED}")
-        return {"train": _labelled(data[roles["train"]]), "val": _labelled(data[held])}
-    if isinstance(data, tuple) and len(data) == 2 and not _is_two_columns(data):
-        return {"train": _labelled(data[0]), "val": _labelled(data[1])}
-    return {"train": _labelled(data)}
+        parts = {"train": _labelled(data[roles["train"]]), "val": _labelled(data[held])}
+        others = [str(name) for name in data if name not in (roles["train"], held)]
+        said = f"left out: the splits {listed(others)}; {held} is held out"
+        return parts, (said,) if others else ()
+    if isinstance(data, (tuple, list)) and len(data) == 2 and _is_two_sets(*data):
+        return {"train": _labelled(data[0]), "val": _labelled(data[1])}, ()
+    return {"train": _labelled(data)}, ()
+
+
+def _is_two_sets(first: Any, second: Any) -> bool:
+    """Whether two things are ``(train, val)``; not ``(images, labels)``, nor two labelled pictures:
+    ``[(picture, 0), (picture, 1)]``.
+    """
+    if _is_two_columns(first, second):
+        return False
+    return all(_is_columns(data) or _is_set(data) for data in (first, second))
+
+
+def _is_columns(data: Any) -> bool:
+    return isinstance(data, tuple) and len(data) == 2 and _is_two_columns(*data)
+
+
+def _is_set(data: Any) -> bool:
+    if isinstance(data, (list, tuple)):
+        return bool(data) and all(isinstance(row, (list, tuple, Mapping)) for row in data)
+    plain = (str, bytes, os.PathLike, Mapping, Tensor, np.ndarray, Image.Image)
+    return hasattr(data, "__getitem__") and not isinstance(data, plain)
 
 
 def _labelled(data: Any) -> Any:
     """A data set that gives ``(picture, label)`` by position."""
-    if isinstance(data, tuple) and len(data) == 2 and _is_two_columns(data):
+    if _is_columns(data):
         return _Columns(*data)
     kind = type(data).__name__
     if hasattr(data, "dataset") and not hasattr(data, "__getitem__"):
@@ -140,19 +163,17 @@ def _labelled(data: Any) -> Any:
     return data
 
 
-def _is_two_columns(data: tuple[Any, Any]) -> bool:
+def _is_two_columns(images: Any, labels: Any) -> bool:
     """Whether a pair is ``(images, labels)``, not ``(train, val)``."""
-    images, labels = data
     if isinstance(labels, (Tensor, np.ndarray)):
         return True
     if not isinstance(labels, (list, tuple)) or not hasattr(images, "__getitem__"):
         return False
     first = labels[0] if labels else None
     number = (int, float, np.integer, np.floating)
-    if isinstance(first, (*number, str)) or (
-        isinstance(first, (Tensor, np.ndarray)) and first.ndim < 2
-    ):
-        return not (isinstance(images, tuple) and len(images) == 2 and _is_two_columns(images))
+    vector = isinstance(first, (Tensor, np.ndarray)) and first.ndim < 2
+    if vector or isinstance(first, (*number, str)):
+        return not _is_columns(images)
     return isinstance(first, (list, tuple)) and all(isinstance(x, number) for x in first)
 
 
@@ -254,10 +275,11 @@ def _decoded(picture: Any, where: str) -> tuple[Image.Image, tuple[Note, ...]]:
     try:
         found = load_picture(picture)
     except (TypeError, ValueError) as error:
-        advice = ""
-        if "normalised" in str(error) or "[0, 1]" in str(error):
-            advice = "; drop the transform: the model's own preprocessing is applied"
-        raise type(error)(f"{where}: {error}{advice}") from error
+        why = str(error).rpartition("cannot be read as an image: ")[2]
+        if "[0, 1]" in why:
+            why = why.partition(": it looks")[0]
+            why += "; drop the transform: the model's own preprocessing is applied"
+        raise type(error)(f"{where}: {why}") from error
     grey = isinstance(picture, Image.Image) and picture.mode in ("1", "L")
     return found.image.convert("L") if grey else found.image, found.notes
 

@@ -25,8 +25,10 @@ DEFAULT_FRACTION = 0.25
 _ROLES = {
     "train": ("train", "training", "trainval", "trn", "tr"),
     "val": ("validation", "validate", "valid", "val", "dev"),
-    "test": ("testing", "tests", "test", "tst", "ts", "te", "evaluation", "eval")
-    + ("holdout", "hold_out", "heldout", "held_out"),
+    "test": (
+        *("testing", "tests", "test", "tst", "ts", "te"),
+        *("evaluation", "eval", "holdout", "hold_out", "heldout", "held_out"),
+    ),
 }
 _ROLE_OF = {word: role for role, words in _ROLES.items() for word in words}
 _ROLE = "|".join(sorted(_ROLE_OF, key=len, reverse=True))

@@ -107,6 +107,15 @@ def test_a_pair_is_train_and_val(tmp_path):
     assert [i.split for i in named.items] == ["train"] * 4 + ["val"] * 2
     halves = random_split(Pictures(8), [0.5, 0.5], torch.Generator().manual_seed(1))
     assert as_image_set(tuple(halves), tmp_path / "d").classes == ("x", "y")
+    assert [i.split for i in as_image_set(list(halves), tmp_path / "d").items].count("val") == 4
+    two = [(Image.fromarray(pixels(i)), i % 2) for i in range(4)]
+    assert len(as_image_set((two, two[:2]), tmp_path / "g").items) == 6
+    assert [i.split for i in as_image_set(tuple(two), tmp_path / "g").items].count("val") == 2
+    with pytest.raises(ValueError, match="nothing can be held out"):
+        as_image_set(two[:2], tmp_path / "h")
+    parts = {"train": Pictures(4), "test": Pictures(2), "validation": Subset(Pictures(8), [6, 7])}
+    three = as_image_set(parts, tmp_path / "i")
+    assert three.notices == ("left out: the splits test; validation is held out",)
     leak = as_image_set((Pictures(4), Pictures(2)), tmp_path / "e")
     assert any("2 held-out images are also" in line for line in leak.notices)
     with pytest.raises(ValueError, match="val has 1 class that train lacks: y"):
