@@ -112,14 +112,14 @@ class _Reading:
         part = whole[0]
         names = [name for group in part.values() for name in group]
         others = [n for n in folders if n not in names and n.lower() not in _UNLABELLED]
-        trained = {c for name in part.get("train", []) for c in folders[name].folders}
+        trained = {c for name in part.get("train", []) for c in _class_names(folders[name])}
         held = [name for role in ("val", "test") for name in part.get(role, [])]
-        tested = {c for name in held for c in folders[name].folders}
+        tested = {c for name in held for c in _class_names(folders[name])}
         if not (tested & self.known if self.testing else tested & trained):
             if len(others) > 1:
                 return None  # vehicles: car, plane, train, test
             if not trained or not tested:
-                empty = [name for name in names if not folders[name].folders]
+                empty = [name for name in names if not _class_names(folders[name])]
                 advice = f"pass {folders[part['train'][0]].path} alone or " if trained else ""
                 raise self.refuse(
                     f"holds splits, but {listed(_slashed(empty))} with images in no class folder",
@@ -260,7 +260,7 @@ class _Reading:
                 f"every class folder holds {listed(_slashed(shared))}: parts of the classes "
                 f"{listed(folders)}; if they are the classes, {_PASS}"
             )
-        files = self.class_files(self.folder)
+        files = self.class_files(self.folder, self.known)
         split = "val" if self.testing else "all"
         return Layout(self.folder.path, {split: files}, {split: self.folder.path})
 
@@ -269,6 +269,12 @@ def _unwrapped(folder: Folder) -> Folder:
     while len(folder.folders) == 1 and not folder.images:
         folder = next(iter(folder.folders.values()))
     return folder
+
+
+def _class_names(split: Folder) -> set[str]:
+    """Folders in a split that may be classes, also where they lie in a wrapper of their own."""
+    names = {name for name in split.folders if name.lower() not in _PICTURES}
+    return names | set(_unwrapped(split).folders)
 
 
 def _slashed(names: Iterable[str]) -> list[str]:

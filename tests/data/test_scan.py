@@ -134,6 +134,7 @@ def test_val_is_held_out_and_test_left_out_with_a_notice(make):
         ("train/a/2 train/b/2 Training/a/2 Training/b/2 val/a/1 val/b/1", "several train splits"),
         ("train/a/2 test/a/1 x_train/a/1 x_test/a/1", "several pairs of splits"),
         ("images/train/4 images/val/4", "in no class folder"),  # detection data
+        ("train/images/4 val/images/4", "train/, val/ with images in no class folder"),
         ("cat/train/2 cat/val/2 dog/3", "splits inside its class folders, but not the same"),
         ("cat/fold1/2 cat/fold2/2 dog/fold1/3", "cat/ with the folds"),
         ("x-train/a/2 x-train/b/2 y-test/a/2 y-test/b/2", "splits without their counterpart"),
@@ -158,6 +159,8 @@ def test_a_class_may_be_called_train(make):
     both = scan_folder(make("car/4 plane/4 train/4 test/4", "both"))
     assert both.classes == ("car", "plane", "test", "train")
     assert said(both, "classes", "'train'", "'test'")
+    deep = scan_folder(make("car/images/4 bus/images/4 train/images/4 test/images/4", "deep"))
+    assert deep.classes == ("bus", "car", "test", "train")
     sorts = scan_folder(make("steam_train/4 bullet_train/4", "sorts"))
     assert sorts.classes == ("bullet_train", "steam_train")
     inner = scan_folder(make("car/images/4 train/images/4", "inner"))
@@ -310,6 +313,8 @@ def test_scoring_understands_the_same_folders(make):
     images = all_for_testing(root, ("a", "b", "c"))
     assert counts(images) == {("a", "val"): 1, ("b", "val"): 3}
     assert said(images, "scored: Testing/")
+    one = all_for_testing(make("a/left/2 a/right/2", "one"), ("a", "left", "right"))
+    assert counts(one) == {("a", "val"): 4}
     only = all_for_testing(make("test/a/2", "only", "pgm"), ("a", "b"))
     assert counts(only) == {("a", "val"): 2}
     inside = all_for_testing(make("a/train/3 a/val/1 b/train/2 b/val/2", "in"), ("a", "b"))
