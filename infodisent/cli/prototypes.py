@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from infodisent.cli.options import RunArgument
+from infodisent.cli.options import ImagesRootOption, RunArgument
 from infodisent.cli.tables import print_result
 
 
@@ -19,10 +19,15 @@ def prototypes(
     ] = None,
     keep: Annotated[int, typer.Option("-k", min=1, help="Images per channel and side.")] = 5,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="PNG to write; default: in the run.")
+        Path | None,
+        typer.Option("--out", "-o", help="PNG to write; default: in the run, named by channels."),
     ] = None,
+    images_root: ImagesRootOption = None,
 ) -> None:
-    """Find the training images that excite every channel most, and draw some of them."""
+    """Find the training images that excite every channel most, and draw some of them.
+
+    Example: infodisent prototypes --run runs/fit --channels 3,17,200 -k 8
+    """
     from infodisent.report.publish import draw_prototypes
 
-    print_result("picture", draw_prototypes(run, channels, keep, out))
+    print_result("picture", draw_prototypes(run, channels, keep, out, images_root=images_root))

@@ -82,6 +82,7 @@ class Explanation:
         size95: how many units, largest contributions first, carry 95 % of the logit (without
             bias); None where the logit is not positive.
         unit: what the head calls its units, singular.
+        task: "multiclass" (probabilities are a softmax) or "multilabel" (a sigmoid each).
     """
 
     path: str
@@ -100,6 +101,7 @@ class Explanation:
     rest_count: int
     size95: int | None
     unit: str = "channel"
+    task: str = "multiclass"
 
     @property
     def shown(self) -> tuple[ChannelEvidence, ...]:

@@ -56,6 +56,7 @@ def explain(
     top_opposing: int = 2,
     transform: dict[str, Any] | None = None,
     true_name: str | None = None,
+    task: str = "multiclass",
 ) -> Explanation:
     """Explain a prediction.
 
@@ -69,6 +70,7 @@ def explain(
         transform: configuration of the evaluation transform, as a checkpoint holds it; default:
             the model's own.
         true_name: the image's own class, if known; only handed on.
+        task: "multiclass", or "multilabel" for a probability of each class by itself.
 
     Raises:
         FileNotFoundError, ValueError: the image is missing or cannot be decoded.
@@ -77,7 +79,7 @@ def explain(
     """
     names = _check(model, classes, class_index, top, top_opposing)
     return _explain_picture(
-        model, *_decode(image), true_name, names, class_index, (top, top_opposing), transform
+        model, *_decode(image), true_name, names, class_index, (top, top_opposing), transform, task
     )
 
 
@@ -91,13 +93,14 @@ def explain_many(
     top_opposing: int = 2,
     transform: dict[str, Any] | None = None,
     true_names: Sequence[str | None] | None = None,
+    task: str = "multiclass",
     on_error: Callable[[ImageSource, Exception], None] | None = None,
     progress: bool = True,
 ) -> list[Explanation]:
     """`explain` for every image, each decoded once, with a progress bar.
 
     Args:
-        model, images, classes, class_index, top, top_opposing, transform: see `explain`.
+        model, images, classes, class_index, top, top_opposing, transform, task: see `explain`.
         true_names: the images' own classes, as many as images.
         on_error: called with an image that is missing or cannot be decoded and the error, and the
             image is left out of the result; by default the error is raised.
@@ -133,6 +136,7 @@ def explain_many(
                         class_index,
                         (top, top_opposing),
                         transform,
+                        task,
                     )
                 )
             display.update(task, advance=1)
@@ -183,12 +187,15 @@ def _explain_picture(
     class_index: int | None,
     counts: tuple[int, int],
     transform: dict[str, Any] | None,
+    task: str,
 ) -> Explanation:
     """`explain` after its checks; `counts` are `top` and `top_opposing`."""
     config = transform if transform is not None else transform_config(model)
     x = transform_from(config)(decoded)  # [3, H, W]
     with evaluating(model), torch.no_grad():
         fields = _explain(model, x, class_index, *counts)
+    if task == "multilabel":
+        fields["probabilities"] = fields["logits"].sigmoid()
     return Explanation(
         path=path,
         picture=to_picture(x, config),
@@ -196,6 +203,7 @@ def _explain_picture(
         true_name=true_name,
         classes=names,
         unit=model.head.unit,
+        task=task,
         **fields,
     )
 
