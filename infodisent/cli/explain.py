@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,13 +50,13 @@ def explain(
     from infodisent.report.publish import report_held_out, report_sources
 
     names = list(images or ())
-    options = {"class_name": class_name, "top": top, "top_opposing": opposing}
+    options: dict[str, Any] = {"class_name": class_name, "top": top, "top_opposing": opposing}
     options |= {"wrong_only": wrong_only, "images_root": images_root, "out": out}
+    failures: list[str] = []
     if held_out:
         if (
             len(names) == 1
-            and names[0].isdecimal()
-            and int(names[0])
+            and re.fullmatch("[1-9][0-9]*", names[0])
             and not Path(names[0]).exists()
         ):
             limit = int(names.pop())
@@ -63,7 +64,7 @@ def explain(
             raise ValueError(
                 f"explain: --held-out takes the run's own images, but {names[0]!r} is given too"
             )
-        page, failures = report_held_out(run, limit, **options), []
+        page = report_held_out(run, limit, **options)
     elif names:
         page, failures = report_sources(run, names, limit=limit, **options)
     else:

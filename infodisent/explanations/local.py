@@ -117,7 +117,7 @@ def explain_many(
     names = _check(model, classes, class_index, top, top_opposing)
     explanations = []
     with bar(progress) as display:
-        task = display.add_task("explain", total=len(images), note="")
+        shown = display.add_task("explain", total=len(images), note="")
         for image, true_name in zip(images, true, strict=True):
             try:
                 path, decoded = _decode(image)
@@ -139,7 +139,7 @@ def explain_many(
                         task,
                     )
                 )
-            display.update(task, advance=1)
+            display.update(shown, advance=1)
     return explanations
 
 

@@ -25,7 +25,11 @@ from infodisent.files import write_text
 from infodisent.report.pictures import Pictures, heat_overlay, shrink
 from infodisent.report.view import (
     check_fits,
+    crop_note,
+    explains_prediction,
+    is_multilabel,
     marks,
+    present_labels,
     prototype_box,
     segments,
     short_name,
@@ -201,7 +205,10 @@ def _image(explanation: Explanation, number: int, shelf: _Shelf) -> dict[str, An
         "marks": _marks(e),
         "class": e.class_name,
         "predicted": e.predicted_name,
-        "explains_prediction": e.class_name == e.predicted_name,
+        "explains_prediction": explains_prediction(e),
+        "multilabel": is_multilabel(e),
+        "labels": present_labels(e),
+        "crop_note": crop_note(e),
         "true": e.true_name,
         "verdict": {None: "unknown", True: "right", False: "wrong"}[e.correct],
         "probability": float(e.probabilities[e.class_index]),

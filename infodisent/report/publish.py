@@ -5,29 +5,35 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from infodisent.backbones.backbone import evaluating
-from infodisent.data.store import FeatureStore
 from infodisent.explanations.evidence import Explanation
 from infodisent.explanations.local import explain_many
 from infodisent.explanations.predictions import predict_images
-from infodisent.explanations.prototypes import Prototypes, find_prototypes, relocate
-from infodisent.progress import bar, console
-from infodisent.report.figure import explanation_figure, prototypes_figure, save_figure
+from infodisent.explanations.prototypes import Prototypes, relocate
+from infodisent.progress import bar
+from infodisent.report.figure import explanation_figure, save_figure
+from infodisent.report.held_out import balanced, existing, label_of, wrong_indices
+from infodisent.report.notices import say, say_lost
 from infodisent.report.page import write_page
 from infodisent.report.pictures import Pictures
+from infodisent.report.sheet import draw_prototypes
 from infodisent.report.sources import find_sources, limited
 from infodisent.report.table import check_folder
 from infodisent.training.checkpoint import Checkpoint
-from infodisent.training.run import PROTOTYPES, Run, open_run
+from infodisent.training.run import Run, open_run
 
 PAGE = "report.html"
+__all__ = [
+    "PAGE",
+    "draw_prototypes",
+    "report_held_out",
+    "report_images",
+    "report_run",
+    "report_sources",
+]
 
 
 def report_run(run: Run, *, count: int = 16, seed: int = 0, progress: bool = True) -> Path:
@@ -100,27 +106,27 @@ def report_held_out(
             )
         everything, indices = len(indices), wrong_indices(loaded, store, indices)
         if not len(indices):
-            _say(progress, f"none of the {everything:,} held-out images is predicted wrongly")
+            say(progress, f"none of the {everything:,} held-out images is predicted wrongly")
             return None
-        _say(progress, f"{len(indices):,} of {everything:,} held-out images are predicted wrongly")
+        say(progress, f"{len(indices):,} of {everything:,} held-out images are predicted wrongly")
     root = run.metrics["images"].get("root", "")
     files = relocate(store.files, root, images_root)
-    ordered = _balanced(store.labels, indices, seed)
-    chosen, lost = _existing(files, ordered, count)
-    chosen.sort(key=lambda i: _label(store.labels, i))  # class after class
+    ordered = balanced(store.labels, indices, seed)
+    chosen, lost = existing(files, ordered, count)
+    chosen.sort(key=lambda i: label_of(store.labels, i))  # class after class
     if not chosen:
         raise FileNotFoundError(
             f"none of the {len(ordered)} held-out images is where it was ({files[lost[0]]}); "
             "if they were moved, pass images_root (--images-root DIR)"
         )
     if lost:
-        _say(progress, f"{len(lost)} held-out image(s) are lost and left out, as {files[lost[0]]}")
+        say(progress, f"{len(lost)} held-out image(s) are lost and left out, as {files[lost[0]]}")
     single = loaded.task == "multiclass"
     explanations = explain_many(
         loaded.model,
         [files[i] for i in chosen],
         true_names=[store.classes[int(store.labels[i])] for i in chosen] if single else None,
-        on_error=lambda image, error: _say(progress, str(error)),
+        on_error=lambda image, error: say(progress, str(error)),
         classes=loaded.classes,
         class_index=class_index,
         top=top,
@@ -171,7 +177,7 @@ def report_sources(
     single = loaded.task == "multiclass"
     sources = find_sources(names, loaded.classes if single else (), command="explain")
     for line in sources.notices():
-        _say(progress, line)
+        say(progress, line)
     failures: list[str] = []
     if wrong_only:
         if not sources.known:
@@ -192,15 +198,13 @@ def report_sources(
         sources.items = [
             item for item, p in zip(sources.items, judged, strict=True) if p.correct is False
         ]
-        _say(progress, f"{len(sources.items):,} of {known:,} images are predicted wrongly")
+        say(progress, f"{len(sources.items):,} of {known:,} images are predicted wrongly")
         if not sources.items:
             return None, failures
     chosen = limited(sources, limit)
     if len(chosen) < len(sources.items):
         total = len(sources.items)
-        _say(
-            progress, f"{len(chosen):,} of {total:,} images are explained; --limit {total} for all"
-        )
+        say(progress, f"{len(chosen):,} of {total:,} images are explained; --limit {total} for all")
     page, unreadable = report_images(
         loaded,
         prototypes.relocated(run.metrics["images"].get("root", ""), images_root),
@@ -261,86 +265,6 @@ def report_images(
     return page, failures
 
 
-def draw_prototypes(
-    folder: str | os.PathLike[str],
-    channels: str | None = None,
-    keep: int = 5,
-    out: str | os.PathLike[str] | None = None,
-    *,
-    images_root: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-) -> Path:
-    """Draw what channels of a run mean; finds the prototypes anew if more are asked for.
-
-    Args:
-        folder: of the run.
-        channels: comma-separated channel numbers; default: the two heaviest of every class, at most
-            sixteen.
-        keep: images per channel and side.
-        out: PNG to write; default: in the run, ``prototypes.png``, or with the channels' numbers in
-            its name where they are chosen.
-        images_root: where the run's images are now, if they were moved.
-        progress: show progress bars.
-
-    Raises:
-        ValueError: `channels` is not a list of numbers, or one is out of range.
-    """
-    loaded, prototypes, run = open_run(folder)
-    if channels is None:
-        weight = loaded.model.head.class_weights()  # [K, M]
-        heaviest = weight.topk(min(2, weight.shape[1]), dim=1).indices.flatten().tolist()
-        chosen = list(dict.fromkeys(heaviest))[:16]
-    elif re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", channels):
-        chosen = list(dict.fromkeys(int(c) for c in channels.split(",")))
-    else:
-        raise ValueError(f"channels is {channels!r}, expected numbers such as 3,17,200")
-    for channel in chosen:
-        prototypes.check_channel(channel)
-    target = Path(out) if out is not None else run.folder / _sheet_name(channels and chosen)
-    if target.is_dir():
-        target /= _sheet_name(channels and chosen)
-    check_folder(target.parent, "prototypes")
-    keep = min(keep, run.metrics["images"]["train"])
-    if keep > prototypes.k:
-        prototypes = find_prototypes(loaded.model.head, run.store, k=keep, progress=progress)
-        prototypes.save(run.folder / PROTOTYPES)
-    prototypes = prototypes.relocated(run.metrics["images"].get("root", ""), images_root)
-    pictures = Pictures(prototypes.transform)
-    unit = loaded.model.head.unit
-    figure = prototypes_figure(prototypes, chosen, k=keep, unit=unit, pictures=pictures)
-    save_figure(figure, target)
-    _say_lost(pictures, progress)
-    return target
-
-
-def _sheet_name(channels: Sequence[int] | str | None) -> str:
-    """The file of a sheet of chosen channels, or of the default ones."""
-    if not channels:
-        return "prototypes.png"
-    numbers = "-".join(map(str, channels))
-    if len(numbers) > 80:  # too long for a file name: a checksum tells sheets apart
-        numbers = f"{'-'.join(map(str, channels[:8]))}-{zlib.crc32(numbers.encode()):08x}"
-    return f"prototypes-{numbers}.png"
-
-
-@torch.no_grad()
-def wrong_indices(
-    loaded: Checkpoint,
-    store: FeatureStore,
-    indices: torch.Tensor,  # [n] int64
-) -> torch.Tensor:
-    """Those of the stored images that the model gets wrong; multi-label: in any label."""
-    head, wrong = loaded.model.head, [indices[:0]]
-    with evaluating(head):
-        for maps, labels, at in store.batches(indices, 256):
-            logits = head.classify(head.pool(maps.to(head.device), input_fmt="NLC").pooled).cpu()
-            if labels.ndim == 2:
-                wrong.append(at[((logits > 0) != (labels > 0.5)).any(1)])
-            else:
-                wrong.append(at[logits.argmax(1) != labels])
-    return torch.cat(wrong)
-
-
 def _class_index(loaded: Checkpoint, name: str | None) -> int | None:
     """Position of a class, ValueError with those that are spelt alike where there is none."""
     if name is None or name in loaded.classes:
@@ -355,44 +279,6 @@ def listed(names: Sequence[str], most: int = 20) -> str:
     """Names for a message, not more than a person reads."""
     rest = f" … ({len(names):,} in all)" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
-
-
-def _balanced(labels: torch.Tensor, indices: torch.Tensor, seed: int) -> list[int]:
-    """All the indices in an order whose first few, however many, are evenly from the classes.
-
-    Of several labels the first counts.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = indices[torch.randperm(len(indices), generator=generator)]
-    turns: dict[int, int] = {}
-    keyed = []
-    for i in shuffled.tolist():
-        label = _label(labels, i)
-        turns[label] = turns.get(label, -1) + 1
-        keyed.append((turns[label], label, i))
-    return [i for _, _, i in sorted(keyed)]
-
-
-def _label(labels: torch.Tensor, i: int) -> int:
-    return int(labels[i].argmax() if labels.ndim == 2 else labels[i])
-
-
-def _existing(
-    files: Sequence[str], ordered: Sequence[int], count: int
-) -> tuple[list[int], list[int]]:
-    """The first `count` whose files exist, and those passed over because theirs do not."""
-    chosen: list[int] = []
-    lost: list[int] = []
-    for i in ordered:
-        if len(chosen) == count:
-            break
-        (chosen if os.path.isfile(files[i]) else lost).append(i)
-    return chosen, lost
-
-
-def _say(progress: bool, text: str) -> None:
-    if progress:
-        console.print(text, markup=False, highlight=False)
 
 
 def _publish(
@@ -419,19 +305,8 @@ def _publish(
         summary=metrics["rows"],
         pictures=pictures,
     )
-    _say_lost(pictures, progress)
+    say_lost(pictures, progress)
     return page
-
-
-def _say_lost(pictures: Pictures, progress: bool) -> None:
-    """One notice about all the prototypes whose pictures are placeholders."""
-    lost = pictures.lost()
-    if lost:
-        _say(
-            progress,
-            f"{len(lost)} of {pictures.count} prototype pictures are lost and drawn as grey tiles, "
-            f"such as {lost[0]}; if the images were moved, pass --images-root DIR",
-        )
 
 
 def _figure_name(number: int, explanation: Explanation) -> str:

@@ -81,7 +81,7 @@ def find_sources(
     seen: set[str] = set()
     wanted = set(classes)
     unclassed: list[str] = []
-    for name in map(os.fspath, names):
+    for name in [os.fspath(name) for name in names]:
         for path, above, below in _expand(name, result.left_out, command):
             key = os.path.abspath(path)
             if key in seen:

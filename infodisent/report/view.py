@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import PurePath
 from typing import NamedTuple
 
 import torch
 
 from infodisent.explanations.evidence import Box, Explanation, cell_box
+from infodisent.explanations.predictions import THRESHOLD
 from infodisent.explanations.prototypes import Prototype, Prototypes
 
 # Okabe and Ito's blue and vermilion: apart for every kind of colour vision, and in grey (5.2 and
@@ -108,8 +110,63 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def short_name(path: str) -> str:
-    """The last folder and the file name, enough to find an image and no more."""
-    return "/".join(PurePath(path).parts[-2:]) if path else "picture"
+    """The last folder and the file name, enough to find an image and no more.
+
+    Bytes of a name that are no text are written as ``\\udcff``.
+    """
+    name = "/".join(PurePath(path).parts[-2:]) if path else "picture"
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def cut(text: str, length: int) -> str:
+    """A text on one line, with an ellipsis where it is longer; wide letters count as two."""
+    text = " ".join(text.split())
+    room = length
+    for at, letter in enumerate(text):
+        room -= 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        if room < 0:
+            return text[: max(1, at - 1)] + "…"
+    return text
+
+
+def is_multilabel(explanation: Explanation) -> bool:
+    """Whether each probability stands for itself, so that an image may have several labels."""
+    return explanation.task == "multilabel"
+
+
+def explains_prediction(explanation: Explanation) -> bool:
+    """Whether the explained class is the predicted one; multi-label: one that is present."""
+    if is_multilabel(explanation):
+        return float(explanation.probabilities[explanation.class_index]) >= THRESHOLD
+    return explanation.class_index == int(explanation.logits.argmax())
+
+
+def present_labels(explanation: Explanation) -> list[str]:
+    """The labels of an image with at least `THRESHOLD`, in the order of the classes."""
+    chances = explanation.probabilities.tolist()
+    pairs = zip(explanation.classes, chances, strict=True)
+    return [name for name, chance in pairs if chance >= THRESHOLD]
+
+
+def headline(explanation: Explanation) -> str:
+    """What is explained, in one line."""
+    if is_multilabel(explanation):
+        chance = float(explanation.probabilities[explanation.class_index])
+        return f"{explanation.class_name}: {chance:.1%}"
+    verb = "Predicted" if explains_prediction(explanation) else "Explained class"
+    return f"{verb}: {explanation.class_name}"
+
+
+def predicted_text(explanation: Explanation) -> str:
+    """What the model predicts, for where that is not in the headline."""
+    if is_multilabel(explanation):
+        return f"labels of 50 % or more: {', '.join(present_labels(explanation)) or 'none'}"
+    return f"predicted: {explanation.predicted_name}"
+
+
+def crop_note(explanation: Explanation) -> str:
+    """How much of the photograph the network saw; "" for all of it, or where that is unknown."""
+    return ""
 
 
 def check_fits(explanation: Explanation, prototypes: Prototypes) -> None:
@@ -127,8 +184,10 @@ def prototype_box(prototype: Prototype, grid: tuple[int, int], size: tuple[int, 
     return cell_box(row * grid[1] + column, grid, size)
 
 
-def top_classes(explanation: Explanation, count: int = 3) -> list[tuple[str, float]]:
-    """The most probable classes with their probabilities."""
+def top_classes(explanation: Explanation, count: int | None = None) -> list[tuple[str, float]]:
+    """The most probable classes with their probabilities: `count`, by default 3 or 6 labels."""
+    if count is None:
+        count = 6 if is_multilabel(explanation) else 3
     best = torch.topk(explanation.probabilities, min(count, len(explanation.classes)))
     return [
         (explanation.classes[i], p)
