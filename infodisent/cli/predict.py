@@ -52,14 +52,16 @@ def predict(
     # a table in a pipe must have nothing else in it
     piped = out == "-" or (out is None and not sys.stdout.isatty())
     opened, _, _ = open_run(run)
-    classes = opened.classes if opened.task == "multiclass" else ()
+    # one output is a label that is there or not
+    task = "multilabel" if len(opened.classes) == 1 else opened.task
+    classes = opened.classes if task == "multiclass" else ()
     sources = find_sources(images, classes, command="predict")
     predictions = predict_images(
         opened.model,
         sources.paths,
         classes=opened.classes,
         true_names=[item.true_name for item in sources.items],
-        task=opened.task,
+        task=task,
         transform=opened.transform,
         batch_size=batch_size,
         num_workers=workers,
@@ -73,7 +75,7 @@ def predict(
         lines.append(f"{len(failures)} image(s) could not be read; the table names them:")
         lines += [f"  {reason}" for reason in failures[:10]]
         lines += [f"  … and {len(failures) - 10} more"] if len(failures) > 10 else []
-    found = accuracy_of(predictions) if opened.task == "multiclass" else None
+    found = accuracy_of(predictions) if task == "multiclass" else None
     if found:
         lines.append(
             f"accuracy {found.accuracy:.1%}, balanced {found.balanced:.1%}, on {found.images:,} "
@@ -81,15 +83,15 @@ def predict(
         )
     if piped:
         encoding = sys.stdout.encoding or "utf-8"
-        text = csv_text(predictions, opened.classes, opened.task)
+        text = csv_text(predictions, opened.classes, task)
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         for line in lines:
             print(line.encode("ascii", "backslashreplace").decode(), file=sys.stderr)
         return
     if to_file:
-        write_predictions(str(out), predictions, opened.classes, opened.task)
+        write_predictions(str(out), predictions, opened.classes, task)
     else:
-        console.print(_table(predictions, opened.task))
+        console.print(_table(predictions, task))
     for line in lines:
         console.print(line, markup=False, highlight=False)
     if to_file:

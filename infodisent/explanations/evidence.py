@@ -83,6 +83,7 @@ class Explanation:
             bias); None where the logit is not positive.
         unit: what the head calls its units, singular.
         task: "multiclass" (probabilities are a softmax) or "multilabel" (a sigmoid each).
+        notes: what was done to the image that its owner may not expect, such as a crop.
     """
 
     path: str
@@ -102,6 +103,7 @@ class Explanation:
     size95: int | None
     unit: str = "channel"
     task: str = "multiclass"
+    notes: tuple[str, ...] = ()
 
     @property
     def shown(self) -> tuple[ChannelEvidence, ...]:
@@ -122,6 +124,19 @@ class Explanation:
     def predicted_name(self) -> str:
         """The class with the largest logit, explained or not."""
         return self.classes[int(self.logits.argmax())]
+
+    @property
+    def predicted_names(self) -> tuple[str, ...]:
+        """The predicted class; where every class has a probability of its own, all from 0.5 up."""
+        if not self.independent:
+            return (self.predicted_name,)
+        likely = (self.probabilities >= 0.5).tolist()
+        return tuple(name for name, yes in zip(self.classes, likely, strict=True) if yes)
+
+    @property
+    def independent(self) -> bool:
+        """Every class is decided by itself: several labels an image, or one output."""
+        return self.task == "multilabel" or len(self.classes) == 1
 
     @property
     def correct(self) -> bool | None:

@@ -78,7 +78,7 @@ def predict_images(
         paths: of the images.
         classes: K class names; default "0", "1", …
         true_names: the images' own classes, as many as paths, None where one is not known.
-        task: "multiclass" (softmax) or "multilabel" (a sigmoid each).
+        task: "multiclass" (softmax) or "multilabel" (a sigmoid each, as for a single class).
         transform: configuration of the evaluation transform; default: the model's own.
         batch_size: images per forward pass.
         num_workers: decoding processes; 0 decodes in this one.
@@ -101,6 +101,7 @@ def predict_images(
     ):
         if given != needed:
             raise ValueError(f"predict: {given} {what} were given, {needed} are needed")
+    task = "multilabel" if len(names) == 1 else task
     decode: Callable[[Image.Image], Any] = transform_from(transform or transform_config(model))
     loader = DataLoader(
         ImageDataset(paths, decode), batch_size, num_workers=num_workers, collate_fn=collate

@@ -6,6 +6,7 @@ Figures are made without pyplot: nothing global is read or changed, and any thre
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,18 +18,16 @@ from PIL import Image
 from infodisent.explanations.evidence import ChannelEvidence, Explanation
 from infodisent.explanations.prototypes import Prototype, Prototypes
 from infodisent.files import replacing
-from infodisent.report.fonts import lettering
+from infodisent.report.fonts import font_options, lettering
 from infodisent.report.pictures import Pictures, heat_overlay
 from infodisent.report.view import (
     OPPOSES,
     SUPPORTS,
     check_fits,
     counted,
-    crop_note,
     cut,
     explains_prediction,
     headline,
-    is_multilabel,
     marks,
     predicted_text,
     prototype_box,
@@ -84,6 +83,7 @@ class _Canvas:
         *,
         length: int | None = None,
         room: float | None = None,
+        weight: str = "normal",
         **style: Any,
     ) -> None:
         """Write at most `length` letters, shrunk until they are at most `room` inches wide."""
@@ -92,7 +92,7 @@ class _Canvas:
         written = self.figure.text(
             x / self.width, 1 - y / self.height, spelt if length is None else cut(spelt, length),
             fontsize=size, parse_math=False,
-            **{"color": INK, "va": "top", "fontfamily": families, **style},
+            **{"color": INK, "va": "top", **style, **font_options(families, weight)},
         )  # fmt: skip
         if room is not None:
             width = written.get_window_extent(self._renderer).width / self.figure.dpi
@@ -132,7 +132,7 @@ class _Canvas:
             Circle((x, y), radius, facecolor=color, edgecolor="white" if edge else "none")
         )
         self.text(x, y, str(number), 8 if edge else 9, color="white", ha="center",
-                  va="center_baseline", fontweight="bold")  # fmt: skip
+                  va="center_baseline", weight="bold")  # fmt: skip
 
 
 def explanation_figure(
@@ -165,7 +165,7 @@ def explanation_figure(
     ]
     right = _HINTS + sum(_HEADING + _ROW * len(group) for _, _, group in sections)
     picture_height = _LEFT * explanation.picture.height / explanation.picture.width
-    below = 0.85 + 0.3 * len(top_classes(explanation)) + (0.24 if crop_note(explanation) else 0)
+    below = 0.85 + 0.3 * len(top_classes(explanation)) + 0.2 * len(_notes(explanation))
     body = max(right, picture_height + below)
     x0 = _MARGIN + _LEFT + _GAP
     width = x0 + _TEXT + (_TILE + _PAD) * (count + 1) + 0.15 + _MARGIN
@@ -182,7 +182,7 @@ def explanation_figure(
         )
     at, number = y + _HINTS, 0
     for text, color, group in sections:
-        canvas.text(x0, at, text, 11, color=color, fontweight="bold")
+        canvas.text(x0, at, text, 11, color=color, weight="bold")
         at += _HEADING
         for evidence in group:
             number += 1
@@ -229,11 +229,11 @@ def prototypes_figure(
     canvas = _Canvas(2 * _MARGIN + label + 2 * side, 2 * _MARGIN + 0.45 + _ROW * len(channels))
     for sign, name, color in ((1, "positive side", SUPPORTS), (-1, "negative side", OPPOSES)):
         x = _MARGIN + label + (0 if sign == 1 else side)
-        canvas.text(x, _MARGIN, f"strongest on the {name}", 10, color=color, fontweight="bold")
+        canvas.text(x, _MARGIN, f"strongest on the {name}", 10, color=color, weight="bold")
         for i, channel in enumerate(channels):
             y = _MARGIN + 0.45 + i * _ROW
             if sign == 1:
-                canvas.text(_MARGIN, y + 0.4, f"{channel}", 13, fontweight="bold")
+                canvas.text(_MARGIN, y + 0.4, f"{channel}", 13, weight="bold")
                 canvas.text(_MARGIN, y + 0.68, unit, 8, color=MUTED)
             kept = prototypes.of(channel, sign)[:count]
             _prototypes(canvas, kept, pictures, prototypes.grid, color, (x, y))
@@ -255,14 +255,14 @@ def _title(canvas: _Canvas, e: Explanation, y: float) -> None:
         text = "✓ prediction is correct" if correct else f"✗ wrong: it is {e.true_name}"
         canvas.text(end, y, text, 12, length=56, ha="right", room=0.4 * right,
                     color=MUTED if correct else WRONG,
-                    fontweight="normal" if correct else "bold")  # fmt: skip
-    canvas.text(_MARGIN, y - 0.05, headline(e), 17, length=64, fontweight="bold",
+                    weight="normal" if correct else "bold")  # fmt: skip
+    canvas.text(_MARGIN, y - 0.05, headline(e), 17, length=64, weight="bold",
                 room=(0.58 if e.true_name is not None else 0.98) * right)  # fmt: skip
     facts = f"probability {float(e.probabilities[e.class_index]):.1%}   ·   logit {e.logit:.3f}"
     if e.size95 is not None:
         facts += f"   ·   {e.size95:,} of {counted(e.channels, e.unit)} reach 95 % of the logit"
     canvas.text(_MARGIN, y + 0.36, facts, 10, color=MUTED, room=0.6 * right)
-    if not explained or is_multilabel(e):
+    if not explained or e.independent:
         canvas.text(end, y + 0.36, predicted_text(e), 10, color=MUTED, length=64, ha="right",
                     room=0.38 * right)  # fmt: skip
     canvas.line(_MARGIN, y + 0.68, end, y + 0.68, LINE, 1)
@@ -279,9 +279,9 @@ def _left(canvas: _Canvas, e: Explanation, y: float, height: float) -> None:
         canvas.disc(x, y0, mark.number, _COLORS[mark.kind], edge=True)
     y += height + 0.1
     canvas.text(_MARGIN, y, short_name(e.path), 8, color=MUTED, length=60, room=_LEFT)
-    if note := crop_note(e):
-        y += 0.24
-        canvas.text(_MARGIN, y, note, 8, color=MUTED, room=_LEFT)
+    for line in _notes(e):
+        y += 0.2
+        canvas.text(_MARGIN, y, line, 8, color=MUTED, room=_LEFT)
     y += 0.32
     for name, probability in top_classes(e):
         canvas.bar(_MARGIN, y, _MARGIN + _LEFT, y + 0.24, "#f0f1f4")
@@ -291,6 +291,11 @@ def _left(canvas: _Canvas, e: Explanation, y: float, height: float) -> None:
         canvas.text(_MARGIN + _LEFT - 0.09, y + 0.12, f"{probability:.1%}", 8.5, ha="right",
                     **middle)  # fmt: skip
         y += 0.3
+
+
+def _notes(e: Explanation) -> list[str]:
+    """What was done to the image, in lines that fit below it."""
+    return [line for note in e.notes for line in textwrap.wrap(note, 68)]
 
 
 def _row(
@@ -303,7 +308,7 @@ def _row(
 ) -> None:
     x, y = at
     canvas.disc(x + 0.12, y + 0.14, number, color, edge=False)
-    canvas.text(x + 0.34, y, signed(evidence.contribution), 14, color=color, fontweight="bold")
+    canvas.text(x + 0.34, y, signed(evidence.contribution), 14, color=color, weight="bold")
     canvas.text(x + 0.34, y + 0.3, f"{e.unit} {evidence.channel}", 9)
     largest = max(abs(other.contribution) for other in e.shown)
     left, full = x + 0.34, _TEXT - 0.6
@@ -345,7 +350,7 @@ def _prototypes(
 def _sum(canvas: _Canvas, e: Explanation, y: float) -> None:
     right = canvas.width - _MARGIN
     canvas.line(_MARGIN, y + 0.08, right, y + 0.08, LINE, 1)
-    canvas.text(_MARGIN, y + 0.22, "The sum", 11, fontweight="bold")
+    canvas.text(_MARGIN, y + 0.22, "The sum", 11, weight="bold")
     parts = []
     for i, term in enumerate(terms(e)):
         value = f"{abs(term.value):.3f}"
@@ -370,11 +375,11 @@ def _sum(canvas: _Canvas, e: Explanation, y: float) -> None:
         # Numbers only where they fit: a digit needs about 0.2 inch, the label of the rest more.
         if x1 - x0 > (0.2 if term.label.isdigit() else 1.7):
             canvas.text((x0 + x1) / 2, y0 + 0.42 * lane_height, term.label, 8.5, color="white",
-                        ha="center", va="center_baseline", fontweight="bold")  # fmt: skip
+                        ha="center", va="center_baseline", weight="bold")  # fmt: skip
     bottom = top + 2 * lane_height
     canvas.line(at(0), top, at(0), bottom, INK, 1)
     canvas.line(at(e.logit), top, at(e.logit), bottom + 0.04, INK, 1.6)
     canvas.text(at(e.logit), bottom + 0.07, f"logit {e.logit:.3f}", ha="center",
-                fontweight="bold")  # fmt: skip
+                weight="bold")  # fmt: skip
     if e.logit - low > 0.1 * span:
         canvas.text(at(0), bottom + 0.07, "0", ha="center", color=MUTED)

@@ -11,6 +11,7 @@ import contextlib
 import unicodedata
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib import font_manager
@@ -36,8 +37,21 @@ _spelt: set[str] = set()
 _announced: set[str] = set()
 
 
+def font_options(families: list[str], weight: str = "normal") -> dict[str, Any]:
+    """Options of a matplotlib text: bold only where all the families are, else it would warn."""
+    extra = set(families) - set(mpl.rcParams["font.family"])
+    bold = all(map(_has_bold, extra))
+    return {"fontfamily": families, "fontweight": weight if bold else "normal"}
+
+
+@cache
+def _has_bold(family: str) -> bool:
+    weights = (entry.weight for entry in font_manager.fontManager.ttflist if entry.name == family)
+    return any(weight in ("bold", 700) for weight in weights)
+
+
 def lettering(text: str) -> tuple[str, list[str]]:
-    """A text as it can be drawn, and the font families that draw it, for ``fontfamily=``.
+    """A text as it can be drawn, and the font families that draw it, for `font_options`.
 
     Control characters become spaces; what has no glyph of its own (joiners, variation selectors,
     skin tones) is dropped unless a font has it.

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 
 from infodisent.explanations.evidence import Box, Explanation, cell_box
-from infodisent.explanations.predictions import THRESHOLD
 from infodisent.explanations.prototypes import Prototype, Prototypes
 
 # Okabe and Ito's blue and vermilion: apart for every kind of colour vision, and in grey (5.2 and
@@ -129,28 +128,16 @@ def cut(text: str, length: int) -> str:
     return text
 
 
-def is_multilabel(explanation: Explanation) -> bool:
-    """Whether each probability stands for itself, so that an image may have several labels."""
-    return explanation.task == "multilabel"
-
-
 def explains_prediction(explanation: Explanation) -> bool:
-    """Whether the explained class is the predicted one; multi-label: one that is present."""
-    if is_multilabel(explanation):
-        return float(explanation.probabilities[explanation.class_index]) >= THRESHOLD
+    """Whether the explained class is a predicted one."""
+    if explanation.independent:
+        return explanation.class_name in explanation.predicted_names
     return explanation.class_index == int(explanation.logits.argmax())
-
-
-def present_labels(explanation: Explanation) -> list[str]:
-    """The labels of an image with at least `THRESHOLD`, in the order of the classes."""
-    chances = explanation.probabilities.tolist()
-    pairs = zip(explanation.classes, chances, strict=True)
-    return [name for name, chance in pairs if chance >= THRESHOLD]
 
 
 def headline(explanation: Explanation) -> str:
     """What is explained, in one line."""
-    if is_multilabel(explanation):
+    if explanation.independent:
         chance = float(explanation.probabilities[explanation.class_index])
         return f"{explanation.class_name}: {chance:.1%}"
     verb = "Predicted" if explains_prediction(explanation) else "Explained class"
@@ -159,14 +146,9 @@ def headline(explanation: Explanation) -> str:
 
 def predicted_text(explanation: Explanation) -> str:
     """What the model predicts, for where that is not in the headline."""
-    if is_multilabel(explanation):
-        return f"labels of 50 % or more: {', '.join(present_labels(explanation)) or 'none'}"
+    if explanation.independent:
+        return f"labels of 50 % or more: {', '.join(explanation.predicted_names) or 'none'}"
     return f"predicted: {explanation.predicted_name}"
-
-
-def crop_note(explanation: Explanation) -> str:
-    """How much of the photograph the network saw; "" for all of it, or where that is unknown."""
-    return ""
 
 
 def check_fits(explanation: Explanation, prototypes: Prototypes) -> None:
@@ -187,7 +169,7 @@ def prototype_box(prototype: Prototype, grid: tuple[int, int], size: tuple[int, 
 def top_classes(explanation: Explanation, count: int | None = None) -> list[tuple[str, float]]:
     """The most probable classes with their probabilities: `count`, by default 3 or 6 labels."""
     if count is None:
-        count = 6 if is_multilabel(explanation) else 3
+        count = 6 if explanation.independent else 3
     best = torch.topk(explanation.probabilities, min(count, len(explanation.classes)))
     return [
         (explanation.classes[i], p)
