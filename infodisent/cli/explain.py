@@ -10,6 +10,7 @@ import typer
 
 from infodisent.cli.options import ImagesRootOption, OutOption, RunArgument
 from infodisent.cli.tables import print_result
+from infodisent.cli.threads import wait_asleep
 from infodisent.progress import console
 
 
@@ -47,6 +48,7 @@ def explain(
 
     infodisent explain --held-out 20 --wrong-only --run runs/fit
     """
+    wait_asleep()
     from infodisent.report.publish import report_held_out, report_sources
 
     names = list(images or ())

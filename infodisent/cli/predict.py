@@ -11,6 +11,7 @@ from rich.text import Text
 
 from infodisent.cli.options import RunArgument
 from infodisent.cli.tables import print_result
+from infodisent.cli.threads import wait_asleep
 from infodisent.progress import console
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def predict(
     In folders that are called as the model's classes the true class is known, and the accuracy is
     printed. Example: infodisent predict photos/ --run runs/fit -o table.csv
     """
+    wait_asleep()
     from infodisent.explanations.predictions import accuracy_of, predict_images
     from infodisent.report.sources import find_sources
     from infodisent.report.table import check_table_path, csv_text, write_predictions

@@ -9,6 +9,7 @@ import typer
 
 from infodisent.cli.options import ImagesRootOption, RunArgument
 from infodisent.cli.tables import print_result
+from infodisent.cli.threads import wait_asleep
 
 
 def prototypes(
@@ -28,6 +29,7 @@ def prototypes(
 
     Example: infodisent prototypes --run runs/fit --channels 3,17,200 -k 8
     """
+    wait_asleep()
     from infodisent.report.publish import draw_prototypes
 
     print_result("picture", draw_prototypes(run, channels, keep, out, images_root=images_root))

@@ -243,7 +243,8 @@ def prototypes_figure(
 def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 130) -> None:
     """Write a figure as PNG, at once or not at all."""
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=dpi)
+        # three quarters of the default level's time for a tenth more bytes
+        figure.savefig(temporary, format="png", dpi=dpi, pil_kwargs={"compress_level": 3})
 
 
 def _title(canvas: _Canvas, e: Explanation, y: float) -> None:
