@@ -32,7 +32,7 @@ class Prototype:
 
     Attributes:
         file: path of the image.
-        label_name: its class.
+        label_name: its class; of several labels all of them, with commas.
         value: how strongly the unit responds, > 0 on either side.
         pixel: (row, column) of the feature cell that responds.
     """
@@ -53,7 +53,7 @@ class Prototypes:
         pos_index: flat pixel in row-major `grid`, -1 where there is none, ``[k, M]`` int32.
         neg_value, neg_image, neg_index: the same for the magnitude of the negative side.
         files: N paths.
-        labels: ``[N]`` int64, index into `classes`.
+        labels: ``[N]`` int64, index into `classes`; multi-label ``[N, K]`` float32, zeros and ones.
         classes: K class names.
         grid: rows and columns of the feature map.
         transform: configuration of the evaluation transform, see `infodisent.backbones.preprocess`.
@@ -106,10 +106,17 @@ class Prototypes:
             strict=True,
         )
         return [
-            Prototype(self.files[i], self.classes[int(self.labels[i])], v, divmod(p, self.grid[1]))
+            Prototype(self.files[i], self._label_name(i), v, divmod(p, self.grid[1]))
             for v, i, p in rows
             if i >= 0
         ]
+
+    def _label_name(self, image: int) -> str:
+        """The class of an image; of several labels all of them."""
+        label = self.labels[image]
+        if label.ndim == 0:
+            return self.classes[int(label)]
+        return ", ".join(self.classes[k] for k in label.nonzero().flatten().tolist()) or "no label"
 
     def check_channel(self, channel: int) -> None:
         """Raise ValueError unless `channel` is one of 0 … M-1."""

@@ -10,7 +10,8 @@ from infodisent.report.pictures import Pictures
 def say(progress: bool, text: str) -> None:
     """Print a line, as it is, where progress is shown."""
     if progress:
-        console.print(text, markup=False, highlight=False)
+        printable = text.encode("utf-8", "backslashreplace").decode("utf-8")
+        console.print(printable, markup=False, highlight=False)
 
 
 def say_lost(pictures: Pictures, progress: bool) -> None:

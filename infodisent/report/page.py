@@ -120,7 +120,8 @@ def write_page(
         version=__version__,
         date=datetime.date.today().isoformat(),
     )
-    write_text(path, page)
+    # names of files may hold bytes that are no text
+    write_text(path, page.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 @cache

@@ -36,7 +36,14 @@ __all__ = [
 ]
 
 
-def report_run(run: Run, *, count: int = 16, seed: int = 0, progress: bool = True) -> Path:
+def report_run(
+    run: Run,
+    *,
+    count: int = 16,
+    seed: int = 0,
+    images_root: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Path:
     """Explain held-out images of a run: a PNG each in ``figures/``, and the page.
 
     Images are taken evenly from the classes, wrong predictions included as they come.
@@ -45,6 +52,7 @@ def report_run(run: Run, *, count: int = 16, seed: int = 0, progress: bool = Tru
         run: from `infodisent.training.run.fit`.
         count: images to explain, at least 1; fewer if fewer are held out.
         seed: of the choice.
+        images_root: where the run's images are now, if they were moved.
         progress: show progress bars.
 
     Returns:
@@ -53,7 +61,7 @@ def report_run(run: Run, *, count: int = 16, seed: int = 0, progress: bool = Tru
     Raises:
         FileNotFoundError: none of the held-out images is where it was.
     """
-    page = report_held_out(run.folder, count, seed=seed, progress=progress)
+    page = report_held_out(run.folder, count, seed=seed, images_root=images_root, progress=progress)
     assert page is not None  # only a report of wrong predictions may have nothing to show
     return page
 
@@ -270,7 +278,7 @@ def _class_index(loaded: Checkpoint, name: str | None) -> int | None:
     if name is None or name in loaded.classes:
         return None if name is None else loaded.classes.index(name)
     lower = {known.lower(): known for known in loaded.classes}
-    close = [lower[n] for n in difflib.get_close_matches(name.lower(), list(lower), 3, 0.5)]
+    close = [lower[n] for n in difflib.get_close_matches(name.lower(), list(lower), 3, 0.6)]
     hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
     raise ValueError(f"explain: class is {name!r}, the model knows {listed(loaded.classes)}{hint}")
 

@@ -15,11 +15,14 @@ from infodisent.report.pictures import Pictures
 from infodisent.report.table import check_folder
 from infodisent.training.run import PROTOTYPES, open_run
 
+KEPT = 5
+"""Images per channel and side of a sheet, unless another number is asked for."""
+
 
 def draw_prototypes(
     folder: str | os.PathLike[str],
     channels: str | None = None,
-    keep: int = 5,
+    keep: int = KEPT,
     out: str | os.PathLike[str] | None = None,
     *,
     images_root: str | os.PathLike[str] | None = None,
@@ -51,9 +54,12 @@ def draw_prototypes(
         raise ValueError(f"channels is {channels!r}, expected numbers such as 3,17,200")
     for channel in chosen:
         prototypes.check_channel(channel)
-    target = Path(out) if out is not None else run.folder / _sheet_name(channels and chosen)
+    name = _sheet_name(chosen if channels is not None else None, keep)
+    target = Path(out) if out is not None else run.folder / name
     if target.is_dir():
-        target /= _sheet_name(channels and chosen)
+        target /= name
+    if target.suffix.lower() not in ("", ".png"):
+        raise ValueError(f"prototypes: --out is {target}, it must end in .png")
     check_folder(target.parent, "prototypes")
     keep = min(keep, run.metrics["images"]["train"])
     if keep > prototypes.k:
@@ -68,11 +74,15 @@ def draw_prototypes(
     return target
 
 
-def _sheet_name(channels: Sequence[int] | str | None) -> str:
-    """The file of a sheet of chosen channels, or of the default ones."""
-    if not channels:
-        return "prototypes.png"
-    numbers = "-".join(map(str, channels))
-    if len(numbers) > 80:  # too long for a file name: a checksum tells sheets apart
-        numbers = f"{'-'.join(map(str, channels[:8]))}-{zlib.crc32(numbers.encode()):08x}"
-    return f"prototypes-{numbers}.png"
+def _sheet_name(channels: Sequence[int] | None, keep: int) -> str:
+    """The file of a sheet of chosen channels, or of the default ones: another sheet, another name."""
+    parts = ["prototypes"]
+    if channels is not None:
+        numbers = "-".join(map(str, channels))
+        if len(numbers) > 80:  # too long for a file name: a checksum tells sheets apart
+            first = "-".join(map(str, channels[:8]))
+            numbers = f"{first}-{zlib.crc32(numbers.encode()):08x}"
+        parts.append(numbers)
+    if keep != KEPT:
+        parts.append(f"k{keep}")
+    return "-".join(parts) + ".png"

@@ -83,7 +83,8 @@ def find_sources(
     unclassed: list[str] = []
     for name in [os.fspath(name) for name in names]:
         for path, above, below in _expand(name, result.left_out, command):
-            key = os.path.abspath(path)
+            # a folder that is linked is the same folder; a linked file may be in another class
+            key = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
             if key in seen:
                 continue
             seen.add(key)
