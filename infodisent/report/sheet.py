@@ -75,7 +75,7 @@ def draw_prototypes(
 
 
 def _sheet_name(channels: Sequence[int] | None, keep: int) -> str:
-    """The file of a sheet of chosen channels, or of the default ones: another sheet, another name."""
+    """The file of a sheet of chosen channels, or of the default ones: each sheet its name."""
     parts = ["prototypes"]
     if channels is not None:
         numbers = "-".join(map(str, channels))
