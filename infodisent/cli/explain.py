@@ -49,6 +49,7 @@ def explain(
     infodisent explain --held-out 20 --wrong-only --run runs/fit
     """
     wait_asleep()
+    from infodisent.report.notices import say
     from infodisent.report.publish import report_held_out, report_sources
 
     names = list(images or ())
@@ -77,5 +78,5 @@ def explain(
     if failures:
         console.print(f"[yellow]{len(failures)} image(s) could not be read and were skipped:")
         for reason in failures:
-            console.print(f"  {reason}", markup=False)
+            say(True, f"  {reason}")
         raise typer.Exit(1)

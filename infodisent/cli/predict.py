@@ -44,6 +44,7 @@ def predict(
     """
     wait_asleep()
     from infodisent.explanations.predictions import accuracy_of, predict_images
+    from infodisent.report.notices import say
     from infodisent.report.sources import find_sources
     from infodisent.report.table import check_table_path, csv_text, write_predictions
     from infodisent.training.run import open_run
@@ -95,13 +96,15 @@ def predict(
     else:
         console.print(_table(predictions, task))
     for line in lines:
-        console.print(line, markup=False, highlight=False)
+        say(True, line)
     if to_file:
         print_result("table", out)
 
 
 def _table(predictions: Sequence[Prediction], task: str) -> Table:
     """The first predictions for a terminal."""
+    from infodisent.report.notices import printable
+
     more = len(predictions) - ROWS_SHOWN
     caption = f"{more:,} more; -o table.csv has them all" if more > 0 else None
     table = Table(caption=caption, caption_justify="left")
@@ -117,5 +120,5 @@ def _table(predictions: Sequence[Prediction], task: str) -> Table:
         else:
             wrong = "✗ " if p.correct is False else ""
             cells = [p.path, str(p.predicted), wrong + (p.true_name or ""), f"{p.top[0][1]:.1%}"]
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     return table

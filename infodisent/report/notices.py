@@ -7,11 +7,15 @@ from infodisent.report.fonts import announce_spelling
 from infodisent.report.pictures import Pictures
 
 
+def printable(text: str) -> str:
+    """A text without the halves of characters that file names of other encodings hold."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def say(progress: bool, text: str) -> None:
     """Print a line, as it is, where progress is shown."""
     if progress:
-        printable = text.encode("utf-8", "backslashreplace").decode("utf-8")
-        console.print(printable, markup=False, highlight=False)
+        console.print(printable(text), markup=False, highlight=False)
 
 
 def say_lost(pictures: Pictures, progress: bool) -> None:
