@@ -143,6 +143,8 @@ def report_held_out(
         progress=progress,
         task=loaded.task,
     )
+    if wrong_only:  # stored maps are rounded: a tie may fall the other way
+        explanations = [e for e in explanations if e.correct is not True] or explanations
     if not explanations:
         raise ValueError(f"report: none of the {len(chosen)} held-out images can be read")
     prototypes = prototypes.relocated(root, images_root)
