@@ -16,11 +16,12 @@ from infodisent.cli.doctor import doctor
 from infodisent.cli.evaluate import evaluate
 from infodisent.cli.explain import explain
 from infodisent.cli.fit import fit
+from infodisent.cli.predict import predict
 from infodisent.cli.prototypes import prototypes
 from infodisent.cli.tune import tune
 from infodisent.progress import console
 
-COMMANDS = (demo, fit, evaluate, explain, prototypes, bench, tune, doctor)
+COMMANDS = (demo, fit, evaluate, predict, explain, prototypes, bench, tune, doctor)
 """In the order of the help."""
 INTERRUPTED = 130  # a shell's number for a program stopped by Ctrl-C
 

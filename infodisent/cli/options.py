@@ -21,6 +21,10 @@ SeedOption = Annotated[
 ParametrizationOption = Annotated[
     str, typer.Option(help="Of the rotation: exp, or lie (cheaper steps, another path).")
 ]
+ImagesRootOption = Annotated[
+    Path | None,
+    typer.Option("--images-root", help="Where the run's images are now, if they were moved."),
+]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace results of other images or options.")
 ]

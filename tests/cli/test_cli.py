@@ -190,7 +190,8 @@ def test_bench(tmp_path, go):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "demo", "fit", "evaluate", "explain", "prototypes", "bench", "tune", "doctor"]
+    "command",
+    ["", "demo", "fit", "evaluate", "predict", "explain", "prototypes", "bench", "tune", "doctor"],
 )
 def test_help(go, command):
     code, text = go(*([command] if command else []), "--help")
