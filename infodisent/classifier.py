@@ -219,6 +219,12 @@ def attach(
         "head_options": head.options(),
     }
     json.dumps(spec)
+    if spec["source"] is None and "mean" not in backbone.pretrained_cfg:
+        warnings.warn(
+            f"attach: {spec['module']} does not say how its images are normalised: ImageNet's mean "
+            "and std are used; pass mean= and std= if it was trained with others",
+            stacklevel=2,
+        )
     if spec["name"] is None:
         warnings.warn(
             f"attach: what builds {spec['module']} is not known, so a saved model opens again only "

@@ -344,12 +344,20 @@ class Backbone(nn.Module):
         return [n for n, grad in zip(weights, grads, strict=True) if grad is not None]
 
 
+def _are_probabilities_of(first: Any, second: Any = None) -> bool:
+    """Whether a pair is a softmax and the logits it is of, as some models return in eval mode."""
+    if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
+        return False
+    same = first.shape == second.shape and first.ndim == 2 and not first.is_meta
+    return same and torch.allclose(second.softmax(dim=1), first, rtol=1e-3, atol=1e-5)
+
+
 def logits_in(output: Any) -> Tensor:
     """The logits in what a classifier returns: a tensor, or one under "logits", or the first."""
     if isinstance(output, dict):
         output = output.get("logits", next(iter(output.values()), None))
     elif isinstance(output, (tuple, list)) and output:
-        output = output[0]
+        output = output[int(_are_probabilities_of(*output[:2]))]
     output = getattr(output, "logits", output)
     if not isinstance(output, Tensor):
         raise RuntimeError(f"it returns a {type(output).__name__}, not logits")

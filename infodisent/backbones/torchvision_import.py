@@ -58,6 +58,6 @@ def _explained(error: Exception) -> str:
         version = "of unknown version"
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return (
-        f"torchvision {version} cannot be imported beside torch {torch.__version__} ({reason}): the "
-        "two are not of the same release or build; install both again, together and from one place"
+        f"torchvision {version} cannot be imported beside torch {torch.__version__} ({reason}): "
+        "they are not of one release or build; install both again, together and from one place"
     )
