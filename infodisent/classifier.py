@@ -219,10 +219,11 @@ def attach(
         "head_options": head.options(),
     }
     json.dumps(spec)
-    if spec["source"] is None and "mean" not in backbone.pretrained_cfg:
+    assumed = backbone.assumed
+    if assumed and backbone.pretrained_cfg.get("mean") == assumed["mean"]:
         warnings.warn(
-            f"attach: {spec['module']} does not say how its images are normalised: ImageNet's mean "
-            "and std are used; pass mean= and std= if it was trained with others",
+            f"attach: {spec['module']} does not say how its images are normalised: "
+            f"{assumed['said']}; pass mean= and std= if it was trained with others",
             stacklevel=2,
         )
     if spec["name"] is None:

@@ -73,6 +73,8 @@ class Backbone(nn.Module):
         trained: False where the weights are random as far as is known: built by name without the
             published weights, and none loaded since.
         class_names: of the original's classes, index = logit, or None where it doesn't say.
+        assumed: {} where the model's mean and std are known; else "mean", the one that was assumed,
+            and "said", a sentence.
         adapter: JSON-able arguments of `attach` that say how the module is read, {} for none.
         pretrained_cfg: input size, mean, std, interpolation … as timm names them.
         origin: JSON-able: source, name and model_kwargs that build the model again; name None where
@@ -102,6 +104,7 @@ class Backbone(nn.Module):
         self.origin: dict[str, Any] = {"source": None, "name": None, "model_kwargs": {}}
         self.adapter: dict[str, Any] = {}
         self.trained = True
+        self.assumed: dict[str, Any] = {}
         self.class_names: tuple[str, ...] | None = None
         self._name = type(model).__name__
         self._features = features or _forward_features

@@ -76,6 +76,11 @@ def read_backbone(
         if source is not None:
             origin = origin_of(model, source, name, kwargs)
     backbone = Backbone(model, freeze=freeze, **reading)
+    said = cfg.pop("assumed", "")
+    if source is None and "mean" not in cfg:
+        said = "ImageNet's mean and std are used"
+    if said:
+        backbone.assumed = {"mean": cfg.get("mean"), "said": said}
     backbone.pretrained_cfg, backbone.origin = cfg, origin
     backbone.trained = name is None or pretrained or any(k.startswith("checkpoint") for k in kwargs)
     if isinstance(features, str) and (logits is None or isinstance(logits, str)):
@@ -96,7 +101,8 @@ def _read(
             raise ValueError(adapters.help_for(model))
         return {"input_size": (in_chans, *size), **known[0]}, known[1]
     if source == "hf":
-        return huggingface.pretrained_cfg(model, pretrained=pretrained), huggingface.reading(model)
+        cfg, said = huggingface.pretrained_cfg(model, pretrained=pretrained)
+        return {**cfg, "assumed": said}, huggingface.reading(model)
     if source == "timm":
         cfg, reading = _timm_cfg(model), {"plan": timm_plan(model)}
     else:

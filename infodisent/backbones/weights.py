@@ -92,7 +92,7 @@ def load_backbone(model: Backbone | HasBackbone, path: str | os.PathLike[str]) -
     bad = [n for n, t in found.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if bad:
         raise ValueError(f"{source} holds NaN or Inf: {names.some(bad)}")
-    lost = [n for n in classifier if n not in found and not names.is_derived(n)]
+    lost = [n for n in wanted if n in classifier and n not in found and not names.is_derived(n)]
     if lost:
         sizes = [n for n in lost if n in tensors]
         why = "is not in the file"
