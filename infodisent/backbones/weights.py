@@ -104,8 +104,9 @@ def load_backbone(model: Backbone | HasBackbone, path: str | os.PathLike[str]) -
     backbone.trained = True
     if lost:
         backbone.num_classes = 0
+    total = sum(n in found or not names.is_derived(n) for n in wanted)
     left = tuple(n for n in tensors if n not in found and not names.is_derived(n))
-    return WeightsReport(str(source), len(found), len(wanted), left, tuple(notes))
+    return WeightsReport(str(source), len(found), total, left, tuple(notes))
 
 
 def _trial(
