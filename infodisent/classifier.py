@@ -249,6 +249,13 @@ def attach(
         "head_options": head.options(),
     }
     json.dumps(spec)
+    assumed = backbone.assumed
+    if assumed and backbone.pretrained_cfg.get("mean") == assumed["mean"]:
+        warnings.warn(
+            f"attach: {spec['module']} does not say how its images are normalised: "
+            f"{assumed['said']}; pass mean= and std= if it was trained with others",
+            stacklevel=2,
+        )
     if spec["name"] is None:
         warnings.warn(
             f"attach: what builds {spec['module']} is not known, so a saved model opens again only "

@@ -59,5 +59,5 @@ def _explained(error: Exception) -> str:
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return (
         f"torchvision {version} cannot be imported beside torch {torch.__version__} ({reason}): "
-        "the two are not of one release and build; install both again, together and from one place"
+        "they are not of one release or build; install both again, together and from one place"
     )

@@ -104,8 +104,8 @@ def predict_images(
         ("class names", len(names), count),
         ("true_names", len(true), len(paths)),
     ):
-        if asked != needed:
-            raise ValueError(f"predict: {asked} {what} were asked, {needed} are needed")
+        if given != needed:
+            raise ValueError(f"predict: {given} {what} were given, {needed} are needed")
     task = "multilabel" if len(names) == 1 else task
     config = dict(transform or transform_config(model))
     asked = {"intensity_range": intensity_range, "page": page}
