@@ -219,7 +219,9 @@ class InfoDisentHead(Head):
         return strength * self.class_weights().sum() if strength else None
 
     def after_step(self) -> None:
-        """Negative weights become 0 where ``nonneg`` is "projection"."""
+        """Negative weights become 0 where ``nonneg`` is "projection"; see `Rotation.after_step`."""
+        if isinstance(self.rotation, Rotation):
+            self.rotation.after_step()
         self._classifier().project_()
 
     def ablations(self) -> Mapping[str, Mapping[str, Any]]:
