@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from infodisent.backbones.backbone import Backbone
 from infodisent.backbones.reading import Source, read_backbone
 from infodisent.methods import DEFAULT, Head, build_head, check_options
+from infodisent.timm_hooks import TimmHooks
 
 
-class InfoDisentClassifier(nn.Module):
+class InfoDisentClassifier(TimmHooks):
     """A backbone and an interpretable head, with timm's conventions. Made by `attach`.
 
     Attributes:

@@ -224,6 +224,11 @@ class InfoDisentHead(Head):
             self.rotation.after_step()
         self._classifier().project_()
 
+    def no_weight_decay(self) -> set[str]:
+        """The rotation, and weights whose zero is not zero ("softplus")."""
+        names = set() if self.rotation is None else {"rotation.A"}
+        return names | ({"fc.weight"} if self.nonneg == "softplus" else set())
+
     def ablations(self) -> Mapping[str, Mapping[str, Any]]:
         """The same head without rotation, to see what the rotation does."""
         return {"no rotation": {"rotate": False}} if self.rotate else {}
