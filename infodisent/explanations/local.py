@@ -216,7 +216,7 @@ def _explain(
         raise ValueError("explain: the model's logits are not finite; check its weights")
     target = torch.tensor([int(logits.argmax()) if class_index is None else class_index])
     pool = head.pool(features)
-    contribution = head.contributions(pool.pooled.cpu().double(), target)[0]  # [M]
+    contribution = head.contributions(pool.pooled.cpu().to(torch.float64), target)[0]  # [M]
     bias = float(head.offsets(target)[0])
 
     order = contribution.argsort(descending=True, stable=True)
@@ -230,7 +230,7 @@ def _explain(
     grid = model.grid_size((x.shape[1], x.shape[2]))
     pixels = to_bpc(features, head.input_fmt, head.num_prefix_tokens)[0]  # [P, C]
     heats = head.maps(pixels, shown).unflatten(0, grid).cpu()  # [gh, gw, n]
-    weight = head.class_weights()[int(target)].cpu().double()  # [M]
+    weight = head.class_weights()[int(target)].cpu().to(torch.float64)  # [M]
     evidence = _evidence(shown, weight, pool, contribution, heats, (x.shape[2], x.shape[1]))
     rest, logit = float(contribution[hidden].sum()), float(logits[target])
     total = sum(e.contribution for e in evidence) + rest + bias

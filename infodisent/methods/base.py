@@ -195,7 +195,9 @@ class Head(nn.Module, abc.ABC):
         ``contributions(pooled, k).sum(1) + offsets(k)`` is the logit of class k.
         """
         weights = self.class_weights()
-        return weights[classes.to(weights.device)].to(pooled) * pooled
+        # the device first: not every one has the dtype of the other (mps has no float64)
+        rows = weights[classes.to(weights.device)].to(pooled.device)
+        return rows.to(pooled.dtype) * pooled
 
     def offsets(
         self,

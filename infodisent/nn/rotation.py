@@ -173,9 +173,7 @@ class Rotation(nn.Module):
         # A is compared by value: C^2 reads are little beside the C^3 work that follows, and writes
         # through .data or a numpy view leave no other trace.
         state, known = self._state(), self._cached_for
-        if known is None or any(
-            not _same(old, new) for old, new in zip(known, state, strict=True)
-        ):
+        if known is None or any(not _same(old, new) for old, new in zip(known, state, strict=True)):
             # never an inference tensor: one made in inference mode could not be used outside it
             with torch.inference_mode(False), torch.no_grad():
                 self._cached = self._compute(self.A.detach())
