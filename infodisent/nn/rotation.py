@@ -33,10 +33,10 @@ class Rotation(nn.Module):
             formula is computed as it stands, so that what evaluates at several points a step
             (LBFGS's line search, SAM) is right, and so is a loop that never calls `after_step`,
             which is as dear as "exp". Adam's averages then refer to directions at the present U.
-            What remembers *values* of A over steps (Lookahead's slow weights, LBFGS's history)
-            wants A left where it is: leave `after_step` out (of a head: call ``fc.project_()`` in
-            its place), or take "exp". It takes another path than "exp" does, so results differ.
-            Weight decay on A does nothing under "lie", since A is zero when it is applied.
+            What remembers values of A over steps (Lookahead's slow weights, LBFGS's history) works
+            too, but its memory then is of the last step alone; to keep all of it leave `after_step`
+            out (of a head: call ``fc.project_()`` in its place). It takes another path than "exp"
+            does, so results differ. Weight decay on A does nothing, since A is zero when it comes.
         precision: of the exponential, see `infodisent.ops.rotation`.
         device, dtype: of the parameter A, ``[C, C]``.
 
@@ -282,6 +282,6 @@ def _polar(u: Tensor) -> Tensor:
     if not off <= 2 * ROUNDING[wide.dtype]:
         raise ValueError(
             f"Rotation: base is off by {before:.1e} from an orthogonal matrix and none is near: it "
-            'is no mean of rotations; load the weights again, or average under parametrization="exp"'
+            'is no mean of rotations; load the weights again, or average "exp" instead of "lie"'
         )
     return wide.to(u.dtype)
