@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -194,16 +194,18 @@ def explain(
     dtype: torch.dtype = torch.float32,
     *,
     check: bool = False,
+    names: Iterable[str] | None = None,
 ) -> dict[str, str]:
     """For each backend ``"ok"`` or the reason why it would not serve such a call.
 
     check: ask as ``auto`` does, which may run the check of the GPU kernels.
+    names: of the backends to ask; default: all.
     """
     call = Call(op, torch.device(device), dtype)
     objects: Callable[[str, Call], str | None] = (
         _auto_objection if check else lambda name, call: BY_NAME[name].objection(call)
     )
-    return _Answers({name: objects(name, call) or "ok" for name in BY_NAME})
+    return _Answers({name: objects(name, call) or "ok" for name in names or BY_NAME})
 
 
 class _Answers(dict[str, str]):
