@@ -16,8 +16,8 @@ def bench(
     op: Annotated[
         list[str] | None,
         typer.Option(
-            help="Any of rotation, mx_pool, rotate_pool, infodisent_head, training_step; "
-            "default: all but mx_pool and training_step."
+            help="What to time, several times: rotation, mx_pool, rotate_pool, infodisent_head, "
+            "training_step; default: all but mx_pool and training_step."
         ),
     ] = None,
     shape: Annotated[
@@ -29,8 +29,10 @@ def bench(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds; medians are printed.")] = 7,
-    device: Annotated[str, typer.Option(help="Where: cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where.")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="Of the maps: float32, bfloat16, float16.")
+    ] = "float32",
     json: Annotated[Path | None, typer.Option(help="Also write the figures here.")] = None,
 ) -> None:
     """Time the operators against eager PyTorch, torch.compile and other ways to the same result.

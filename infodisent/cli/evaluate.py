@@ -18,7 +18,10 @@ def evaluate(
         typer.Option(help="Another folder of class folders; default: the run's held-out images."),
     ] = None,
 ) -> None:
-    """Print accuracy and explanation size of a trained model."""
+    """Print accuracy and explanation size of a trained model.
+
+    Example: infodisent evaluate --run runs/fit
+    """
     from infodisent.training.run import evaluate_run
 
     print_metrics(evaluate_run(run, images))

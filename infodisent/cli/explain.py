@@ -25,6 +25,8 @@ def explain(
     """Explain predictions: which channels, where in the image, and what they mean.
 
     Writes one PNG per image and one page with all of them.
+
+    Example: infodisent explain photo.jpg --run runs/fit
     """
     from infodisent.report.publish import report_images
     from infodisent.training.run import open_run

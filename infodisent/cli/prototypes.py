@@ -22,7 +22,10 @@ def prototypes(
         Path | None, typer.Option("--out", "-o", help="PNG to write; default: in the run.")
     ] = None,
 ) -> None:
-    """Find the training images that excite every channel most, and draw some of them."""
+    """Find the training images that excite every channel most, and draw some of them.
+
+    Example: infodisent prototypes --run runs/fit --channels 3,17,200
+    """
     from infodisent.report.publish import draw_prototypes
 
     print_result("picture", draw_prototypes(run, channels, keep, out))

@@ -23,7 +23,9 @@ def tune(
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="Batch sizes; default: 256.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    dtype: Annotated[
+        str, typer.Option(help="Of the maps: float32, bfloat16, float16.")
+    ] = "bfloat16",
     out: Annotated[
         Path | None,
         typer.Option(help="The file to write; default: that of INFODISENT_TILES, or the cache."),
