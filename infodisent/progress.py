@@ -74,7 +74,9 @@ class _Forgiving:
         try:
             return self._stream.write(text)
         except UnicodeEncodeError as error:
-            return self._stream.write(text.encode(error.encoding, PLAIN).decode(error.encoding))
+            # the error of a code page calls every one of them "charmap"
+            encoding = getattr(self._stream, "encoding", None) or error.encoding
+            return self._stream.write(text.encode(encoding, PLAIN).decode(encoding))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -65,7 +65,7 @@ def fit(
     ] = "float16",
     device: Annotated[
         str | None,
-        typer.Option(help="One of cpu, cuda (or cuda:1 …), mps; default: cuda if present."),
+        typer.Option(help="cpu, cuda, cuda:1 … or mps; default: cuda if present."),
     ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:

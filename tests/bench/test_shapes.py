@@ -45,7 +45,7 @@ def test_own_batches_are_cases_of_their_own():
 
 def test_bench_of_own_sizes(tmp_path, go):
     code, text = go(
-        "bench", "--op", "mx_pool", "--shape", "3,8,50", "--shape", "8x4x6", "--batch", 2,
+        "bench", "--op", "training_step", "--shape", "3,8,50", "--shape", "8x4x6", "--batch", 2,
         "--rounds", 1, "--json", tmp_path / "b.json",
     )  # fmt: skip
     assert code == 0, text
