@@ -37,7 +37,8 @@ class TimmHooks(nn.Module):
         weights may decay, as any classifier's do, except under ``nonneg="softplus"``, where zero
         means 0.69.
         """
-        own = getattr(self.backbone.model, "no_weight_decay", set)()
+        ask: Any = getattr(self.backbone.model, "no_weight_decay", None)
+        own = ask() if callable(ask) else ()
         return {PREFIX + name for name in own} | {
             f"head.{name}" for name in self.head.no_weight_decay()
         }

@@ -11,6 +11,7 @@ from torch import nn
 
 from infodisent.backbones import torchvision as torchvision_models
 from infodisent.backbones.backbone import Backbone
+from infodisent.backbones.hub import one_retry
 from infodisent.backbones.timm import timm_plan
 from infodisent.backbones.torchvision_import import ensure_torchvision
 
@@ -102,14 +103,16 @@ def _close(name: str, known: Sequence[str]) -> str:
 
 def _create(source: Source, name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
     try:
-        return _create_from(source, name, pretrained, kwargs)
+        with one_retry():
+            return _create_from(source, name, pretrained, kwargs)
     except Exception as error:
         if not pretrained:
             raise
         # the hub's client has many kinds of failure; what helps is the same for all
+        reason = str(error).rstrip(".")
         raise ValueError(
-            f"attach: the published weights of {name!r} could not be loaded: {error}. Without a "
-            "network, pass pretrained=False (--no-pretrained) or a local file (--weights)"
+            f"attach: the published weights of {name!r} could not be loaded: {reason}. "
+            "Without a network, pass pretrained=False (--no-pretrained) or a local file (--weights)"
         ) from error
 
 
