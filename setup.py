@@ -47,6 +47,11 @@ CUDA_FLAGS = ["-gencode=arch=compute_90a,code=sm_90a", "-O3", "-std=c++17", "-Xp
 CUDA_FLAGS += ["-lineinfo", "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
+def say(what):
+    """Tell the person at the installation what is being done."""
+    print(f"infodisent: {what}", file=sys.stderr)
+
+
 def find_nvcc():
     """The path of nvcc, or None."""
     for name in ("CUDA_HOME", "CUDA_PATH"):
@@ -93,12 +98,14 @@ def headers(folder):
 def extensions():
     """The native modules, or nothing where that was asked for or pybind11 is missing."""
     if MODE == "0":
+        say(f"{ENV}=0: nothing is built, pure Python")
         return []
     try:
         from pybind11.setup_helpers import Pybind11Extension
     except ImportError:
         if MODE == "1":
             raise
+        say("no pybind11: nothing is built, pure Python")
         return []
     windows = platform.system() == "Windows"
     modules = [
@@ -132,6 +139,12 @@ class build_ext(_build_ext):  # noqa: N801  (setuptools' name)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "_build_note.txt").write_text(self.note + "\n")
         (folder / "_build_note_cuda.txt").write_text(self.note_cuda + "\n")
+        # pip shows it with -v only; `infodisent doctor` says the same ever after
+        names = [extension.name for extension in self.extensions]
+        say(f"built {', '.join(names)}" if names else "built nothing: pure Python, slower")
+        for what, note in (("CPU", self.note), ("CUDA", self.note_cuda)):
+            if note:
+                say(f"no module for {what}: {note}")
 
     def build_extensions(self):
         """Compile; under "auto" a machine without a compiler still gets the package."""
