@@ -21,9 +21,10 @@ from infodisent.backbones.backbone import Backbone, backbone_of
 from infodisent.backbones.preprocess import set_transform
 from infodisent.backbones.reading import Source, read_backbone
 from infodisent.methods import DEFAULT, Head, build_head, check_options
+from infodisent.timm_hooks import TimmHooks
 
 
-class InfoDisentClassifier(nn.Module):
+class InfoDisentClassifier(TimmHooks):
     """A backbone and an interpretable head, with timm's conventions. Made by `attach`.
 
     Attributes:
