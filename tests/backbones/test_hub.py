@@ -16,6 +16,6 @@ def test_nothing_of_the_silence_stays(offline):
     before = logger.level, constants.HF_HUB_OFFLINE
     with hub.quiet(offline) as is_offline:
         assert is_offline == offline
-        assert constants.HF_HUB_OFFLINE == (offline or before[1])
+        assert (offline or before[1]) == constants.HF_HUB_OFFLINE
         assert not logger.isEnabledFor(logging.WARNING)
     assert (logger.level, constants.HF_HUB_OFFLINE) == before
