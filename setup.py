@@ -127,12 +127,14 @@ def headers(folder):
 def extensions():
     """The native modules, or nothing where that was asked for or pybind11 is missing."""
     if MODE == "0":
+        say(f"{ENV}=0: nothing is built, pure Python")
         return []
     try:
         from pybind11.setup_helpers import Pybind11Extension
     except ImportError:
         if STRICT:
             raise
+        say("no pybind11: nothing is built, pure Python")
         return []
     windows = platform.system() == "Windows"
     modules = [
@@ -184,6 +186,12 @@ class build_ext(_build_ext):  # noqa: N801  (setuptools' name)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "_build_note.txt").write_text(self.note + "\n")
         (folder / "_build_note_cuda.txt").write_text(self.note_cuda + "\n")
+        # pip shows it with -v only; `infodisent doctor` says the same ever after
+        names = [extension.name for extension in self.extensions]
+        say(f"built {', '.join(names)}" if names else "built nothing: pure Python, slower")
+        for what, note in (("CPU", self.note), ("CUDA", self.note_cuda)):
+            if note:
+                say(f"no module for {what}: {note}")
 
     def build_extensions(self):
         """Compile; under "auto" a machine without a compiler still gets the package."""
@@ -220,9 +228,6 @@ class build_ext(_build_ext):  # noqa: N801  (setuptools' name)
                 if STRICT:
                     raise
                 self.note_cuda = f"nvcc failed at installation: {str(error).splitlines()[0]}"
-                say(self.note_cuda)
-        if self.note_cuda and not gpu:
-            say(f"no CUDA module: {self.note_cuda}")
 
     def _use_clang_cl(self):
         """Compile with LLVM's clang-cl, which takes the same options: cl has no vector types."""

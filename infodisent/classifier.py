@@ -21,9 +21,10 @@ from infodisent.backbones.backbone import Backbone, backbone_of
 from infodisent.backbones.preprocess import set_transform
 from infodisent.backbones.reading import Source, read_backbone
 from infodisent.methods import DEFAULT, Head, build_head, check_options
+from infodisent.timm_hooks import TimmHooks
 
 
-class InfoDisentClassifier(nn.Module):
+class InfoDisentClassifier(TimmHooks):
     """A backbone and an interpretable head, with timm's conventions. Made by `attach`.
 
     Attributes:
@@ -249,6 +250,13 @@ def attach(
         "head_options": head.options(),
     }
     json.dumps(spec)
+    assumed = backbone.assumed
+    if assumed and backbone.pretrained_cfg.get("mean") == assumed["mean"]:
+        warnings.warn(
+            f"attach: {spec['module']} does not say how its images are normalised: "
+            f"{assumed['said']}; pass mean= and std= if it was trained with others",
+            stacklevel=2,
+        )
     if spec["name"] is None:
         warnings.warn(
             f"attach: what builds {spec['module']} is not known, so a saved model opens again only "

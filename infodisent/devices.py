@@ -18,12 +18,40 @@ def pick_device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("allowed are cpu, cuda and mps")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {error}") from error
+    except (RuntimeError, TypeError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used: {first}") from error
+    reason = _absent(device)
+    if reason is None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+    if reason is not None:
+        raise ValueError(
+            f"device {name!r} cannot be used: {reason}; here there is {', '.join(present())}"
+        )
     return device
+
+
+def present() -> list[str]:
+    """Names of the devices of this machine that torch can use."""
+    names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    return names + (["mps"] if torch.backends.mps.is_available() else [])
+
+
+def _absent(device: torch.device) -> str | None:
+    """Why a device is not one that a job can run on, as far as can be told without trying."""
+    if device.type not in ("cpu", "cuda", "mps"):
+        return "allowed are cpu, cuda and mps"
+    if device.type == "cuda" and not torch.cuda.is_available():
+        built = torch.version.cuda or getattr(torch.version, "hip", None)
+        return "torch sees no GPU" if built else "this torch is built for the CPU only"
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        return f"torch sees {torch.cuda.device_count()} GPU(s), counted from 0"
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        return "there is no Apple GPU, or this torch is built without mps"
+    return None
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,16 +18,30 @@ from torch import Tensor
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed onto it if the block succeeds, removed if not."""
+    """A temporary path beside `path`, renamed onto it if the block succeeds, removed if not.
+
+    Raises:
+        OSError: it cannot be written; the error names `path`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    try:
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix
+        )
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0600, a user expects the usual mode
         os.replace(temporary, path)
+    except OSError as error:
+        # a full disk names no file, and the temporary one is nobody's business
+        if error.errno is None or error.filename not in (None, name, temporary):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -46,7 +61,8 @@ def cache_file(name: str) -> Path:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file at once or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # names of files may hold bytes that are no text of theirs
+        temporary.write_bytes(text.encode("utf-8", errors="replace"))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -80,7 +96,13 @@ def write_tensors(
         seen.add(flat.untyped_storage().data_ptr())
         owned[name] = flat
     with replacing(path) as temporary:
-        save_file(owned, temporary, metadata={"infodisent": json.dumps(metadata)})
+        try:
+            save_file(owned, temporary, metadata={"infodisent": json.dumps(metadata)})
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:

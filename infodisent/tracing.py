@@ -15,3 +15,11 @@ def nothing_watches() -> bool:
         )
     except AttributeError:  # another torch: take the long way
         return False
+
+
+def transforming() -> bool:
+    """Whether one of `torch.func`'s transforms (grad, vmap, jacrev …) sees what is called."""
+    try:
+        return torch._C._functorch.peek_interpreter_stack() is not None
+    except AttributeError:  # another torch
+        return False

@@ -1,4 +1,4 @@
-"""Any other classifier: where its map is, told by the user or by the form of its output."""
+"""Any other classifier: where its map is, told by the user."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from infodisent.backbones.backbone import evaluating
+from infodisent.backbones.known_forms import hooked
 from infodisent.backbones.plan import HeadPlan
 
 Features = Callable[[Any, Tensor], Tensor] | str
@@ -17,30 +18,6 @@ Features = Callable[[Any, Tensor], Tensor] | str
 Logits = Callable[[Any, Tensor], Tensor] | str
 """``(module, map) -> logits [B, K]``, or the path of the submodule that makes them of the map."""
 _OPAQUE = "how it gets from the map to its logits is the caller's own"
-
-
-def is_dense(model: Any) -> bool:
-    """torch.hub's DINOv2 and its like: ``forward_features`` returns patch tokens by name."""
-    return hasattr(model, "forward_features") and not hasattr(model, "forward_head")
-
-
-def dense_reading(model: Any, image_size: tuple[int, int], in_chans: int) -> dict[str, Any] | None:
-    """`Backbone`'s arguments for a model whose features are a dictionary of tokens, else None."""
-    x = _image(model, image_size, in_chans)
-    with evaluating(model), torch.no_grad():
-        try:
-            features = model.forward_features(x)
-        except Exception:  # any: it is a trial
-            return None
-    if not isinstance(features, dict) or not isinstance(features.get("x_norm_patchtokens"), Tensor):
-        return None
-    common = {"features": _patch_tokens, "image_size": image_size, "in_chans": in_chans}
-    return {**common, "plan": HeadPlan("NLC", pool="")}
-
-
-def _patch_tokens(model: Any, x: Tensor) -> Tensor:
-    tokens: Tensor = model.forward_features(x)["x_norm_patchtokens"]
-    return tokens
 
 
 def custom_reading(
@@ -86,20 +63,7 @@ def _features_of(model: nn.Module, features: Features) -> Callable[[Any, Tensor]
     if callable(features):
         return features
     _submodule(model, features, "features")
-
-    def hooked(model: nn.Module, x: Tensor) -> Any:
-        seen: list[Any] = []
-        layer = model.get_submodule(features)
-        handle = layer.register_forward_hook(lambda _m, _i, output: seen.append(output))
-        try:
-            model(x)
-        finally:
-            handle.remove()
-        if len(seen) != 1:
-            raise ValueError(f"{features} runs {len(seen)} times in a forward pass, not once")
-        return seen[0]
-
-    return hooked
+    return hooked(features)
 
 
 def _logits_of(model: nn.Module, logits: Logits | None) -> Callable[[Any, Tensor], Any] | None:

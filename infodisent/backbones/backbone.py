@@ -73,6 +73,8 @@ class Backbone(nn.Module):
         trained: False where the weights are random as far as is known: built by name without the
             published weights, and none loaded since.
         class_names: of the original's classes, index = logit, or None where it doesn't say.
+        assumed: {} where the model's mean and std are known; else "mean", the one that was assumed,
+            and "said", a sentence.
         adapter: JSON-able arguments of `attach` that say how the module is read, {} for none.
         pretrained_cfg: input size, mean, std, interpolation … as timm names them.
         built_size: height and width that the model's modules said when it was read, or None.
@@ -104,6 +106,7 @@ class Backbone(nn.Module):
         self.origin: dict[str, Any] = {"source": None, "name": None, "model_kwargs": {}}
         self.adapter: dict[str, Any] = {}
         self.trained = True
+        self.assumed: dict[str, Any] = {}
         self.class_names: tuple[str, ...] | None = None
         self._name = type(model).__name__
         self._features = features or _forward_features
@@ -346,12 +349,20 @@ class Backbone(nn.Module):
         return [n for n, grad in zip(weights, grads, strict=True) if grad is not None]
 
 
+def _are_probabilities_of(first: Any, second: Any = None) -> bool:
+    """Whether a pair is a softmax and the logits it is of, as some models return in eval mode."""
+    if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
+        return False
+    same = first.shape == second.shape and first.ndim == 2 and not first.is_meta
+    return same and torch.allclose(second.softmax(dim=1), first, rtol=1e-3, atol=1e-5)
+
+
 def logits_in(output: Any) -> Tensor:
     """The logits in what a classifier returns: a tensor, or one under "logits", or the first."""
     if isinstance(output, dict):
         output = output.get("logits", next(iter(output.values()), None))
     elif isinstance(output, (tuple, list)) and output:
-        output = output[0]
+        output = output[int(_are_probabilities_of(*output[:2]))]
     output = getattr(output, "logits", output)
     if not isinstance(output, Tensor):
         raise RuntimeError(f"it returns a {type(output).__name__}, not logits")

@@ -6,7 +6,6 @@ against the model's own logits, and a model that none of them explains is refuse
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -84,8 +83,11 @@ def input_size(model: Any) -> tuple[int, int, int]:
     return int(getattr(model.config, "num_channels", 3)), int(height), int(width)
 
 
-def pretrained_cfg(model: Any, *, pretrained: bool) -> dict[str, Any]:
-    """timm's keys, from the model's image processor, or from the usual one of its family."""
+def pretrained_cfg(model: Any, *, pretrained: bool) -> tuple[dict[str, Any], str]:
+    """timm's keys, from the model's image processor, and "".
+
+    Without one, from the defaults of its family's, and what is thereby assumed, in words.
+    """
     import transformers
 
     processor: Any = None
@@ -107,20 +109,14 @@ def pretrained_cfg(model: Any, *, pretrained: bool) -> dict[str, Any]:
     channels, height, width = input_size(model)
     mean = getattr(processor, "image_mean", None) or [0.5] * channels
     std = getattr(processor, "image_std", None) or [0.5] * channels
-    if not own:
-        shown = ", ".join(f"{m:g}" for m in mean), ", ".join(f"{s:g}" for s in std)
-        warnings.warn(
-            f"{type(model).__name__}: it comes without a preprocessor config; images get the mean "
-            f"({shown[0]}) and std ({shown[1]}) usual for {model.config.model_type}",
-            stacklevel=5,
-        )
     cfg = {
         "architecture": model.config.model_type,
         "mean": tuple(mean[:channels]),
         "std": tuple(std[:channels]),
         "interpolation": _RESAMPLING.get(getattr(processor, "resample", None) or 2, "bilinear"),
     }
-    return cfg | _crop(processor, own, channels, (height, width))
+    said = "" if own else f"those of {model.config.model_type}'s image processor are used"
+    return cfg | _crop(processor, own, channels, (height, width)), said
 
 
 def _crop(processor: Any, own: bool, channels: int, built_for: tuple[int, int]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def transform_config(model: Backbone | HasBackbone) -> dict[str, Any]:
     cfg = backbone.pretrained_cfg or {}
     config = resolve_data_config(pretrained_cfg=cfg, verbose=False)
     channels = backbone.in_chans
-    config["input_size"] = (channels, *_image_size(backbone, config["input_size"][1:]))
+    config["input_size"] = (channels, *_image_size(backbone, config["input_size"][-2:]))
     for key in ("mean", "std"):
         config[key] = _for_channels(config[key], channels)
     config |= {key: cfg[key] for key in _READING if cfg.get(key) is not None}
@@ -158,7 +158,7 @@ def restore_transform(backbone: Backbone, config: Mapping[str, Any]) -> None:
     """Make a stored configuration the backbone's own, and set the image size it was used with."""
     kept = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
     backbone.pretrained_cfg = {**backbone.pretrained_cfg, **kept}
-    size, own = tuple(kept.get("input_size", ()))[1:], own_image_size(backbone.model)
+    size, own = tuple(kept.get("input_size", ()))[-2:], own_image_size(backbone.model)
     set_size: Any = getattr(backbone.model, "set_input_size", None)
     if own is None or not size or size == own or not callable(set_size):
         return

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from infodisent.backbones import adapters, huggingface
+from infodisent.backbones import adapters, huggingface, known_forms
 from infodisent.backbones import torchvision as torchvision_models
 from infodisent.backbones.backbone import Backbone
 from infodisent.backbones.input_size import built_image_size, image_channels, own_image_size
@@ -77,6 +77,11 @@ def read_backbone(
         if source is not None:
             origin = origin_of(model, source, name, kwargs)
     backbone = Backbone(model, freeze=freeze, **reading)
+    said = cfg.pop("assumed", "")
+    if source is None and "mean" not in cfg:
+        said = "ImageNet's mean and std are used"
+    if said:
+        backbone.assumed = {"mean": cfg.get("mean"), "said": said}
     backbone.pretrained_cfg, backbone.origin = cfg, origin
     backbone.built_size = own_image_size(model)
     backbone.trained = name is None or pretrained or any(k.startswith("checkpoint") for k in kwargs)
@@ -93,12 +98,13 @@ def _read(
     """The input of a model that is known, and the arguments of `Backbone` that read it."""
     if source is None:
         size, in_chans = _own_input(model)
-        dense = adapters.dense_reading(model, size, in_chans)
-        if dense is None:
+        known = known_forms.reading(model, size, in_chans)
+        if known is None:
             raise ValueError(adapters.help_for(model))
-        return {"input_size": (in_chans, *size)}, dense
+        return {"input_size": (in_chans, *size), **known[0]}, known[1]
     if source == "hf":
-        return huggingface.pretrained_cfg(model, pretrained=pretrained), huggingface.reading(model)
+        cfg, said = huggingface.pretrained_cfg(model, pretrained=pretrained)
+        return {**cfg, "assumed": said}, huggingface.reading(model)
     if source == "timm":
         cfg, reading = _timm_cfg(model), {"plan": timm_plan(model)}
     else:
@@ -115,12 +121,19 @@ def _is_classifier(model: nn.Module) -> bool:
     """A whole classifier that can be read without being told how."""
     if huggingface.is_classifier(model):
         return True
+    if not _is_of_a_library(model):
+        return known_forms.is_known(model)
     modules = [c.__module__ for c in type(model).__mro__]
     if any(m.startswith("torchvision.models") for m in modules):
         return torchvision_models.is_supported(model)
     if any(m.startswith("timm.models") for m in modules):
         return not _missing_methods(model)
     return False
+
+
+def _is_of_a_library(model: nn.Module) -> bool:
+    modules = [c.__module__ for c in type(model).__mro__]
+    return any(m.startswith(("timm.models", "torchvision.models")) for m in modules)
 
 
 def _missing_methods(model: nn.Module) -> list[str]:
@@ -140,7 +153,7 @@ def _source_of(model: nn.Module, source: Source | None) -> Source | None:
                 break
     kind = f"{type(model).__module__}.{type(model).__name__}"
     if source is None:
-        if adapters.is_dense(model):
+        if known_forms.is_known(model):
             return None
         raise ValueError(adapters.help_for(model))
     if source == "hf" and not huggingface.is_classifier(model):
@@ -166,6 +179,8 @@ def _class_names(
         names = huggingface.class_names(model)
     elif source == "torchvision" and pretrained and name is not None:
         names = torchvision_models.class_names_of(name)
+    elif source is None:
+        names = known_forms.names(model)
     elif source == "timm":
         labels = _timm_cfg(model).get("label_names")
         names = tuple(map(str, labels)) if labels else None

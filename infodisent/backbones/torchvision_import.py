@@ -10,14 +10,36 @@ enough. Where torchvision imports by itself, nothing is changed.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
 _MISSING = "operator torchvision::nms does not exist"
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _libraries: list[torch.library.Library] = []  # a Library unregisters its names when collected
+
+
+def torchvision_operators() -> bool | None:
+    """Whether torchvision's compiled operators load beside this torch, without importing it.
+
+    That import takes seconds. None where torchvision is not installed.
+    """
+    if "torchvision" in sys.modules:
+        return not ensure_torchvision()
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent
+    libraries = [path for path in folder.glob("_C*") if path.suffix in (".so", ".pyd")]
+    try:
+        for path in libraries:
+            torch.ops.load_library(str(path))
+    except OSError:
+        return False
+    return bool(libraries)
 
 
 def ensure_torchvision() -> bool:
@@ -59,5 +81,5 @@ def _explained(error: Exception) -> str:
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return (
         f"torchvision {version} cannot be imported beside torch {torch.__version__} ({reason}): "
-        "the two are not of one release and build; install both again, together and from one place"
+        "they are not of one release or build; install both again, together and from one place"
     )

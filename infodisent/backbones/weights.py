@@ -92,7 +92,7 @@ def load_backbone(model: Backbone | HasBackbone, path: str | os.PathLike[str]) -
     bad = [n for n, t in found.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if bad:
         raise ValueError(f"{source} holds NaN or Inf: {names.some(bad)}")
-    lost = [n for n in classifier if n not in found and not names.is_derived(n)]
+    lost = [n for n in wanted if n in classifier and n not in found and not names.is_derived(n)]
     if lost:
         sizes = [n for n in lost if n in tensors]
         why = "is not in the file"
@@ -104,8 +104,9 @@ def load_backbone(model: Backbone | HasBackbone, path: str | os.PathLike[str]) -
     backbone.trained = True
     if lost:
         backbone.num_classes = 0
+    total = sum(n in found or not names.is_derived(n) for n in wanted)
     left = tuple(n for n in tensors if n not in found and not names.is_derived(n))
-    return WeightsReport(str(source), len(found), len(wanted), left, tuple(notes))
+    return WeightsReport(str(source), len(found), total, left, tuple(notes))
 
 
 def _trial(

@@ -12,6 +12,7 @@ from infodisent.backends.selection import (
     set_backend,
     use_backend,
 )
+from infodisent.backends.selfcheck import known as known_verdict
 from infodisent.backends.table import BACKENDS
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "checkpoint_contexts",
     "explain",
     "get_backend",
+    "known_verdict",
     "select",
     "set_backend",
     "use_backend",

@@ -35,6 +35,7 @@ class Backend:
         stand_in: name of the backend that takes its place for all other operators. A model uses
             several operators, and one choice is for all of them.
         precisions: names of what `at` takes.
+        needs_gpu: nothing is served without one.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Backend:
     stems: tuple[str, ...] = ()
     stand_in: str = ""
     precisions: tuple[str, ...] = ()
+    needs_gpu: bool = False
 
     def at(self, precision: str) -> Backend:
         """The same at one of its `precisions`."""

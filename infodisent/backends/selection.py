@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -24,6 +25,7 @@ from infodisent.backends import selfcheck
 from infodisent.backends.base import Backend, Call
 from infodisent.backends.errors import BackendError
 from infodisent.backends.table import BY_NAME
+from infodisent.tracing import transforming
 
 ENV = "INFODISENT_BACKEND"
 AUTO = "auto"
@@ -114,6 +116,13 @@ def select(op: str, tensor: torch.Tensor, *others: torch.Tensor | None) -> str:
         traced = _resolve(name, op, tensor.device, dtype)
         # an exported program runs elsewhere too: there "auto" asks again
         return name if torch.compiler.is_exporting() and traced != FORMULAS else traced
+    if transforming():  # torch.func differentiates and batches plain operators only
+        if name not in (AUTO, FORMULAS):
+            raise BackendError(
+                f"{op}: backend {name!r} cannot serve torch.func's transforms (grad, vmap, jacrev "
+                "…); 'auto' and 'reference' can, by the plain formulas"
+            )
+        return FORMULAS
     # everything an objection depends on, so that a call does not ask again; an export that gets
     # here traces, and asking about that first is cheaper
     exporting = torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()  # type: ignore[attr-defined]
@@ -124,8 +133,19 @@ def select(op: str, tensor: torch.Tensor, *others: torch.Tensor | None) -> str:
         if not (tensor.is_cuda and selfcheck.pending(tensor.device)):
             _resolved[key] = served_by
     if served_by != FORMULAS and torch.jit.is_tracing():  # type: ignore[attr-defined]
+        say_what_a_file_needs()
         return name  # what is traced runs elsewhere too, as what is exported does
     return served_by
+
+
+def say_what_a_file_needs() -> None:
+    """Warn that an exported or traced program calls the operators of this package."""
+    warnings.warn(
+        "infodisent: the exported program calls operators of this package: `import infodisent.ops` "
+        "before it is loaded elsewhere, or export it under `with infodisent.backends.use_backend("
+        '"reference"):`, and it needs PyTorch alone',
+        stacklevel=2,
+    )
 
 
 _resolved: dict[tuple[object, ...], str] = {}
@@ -174,16 +194,18 @@ def explain(
     dtype: torch.dtype = torch.float32,
     *,
     check: bool = False,
+    names: Iterable[str] | None = None,
 ) -> dict[str, str]:
     """For each backend ``"ok"`` or the reason why it would not serve such a call.
 
     check: ask as ``auto`` does, which may run the check of the GPU kernels.
+    names: of the backends to ask; default: all.
     """
     call = Call(op, torch.device(device), dtype)
     objects: Callable[[str, Call], str | None] = (
         _auto_objection if check else lambda name, call: BY_NAME[name].objection(call)
     )
-    return _Answers({name: objects(name, call) or "ok" for name in BY_NAME})
+    return _Answers({name: objects(name, call) or "ok" for name in names or BY_NAME})
 
 
 class _Answers(dict[str, str]):

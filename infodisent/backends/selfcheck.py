@@ -37,7 +37,7 @@ def objection(op: str, device: torch.device, dtype: torch.dtype, check: Check) -
     if os.environ.get(ENV) == "0":
         return f"{ENV}=0: not checked on this machine"
     key, what = machine(device), f"{op} {str(dtype).removeprefix('torch.')}"
-    verdict = _verdicts.get((key, what)) or _remembered().get(key, {}).get(what)
+    verdict = known(op, device, dtype)
     if verdict is None:
         if pending(device):
             return "not checked on this machine yet; call it once without tracing or capturing"
@@ -46,6 +46,12 @@ def objection(op: str, device: torch.device, dtype: torch.dtype, check: Check) -
             _remember(key, what, verdict)
     _verdicts[key, what] = verdict
     return None if verdict == OK else f"the self-check on this machine failed: {verdict}"
+
+
+def known(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """The verdict that there is already: "ok", what failed, or None; runs nothing."""
+    key, what = machine(device), f"{op} {str(dtype).removeprefix('torch.')}"
+    return _verdicts.get((key, what)) or _remembered().get(key, {}).get(what)
 
 
 def pending(device: torch.device) -> bool:

@@ -16,7 +16,7 @@ from infodisent import ops, reference
 from infodisent.bench import peers as ways
 from infodisent.bench.machine import machine
 from infodisent.bench.peers import Function
-from infodisent.bench.shapes import SHAPES
+from infodisent.bench.shapes import SHAPES, shape_size
 from infodisent.bench.timing import host_clock, medians
 from infodisent.testing import check_close
 
@@ -31,6 +31,7 @@ __all__ = [
     "machine",
     "peers",
     "runner",
+    "shape_size",
 ]
 
 OPS = ("rotation", "mx_pool", "rotate_pool", "infodisent_head", "training_step")
@@ -53,7 +54,7 @@ class Case:
 
     def inputs(self) -> tuple[Tensor, ...]:
         """Arguments as a training step of the head has them: the map needs no gradient."""
-        c, h, w = SHAPES[self.shape]
+        c, h, w = shape_size(self.shape)[0]
         g = torch.Generator().manual_seed(0)
         kind = {"dtype": self.dtype, "device": self.device}
         a = (torch.randn(c, c, generator=g) * 0.01).to(self.device)
@@ -167,7 +168,7 @@ def compare(case: Case, rounds: int = 7) -> dict[str, Any]:
     return {
         "op": case.op,
         "shape": case.shape,
-        "size": list(SHAPES[case.shape]),
+        "size": list(shape_size(case.shape)[0]),
         "batch": case.batch,
         "mode": case.mode,
         "dtype": str(case.dtype).removeprefix("torch."),
@@ -185,12 +186,17 @@ def cases(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> list[Case]:
-    """All combinations; maps of equal size are timed once, and the rotation has no batch."""
+    """All combinations; maps of equal size are timed once, and the rotation has no batch.
+
+    Shapes are names of `SHAPES` or sizes, see `shape_size`; one with a batch has that and not
+    `batch`.
+    """
     distinct: dict[tuple[object, ...], Case] = {}
     for op in op_names:
         for shape in shapes:
             for mode in modes if op != "training_step" else ("forward+backward",):
-                size = SHAPES[shape][0] if op == "rotation" else SHAPES[shape]
-                case = Case(op, shape, batch, mode, dtype, device)
-                distinct.setdefault((op, size, mode), case)
+                size, images = shape_size(shape)
+                case = Case(op, shape, images or batch, mode, dtype, device)
+                alike = size[:1] if op == "rotation" else (*size, case.batch)
+                distinct.setdefault((op, alike, mode), case)
     return list(distinct.values())

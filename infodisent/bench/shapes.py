@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import NamedTuple
 
 
@@ -62,3 +64,27 @@ EACH_SIZE = (
 
 CHANNELS = tuple(sorted({size.channels for size in AT_224.values()}))
 """Sizes of the rotation."""
+
+
+def shape_size(shape: str, owner: str = "bench") -> tuple[tuple[int, int, int], int | None]:
+    """``(C, H, W)`` of a name of `SHAPES` or of sizes given as text, and the batch if it has one.
+
+    Sizes are ``C,P`` or ``B,C,P`` (channels and pixels, images) or ``CxHxW``.
+
+    Raises:
+        ValueError: neither.
+    """
+    if shape in SHAPES:
+        return SHAPES[shape], None
+    if re.fullmatch(r"[1-9]\d*(,[1-9]\d*){1,2}", shape):
+        *batch, channels, pixels = (int(number) for number in shape.split(","))
+        side = math.isqrt(pixels)
+        rows = side if side * side == pixels else 1
+        return (channels, rows, pixels // rows), batch[0] if batch else None
+    if re.fullmatch(r"[1-9]\d*([x×][1-9]\d*){2}", shape):
+        channels, height, width = (int(number) for number in re.split("[x×]", shape))
+        return (channels, height, width), None
+    raise ValueError(
+        f"{owner}: shape is {shape!r}, allowed here: {', '.join(SHAPES)}; or sizes of your own: "
+        "B,C,P such as 16,768,196 (images, channels, pixels), C,P or CxHxW"
+    )

@@ -5,6 +5,7 @@ Heavy imports stand inside the commands: help must not wait for torch.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -13,15 +14,19 @@ import typer
 from infodisent.cli.bench import bench
 from infodisent.cli.demo import demo
 from infodisent.cli.doctor import doctor
+from infodisent.cli.errors import TRACEBACK, one_line
 from infodisent.cli.evaluate import evaluate
 from infodisent.cli.explain import explain
 from infodisent.cli.fit import fit
+from infodisent.cli.predict import predict
 from infodisent.cli.prototypes import prototypes
 from infodisent.cli.tune import tune
-from infodisent.progress import console
+from infodisent.progress import console, forgiving_streams
 
-COMMANDS = (demo, fit, evaluate, explain, prototypes, bench, tune, doctor)
+COMMANDS = (demo, fit, evaluate, predict, explain, prototypes, bench, tune, doctor)
 """In the order of the help."""
+RESUMING = ("demo", "fit")
+"""Commands that go on where they were stopped."""
 INTERRUPTED = 130  # a shell's number for a program stopped by Ctrl-C
 
 app = typer.Typer(
@@ -29,6 +34,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Make any pretrained image classifier interpretable.\n\n"
     "Start with [bold]infodisent demo[/bold]: real weights, real photographs, a few minutes. "
     "Then [bold]infodisent fit FOLDER[/bold] with your own images, one folder per class.",
@@ -59,21 +65,32 @@ def _root(
 
 
 def main() -> None:
-    """Entry point: expected errors become one line, not a traceback."""
+    """Entry point: errors become one line, not a traceback; ``INFODISENT_TRACEBACK=1`` shows it."""
+    forgiving_streams()
     try:
         app()
-    except (ValueError, TypeError, OSError, ModuleNotFoundError, RuntimeError) as error:
-        console.print(f"[bold red]error[/bold red] {type(error).__name__}: ", end="")
-        console.print(str(error), markup=False, highlight=False)
-        sys.exit(2)
     except KeyboardInterrupt:
         _interrupted()
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # what typer makes of it
             _interrupted()
         raise
+    except Exception as error:
+        if os.environ.get(TRACEBACK, "0") not in ("", "0"):
+            raise
+        console.print(f"[bold red]error[/bold red] {type(error).__name__}: ", end="")
+        console.print(one_line(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
 
 
 def _interrupted() -> NoReturn:
-    console.print("\n[yellow]interrupted; the same command goes on from here")
+    console.print("\n[yellow]interrupted" + _what_is_left(sys.argv[1:]))
     sys.exit(INTERRUPTED)
+
+
+def _what_is_left(arguments: list[str]) -> str:
+    """What becomes of a command that was stopped."""
+    if not set(RESUMING) & set(arguments[:1]):
+        return ""
+    again = " without --overwrite" if "--overwrite" in arguments else ""
+    return f"; the same command{again} goes on from here"

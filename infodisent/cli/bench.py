@@ -16,36 +16,44 @@ def bench(
     op: Annotated[
         list[str] | None,
         typer.Option(
-            help="Any of rotation, mx_pool, rotate_pool, infodisent_head, training_step; "
-            "default: all but mx_pool and training_step."
+            help="What to time, several times: rotation, mx_pool, rotate_pool, infodisent_head, "
+            "training_step; default: all but mx_pool and training_step."
         ),
     ] = None,
     shape: Annotated[
         list[str] | None,
-        typer.Option(help="Backbones whose map sizes are timed; default: three of them."),
+        typer.Option(
+            help="Backbones whose map sizes are timed (default: three of them), or sizes of your "
+            "own: B,C,P (images, channels, pixels), C,P or CxHxW; several times."
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds; medians are printed.")] = 7,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where.")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="Of the maps: float32, bfloat16, float16.")
+    ] = "float32",
     json: Annotated[Path | None, typer.Option(help="Also write the figures here.")] = None,
 ) -> None:
     """Time the operators against eager PyTorch, torch.compile and other ways to the same result.
 
     All implementations are checked against float64 first and then timed in turn, so that a noisy
     machine is as noisy for all of them.
+
+    Example: infodisent bench --op rotate_pool --shape resnet50 --shape 32,768,196
     """
     import torch
 
     from infodisent.bench import cases
     from infodisent.bench.machine import machine
-    from infodisent.bench.shapes import SHAPES
+    from infodisent.bench.shapes import shape_size
     from infodisent.files import write_json
 
     ops = op or ["rotation", "rotate_pool", "infodisent_head"]
     shapes = shape or ["resnet34", "vit_base_patch16_224", "resnet50"]
     check_allowed("bench", "op", ops, cases.OPS)
-    check_allowed("bench", "shape", shapes, tuple(SHAPES))
+    for given in shapes:
+        shape_size(given)
     check_allowed("bench", "dtype", [dtype], DTYPES)
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     check_allowed("bench", "device", [device], devices)

@@ -35,6 +35,8 @@ def demo(
 
     Writes a model, figures and a page to open in a browser. The photographs are 2,624 solar cells,
     functional or defective; the backbone is EfficientNet-Lite0. Needs the demo extra.
+
+    Example: infodisent demo --epochs 30 -o runs/demo
     """
     from infodisent.data.images import scan_folder
     from infodisent.data.notices import print_notices

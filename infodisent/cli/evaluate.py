@@ -22,7 +22,10 @@ def evaluate(
     ] = None,
     module: ModuleOption = None,
 ) -> None:
-    """Print accuracy and explanation size of a trained model."""
+    """Print accuracy and explanation size of a trained model.
+
+    Example: infodisent evaluate --run runs/fit
+    """
     from infodisent.training.run import evaluate_run
 
     print_metrics(evaluate_run(run, images, module=module_from(module)))

@@ -68,7 +68,10 @@ def fit(
         typer.Option(min=0, help="Penalty on the weights: larger gives shorter explanations."),
     ] = 0.1,
     nonneg: Annotated[
-        str, typer.Option(help="How weights stay >= 0: relu, softplus, abs or projection.")
+        str,
+        typer.Option(
+            help="How the class weights stay >= 0; one of projection, relu, softplus, abs."
+        ),
     ] = "projection",
     bias: Annotated[bool, typer.Option(help="Add a bias to every class.")] = False,
     parametrization: ParametrizationOption = "exp",
@@ -80,10 +83,11 @@ def fit(
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
     extract_batch: Annotated[int, typer.Option(min=1, help="Images per backbone pass.")] = 32,
     feature_dtype: Annotated[
-        str, typer.Option(help="Stored features: float16, bfloat16 or float32.")
+        str, typer.Option(help="Of the stored features; one of float16, bfloat16, float32.")
     ] = "float16",
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1 … (default: cuda if present).")
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1 … or mps; default: cuda if present."),
     ] = None,
     input_size: InputSizeOption = None,
     mean: MeanOption = None,
@@ -98,6 +102,8 @@ def fit(
     """Train an interpretable head on a folder of images, and compare it with the usual heads.
 
     Interrupt it whenever you like: the same command goes on where it stopped.
+
+    Example: infodisent fit photos -b resnet50 -o runs/photos
     """
     import torch
 
@@ -105,6 +111,7 @@ def fit(
     from infodisent.training import run as training
     from infodisent.training.fit import FitConfig
 
+    chosen_device = training.pick_device(device)  # before anything that takes time
     images = images_from(
         folder, train, val, val_fraction=val_fraction, seed=seed, multilabel=multilabel
     )
@@ -135,7 +142,7 @@ def fit(
         )
     if weights is not None:
         console.print(str(training.load_backbone(model, weights)), markup=False, highlight=False)
-    model.to(training.pick_device(device))
+    model.to(chosen_device)
     config = FitConfig(
         epochs=epochs, seed=seed, l1=l1, batch_size=batch_size, lr=lr, rotation_lr=rotation_lr
     )

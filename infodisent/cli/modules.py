@@ -64,7 +64,7 @@ def module_from(given: str | None) -> Architecture | None:
             f"--module: {path} has no function {name!r}; it has {', '.join(known[:8])}"
         )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "attach: what builds")  # it is said of what comes of it
+        warnings.filterwarnings("ignore", "attach: ")  # it is said again of what comes of it
         module = function()
     if not isinstance(module, nn.Module):
         raise TypeError(f"--module: {given} returns a {type(module).__name__}, not an nn.Module")

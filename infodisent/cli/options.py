@@ -19,7 +19,12 @@ SeedOption = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, help="Decides initial weights, order and split.")
 ]
 ParametrizationOption = Annotated[
-    str, typer.Option(help="Of the rotation: exp, or lie (cheaper steps, another path).")
+    str,
+    typer.Option(metavar="exp|lie", help="Of the rotation; lie: cheaper steps, another path."),
+]
+ImagesRootOption = Annotated[
+    Path | None,
+    typer.Option("--images-root", help="Where the run's images are now, if they were moved."),
 ]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace results of other images or options.")

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from infodisent.cli.modules import ModuleOption, module_from
-from infodisent.cli.options import RunArgument
+from infodisent.cli.options import ImagesRootOption, RunArgument
 from infodisent.cli.tables import print_result
+from infodisent.cli.threads import wait_asleep
 
 
 def prototypes(
@@ -20,11 +21,20 @@ def prototypes(
     ] = None,
     keep: Annotated[int, typer.Option("-k", min=1, help="Images per channel and side.")] = 5,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="PNG to write; default: in the run.")
+        Path | None,
+        typer.Option("--out", "-o", help="PNG to write; default: in the run, named by channels."),
     ] = None,
     module: ModuleOption = None,
+    images_root: ImagesRootOption = None,
 ) -> None:
-    """Find the training images that excite every channel most, and draw some of them."""
+    """Find the training images that excite every channel most, and draw some of them.
+
+    Example: infodisent prototypes --run runs/fit --channels 3,17,200 -k 8
+    """
+    wait_asleep()
     from infodisent.report.publish import draw_prototypes
 
-    print_result("picture", draw_prototypes(run, channels, keep, out, module=module_from(module)))
+    picture = draw_prototypes(
+        run, channels, keep, out, images_root=images_root, module=module_from(module)
+    )
+    print_result("picture", picture)

@@ -52,4 +52,6 @@ def _units(metrics: dict[str, Any]) -> str:
 
 def print_result(what: str, value: object) -> None:
     """One result, such as a path, on one line, whatever characters it has."""
-    console.print(f"{what:<8} {value}", markup=False, highlight=False, soft_wrap=True)
+    # a path may hold bytes that are no text
+    text = str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+    console.print(f"{what:<8} {text}", markup=False, highlight=False, soft_wrap=True)

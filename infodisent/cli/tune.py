@@ -14,12 +14,18 @@ from infodisent.progress import bar, console
 
 def tune(
     shape: Annotated[
-        list[str] | None, typer.Option(help="Backbones whose map sizes are searched; default: all.")
+        list[str] | None,
+        typer.Option(
+            help="Backbones whose map sizes are searched (default: all), or sizes of your own: "
+            "B,C,P (images, channels, pixels), C,P or CxHxW."
+        ),
     ] = None,
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="Batch sizes; default: 256.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    dtype: Annotated[
+        str, typer.Option(help="Of the maps: float32, bfloat16, float16.")
+    ] = "bfloat16",
     out: Annotated[
         Path | None,
         typer.Option(help="The file to write; default: that of INFODISENT_TILES, or the cache."),
@@ -29,13 +35,15 @@ def tune(
 
     Later runs on the same kind of GPU take them from the cache, or from a file that
     INFODISENT_TILES names, which can be shipped.
+
+    Example: infodisent tune --shape resnet50 --batch 64 --batch 256
     """
     import torch
 
     from infodisent.backends.triton import loading
-    from infodisent.bench.shapes import SHAPES
+    from infodisent.bench.shapes import SHAPES, shape_size
 
-    check_allowed("tune", "shape", shape or [], tuple(SHAPES))
+    wanted = [shape_size(name, "tune") for name in shape or SHAPES]
     check_allowed("tune", "dtype", [dtype], DTYPES)
     device, torch_dtype = torch.device("cuda"), getattr(torch, dtype)
     reason = loading.objection("rotate_pool", device, torch_dtype)
@@ -43,8 +51,11 @@ def tune(
         raise ValueError(f"tune: {reason}")
     from infodisent.kernels import rotate_pool  # after the objection, which says what is missing
 
-    sizes = dict.fromkeys(SHAPES[name] for name in shape or SHAPES)
-    work = [(size, images) for size in sizes for images in batch or [256]]
+    work = list(
+        dict.fromkeys(
+            (size, images) for size, own in wanted for images in ([own] if own else batch or [256])
+        )
+    )
     table = Table(title="milliseconds")
     for column in ("map", "batch", "fixed tiles", "fastest", "tiles"):
         table.add_column(column)

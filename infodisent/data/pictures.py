@@ -20,7 +20,7 @@ from torch import Tensor
 
 from infodisent.data.intensity import Range, check_range, eight_bits, in_unit
 from infodisent.data.notes import Note
-from infodisent.data.sixteen_bit import open_image, sixteen_bit_colour
+from infodisent.data.sixteen_bit import open_image, own_values, sixteen_bit_colour
 
 ImageSource = (
     str
@@ -103,7 +103,12 @@ def load_picture(
         if isinstance(source, Image.Image):
             path = str(getattr(source, "filename", "") or "")
             name = path or "the PIL image given"
-            return _from_pil(source, path, intensity_range, page)
+            frame = source.tell()
+            try:
+                return _from_pil(source, path, intensity_range, page)
+            finally:
+                if source.tell() != frame:
+                    source.seek(frame)
         if isinstance(source, Tensor):
             return _from_array(_channels_last(source, intensity_range), intensity_range)
         if isinstance(source, (bytes, bytearray, memoryview)):
@@ -219,7 +224,7 @@ def _from_pil(
         image, colour = sixteen
         picture, more = _from_numbers(colour, intensity_range, in_memory=False)
     elif image.mode == "F" or image.mode.startswith("I"):
-        picture, more = _from_numbers(np.asarray(image), intensity_range, in_memory=False)
+        picture, more = _from_numbers(own_values(image), intensity_range, in_memory=False)
     else:
         image.load()
         picture, more = _on_white(image)

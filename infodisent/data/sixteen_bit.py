@@ -1,4 +1,4 @@
-"""All 16 bits of colour files, of which Pillow gives the upper 8."""
+"""What files of more than 8 bits hold, where Pillow gives something else."""
 
 from __future__ import annotations
 
@@ -25,6 +25,19 @@ def open_image(file: str | BinaryIO) -> Image.Image:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", "Corrupt EXIF", UserWarning)
         return Image.open(file)
+
+
+def own_values(image: Image.Image) -> NDArray[Any]:
+    """The numbers ``[H, W]`` of a picture of more than 8 bits, as its file has them.
+
+    Pillow stretches those of a PGM file that says its largest value to 16 bits; this is undone.
+    """
+    tiles = getattr(image, "tile", None)
+    largest = tiles[0].args[-1] if tiles and image.format == "PPM" else None
+    values: NDArray[Any] = np.asarray(image)
+    if isinstance(largest, int):
+        values = np.rint(values * (largest / 65535)).astype(np.uint16)
+    return values
 
 
 def sixteen_bit_colour(image: Image.Image) -> tuple[Image.Image, NDArray[Any]] | None:

@@ -7,7 +7,7 @@ A shard appears under its name only when it is complete.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,15 +139,25 @@ def label_tensor(labels: Sequence[Any], classes: int, task: str) -> Tensor:
     return rows
 
 
-def read_shard(path: Path, meta: dict[str, Any]) -> tuple[dict[str, Tensor], list[Any]]:
+def read_shard(path: Path, meta: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[Any]]:
     """A shard's tensors and its skipped items; ValueError where it is of another store."""
+    tensors, written = read_rows(path, meta)
+    return tensors, written["skipped"]
+
+
+def read_rows(path: Path, meta: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a shard, or of a part of one, and what was written beside them.
+
+    Raises:
+        FileNotFoundError, ValueError: absent, damaged, or of another store.
+    """
     tensors, written = read_tensors(path)
     with reading(path):
         shape = tensors["features"].shape[1:]
         if written["made_from"] != meta["made_from"] or shape != (meta["pixels"], meta["channels"]):
             raise ValueError(f"{path} belongs to features of something else")
-        skipped: list[Any] = written["skipped"]
-        return tensors, skipped
+        written["skipped"], tensors["item"]  # a KeyError is a damaged file
+        return tensors, written
 
 
 def shard_count(items: int, shard_size: int) -> int:

@@ -6,7 +6,6 @@ batch, and what has to be read again and again lies in `infodisent.data.rows`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +17,8 @@ from infodisent.backbones.torchvision_import import ensure_torchvision
 from infodisent.data.rows import empty_rows
 from infodisent.data.store import FeatureStore
 from infodisent.evaluation.logistic import fit_logistic, standardise
+from infodisent.evaluation.original import Mapped, original_columns
+from infodisent.evaluation.original import match_classes as match_classes
 from infodisent.explanations.sparsity import explanation_sizes
 from infodisent.methods import Head
 
@@ -209,39 +210,18 @@ def linear_probe(
 def original_head(
     store: FeatureStore,
     indices: Tensor,  # [n] int64
+    mapping: Mapped | None = None,
 ) -> Evaluation | None:
     """The original head's figures, or None where it does not know these classes.
 
-    It counts among all the classes it knows: a dog that it calls a wolf is wrong even if "wolf" is
-    not in the data.
+    It answers with the largest of its logits for the classes of the store: what else it knows does
+    not count. `mapping` and None as in `infodisent.evaluation.original.original_columns`.
     """
-    if store.original_logits is None:
+    columns = original_columns(store, mapping)
+    if columns is None or store.original_logits is None:
         return None
-    known = match_classes(store.classes, store.original_logits.shape[1])
-    if known is None:
-        return None
-    figures = Figures(len(known), known)
+    figures = Figures(len(columns))
     for part in indices.split(4096):
         if len(part):
-            figures.update(store.original_logits[part], store.labels[part])
+            figures.update(store.original_logits[part][:, columns], store.labels[part])
     return figures.evaluation()
-
-
-def match_classes(classes: Sequence[str], original: int) -> list[int] | None:
-    """Index of every class in an original head of `original` classes; None if that is unknown.
-
-    Folder names that start with a WordNet id ("n02086240", "n02086240_shih_tzu") are looked up in
-    timm's class lists of that size; a folder for every class, none of them a WordNet id, is taken
-    to be in order.
-    """
-    ids = [m.group(0) if (m := re.match(r"n\d{8}(?=$|\W|_)", name)) else None for name in classes]
-    if all(ids):
-        ensure_torchvision()
-        from timm.data import ImageNetInfo
-
-        subset = {1000: "imagenet-1k", 21841: "imagenet-22k", 11821: "imagenet-12k"}.get(original)
-        if subset is None:
-            return None
-        index = {name: i for i, name in enumerate(ImageNetInfo(subset).label_names())}
-        return [index[i] for i in ids] if all(i in index for i in ids) else None  # type: ignore[index]
-    return list(range(original)) if len(classes) == original and not any(ids) else None

@@ -49,8 +49,11 @@ def overlay(picture: Image.Image, evidence: ChannelEvidence, side: int = 256) ->
     if evidence.box is not None:
         x0, y0, x1, y1 = (v * factor for v in evidence.box)
         draw = ImageDraw.Draw(image)
-        draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline="white", width=4)
-        draw.rectangle((x0 + 1, y0 + 1, x1 - 2, y1 - 2), outline=COLORS[evidence.sign], width=2)
+        frame = 4 if min(x1 - x0, y1 - y0) > 12 else 1
+        draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=COLORS[evidence.sign], width=frame)
+        if frame > 1:
+            inner = (x0 + frame, y0 + frame, x1 - 1 - frame, y1 - 1 - frame)
+            draw.rectangle(inner, outline="white")
     return image
 
 
@@ -66,7 +69,7 @@ def figure(e: Explanation) -> Figure:
     FigureCanvasAgg(fig)
     rows = fig.add_gridspec(2 if shown else 1, 1, height_ratios=[2, 1][: 2 if shown else 1])
     top = rows[0].subgridspec(1, 2, width_ratios=[1, 1.35])
-    fig.suptitle(_title(e), fontsize=13, fontweight="bold", parse_math=False)
+    fig.suptitle(_title(e, 56), fontsize=13, fontweight="bold", parse_math=False)
     ax = fig.add_subplot(top[0])
     ax.imshow(e.picture)
     for evidence in shown:
@@ -115,10 +118,13 @@ def as_html(e: Explanation) -> str:
     return "".join(lines) + "</div>"
 
 
-def _title(e: Explanation) -> str:
+def _title(e: Explanation, length: int | None = None) -> str:
     verb = "Explained" if e.class_name not in e.predicted_names else "Predicted"
     probability = float(e.probabilities[e.class_index])
-    return f"{verb}: {e.class_name} ({probability:.1%}, logit {e.logit:.3f})"
+    name = " ".join(e.class_name.split())
+    if length is not None and len(name) > length:
+        name = name[: length - 1] + "…"
+    return f"{verb}: {name} ({probability:.1%}, logit {e.logit:.3f})"
 
 
 def _numbers(e: Explanation) -> dict[tuple[int, int, int, int], str]:

@@ -6,8 +6,11 @@ of every unit, both sides, is kept by `torch.topk` over ``[k + batch, M]``.
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
@@ -29,7 +32,7 @@ class Prototype:
 
     Attributes:
         file: path of the image.
-        label_name: its class.
+        label_name: its class; of several labels all of them, with commas.
         value: how strongly the unit responds, > 0 on either side.
         pixel: (row, column) of the feature cell that responds.
     """
@@ -50,7 +53,7 @@ class Prototypes:
         pos_index: flat pixel in row-major `grid`, -1 where there is none, ``[k, M]`` int32.
         neg_value, neg_image, neg_index: the same for the magnitude of the negative side.
         files: N paths.
-        labels: ``[N]`` int64, index into `classes`.
+        labels: ``[N]`` int64, index into `classes`; multi-label ``[N, K]`` float32, zeros and ones.
         classes: K class names.
         grid: rows and columns of the feature map.
         transform: configuration of the evaluation transform, see `infodisent.backbones.preprocess`.
@@ -103,10 +106,17 @@ class Prototypes:
             strict=True,
         )
         return [
-            Prototype(self.files[i], self.classes[int(self.labels[i])], v, divmod(p, self.grid[1]))
+            Prototype(self.files[i], self._label_name(i), v, divmod(p, self.grid[1]))
             for v, i, p in rows
             if i >= 0
         ]
+
+    def _label_name(self, image: int) -> str:
+        """The class of an image; of several labels all of them."""
+        label = self.labels[image]
+        if label.ndim == 0:
+            return self.classes[int(label)]
+        return ", ".join(self.classes[k] for k in label.nonzero().flatten().tolist()) or "no label"
 
     def check_channel(self, channel: int) -> None:
         """Raise ValueError unless `channel` is one of 0 … M-1."""
@@ -114,6 +124,10 @@ class Prototypes:
             raise ValueError(
                 f"Prototypes: channel is {channel}, allowed are 0 … {self.channels - 1}"
             )
+
+    def relocated(self, root: str, images_root: str | os.PathLike[str] | None) -> Prototypes:
+        """The same with the files where they are now, see `relocate`."""
+        return dataclasses.replace(self, files=relocate(self.files, root, images_root))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, at once or not at all."""
@@ -152,6 +166,39 @@ class Prototypes:
             grid=(rows, columns),
             transform=metadata["transform"],
         )
+
+
+def relocate(
+    files: Sequence[str], root: str, images_root: str | os.PathLike[str] | None
+) -> list[str]:
+    """Paths of images whose folder was moved; those outside of it stay as they are.
+
+    Args:
+        files: where the images were.
+        root: the folder they were in.
+        images_root: where that folder is now; None: where it was.
+
+    Raises:
+        NotADirectoryError: `images_root` is not a folder.
+        FileNotFoundError: none of the images is there.
+    """
+    if images_root is None:
+        return list(files)
+    if not os.path.isdir(images_root):
+        raise NotADirectoryError(f"images_root is {os.fspath(images_root)!r}, which is no folder")
+    # the machine they come from may write paths in another way than this one
+    flavour = PureWindowsPath if "\\" in root and "/" not in root else PurePosixPath
+    old = flavour(root)
+    moved = []
+    for file in files:
+        path = flavour(file)
+        inside = root and path.is_relative_to(old)
+        moved.append(str(Path(images_root, *path.relative_to(old).parts)) if inside else file)
+    if moved and not any(map(os.path.isfile, moved)):
+        raise FileNotFoundError(
+            f"images_root: none of the run's images is there, such as {moved[0]}"
+        )
+    return moved
 
 
 _TENSORS = (
@@ -198,16 +245,18 @@ def find_prototypes(
     if not len(indices):
         allowed = ", ".join(repr(s) for s in sorted(set(store.splits)))
         raise ValueError(f"find_prototypes: split is {split!r}, the store has images in {allowed}")
-    sides = [_TopK(k, head.num_features, head.device) for _ in range(2)]
+    # Apple's GPUs sort no 64-bit integers
+    merged_on = torch.device("cpu") if head.device.type == "mps" else head.device
+    sides = [_TopK(k, head.num_features, merged_on) for _ in range(2)]
     with bar(progress) as display, evaluating(head):
         task = display.add_task("find prototypes", total=len(indices), note="")
         for maps, _, images in store.batches(indices, batch_size):
             pool = head.pool(maps.to(head.device), input_fmt="NLC")
             if not torch.isfinite(pool.pooled).all():
                 raise ValueError("find_prototypes: an activation is NaN or Inf; check the weights")
-            images = images.to(head.device)
-            sides[0].update(pool.pos, pool.pos_index, images)
-            sides[1].update(pool.neg, pool.neg_index, images)
+            images = images.to(merged_on)
+            sides[0].update(pool.pos.to(merged_on), pool.pos_index.to(merged_on), images)
+            sides[1].update(pool.neg.to(merged_on), pool.neg_index.to(merged_on), images)
             display.update(task, advance=len(images))
     pos, neg = (side.result() for side in sides)
     return Prototypes(

@@ -239,6 +239,10 @@ class Head(nn.Module, abc.ABC):
     def after_step(self) -> None:
         """Called after every optimiser step: projections of weights. Nothing to do here."""
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay must not reach; none here."""
+        return set()
+
     def ablations(self) -> Mapping[str, Mapping[str, Any]]:
         """Heads to train beside this one for comparison: their row's title, and what differs."""
         return {}
@@ -271,6 +275,13 @@ class Head(nn.Module, abc.ABC):
             if parameter.kind is parameter.KEYWORD_ONLY and name not in _PLACEMENT
         }
         return tuple(names)
+
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script asks first."""
+        raise TypeError(
+            "torch.jit.script does not read infodisent's modules: use torch.export.export or "
+            "torch.jit.trace"
+        )
 
     @property
     def device(self) -> torch.device:

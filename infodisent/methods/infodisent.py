@@ -219,8 +219,15 @@ class InfoDisentHead(Head):
         return strength * self.class_weights().sum() if strength else None
 
     def after_step(self) -> None:
-        """Negative weights become 0 where ``nonneg`` is "projection"."""
+        """Negative weights become 0 where ``nonneg`` is "projection"; see `Rotation.after_step`."""
+        if isinstance(self.rotation, Rotation):
+            self.rotation.after_step()
         self._classifier().project_()
+
+    def no_weight_decay(self) -> set[str]:
+        """The rotation, and weights whose zero is not zero ("softplus")."""
+        names = set() if self.rotation is None else {"rotation.A"}
+        return names | ({"fc.weight"} if self.nonneg == "softplus" else set())
 
     def ablations(self) -> Mapping[str, Mapping[str, Any]]:
         """The same head without rotation, to see what the rotation does."""

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from infodisent.tracing import nothing_watches
+from infodisent.backends.selection import FORMULAS, get_backend, say_what_a_file_needs
+from infodisent.tracing import nothing_watches, transforming
 
 NAMESPACE = "infodisent"
 
@@ -30,8 +31,20 @@ def register(
     name = f"{NAMESPACE}::{stem}"
     torch.library.define(name, schema)
     torch.library.impl(name, "CompositeExplicitAutograd")(without_autocast(impl))
-    torch.library.register_fake(name)(fake)
+    torch.library.register_fake(name)(_telling(fake))
     return getattr(getattr(torch.ops, NAMESPACE), stem).default
+
+
+def _telling(fake: Callable[..., Any]) -> Callable[..., Any]:
+    """The fake of an operator, which an export calls and no run does: the place to say so."""
+
+    @functools.wraps(fake)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_exporting():
+            say_what_a_file_needs()
+        return fake(*args, **kwargs)
+
+    return wrapped
 
 
 def register_gradient(
@@ -91,16 +104,17 @@ def direct(*tensors: Tensor | None) -> bool:
 
 
 def refuse_tangents(op: str, *tensors: Tensor | None) -> None:
-    """Raise NotImplementedError for an input of forward-mode differentiation.
+    """Raise NotImplementedError for an input of forward-mode differentiation of a kernel.
 
-    torch would go on without the tangent, as if the derivative were zero.
+    torch would go on without the tangent, as if the derivative were zero. The plain formulas, which
+    `torch.func` gets and the backend "reference" is, have one.
     """
-    if forward_ad._current_level < 0:
+    if forward_ad._current_level < 0 or transforming() or get_backend() == FORMULAS:
         return
     if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
         raise NotImplementedError(
             f"{op}: forward-mode differentiation is not supported; use reverse mode, or "
-            "infodisent.reference"
+            'infodisent.reference, which use_backend("reference") chooses'
         )
 
 

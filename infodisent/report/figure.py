@@ -6,10 +6,11 @@ Figures are made without pyplot: nothing global is read or changed, and any thre
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from PIL import Image
@@ -17,13 +18,18 @@ from PIL import Image
 from infodisent.explanations.evidence import ChannelEvidence, Explanation
 from infodisent.explanations.prototypes import Prototype, Prototypes
 from infodisent.files import replacing
+from infodisent.report.fonts import font_options, lettering
 from infodisent.report.pictures import Pictures, heat_overlay
 from infodisent.report.view import (
     OPPOSES,
     SUPPORTS,
     check_fits,
     counted,
+    cut,
+    explains_prediction,
+    headline,
     marks,
+    predicted_text,
     prototype_box,
     segments,
     short_name,
@@ -39,45 +45,94 @@ _MARGIN, _LEFT, _GAP, _TEXT, _TILE, _PAD = 0.4, 4.4, 0.5, 2.0, 1.22, 0.12
 _ROW, _HEADING, _SUM, _TITLE, _HINTS = 1.55, 0.42, 1.6, 0.9, 0.24
 
 
+class _Place(NamedTuple):
+    """A picture on the canvas: its upper left corner and inches per pixel."""
+
+    x: float
+    y: float
+    scale: float
+
+    def box(self, box: Sequence[float]) -> tuple[float, float, float, float]:
+        """A box in pixels of the picture, in inches of the canvas."""
+        x0, y0, x1, y1 = (value * self.scale for value in box)
+        return self.x + x0, self.y + y0, self.x + x1, self.y + y1
+
+
 class _Canvas:
-    """A figure measured in inches from its upper left corner."""
+    """A figure measured in inches from its upper left corner.
+
+    It has one axes: each costs as much as all the rest of a figure.
+    """
 
     def __init__(self, width: float, height: float) -> None:
         self.figure = Figure(figsize=(width, height), facecolor="white")
         self.width, self.height = width, height
+        self._axes = self.figure.add_axes((0, 0, 1, 1))
+        self._axes.set_axis_off()
+        self._axes.set_autoscale_on(False)
+        self._axes.set_xlim(0, width)
+        self._axes.set_ylim(height, 0)
+        self._renderer = FigureCanvasAgg(self.figure).get_renderer()  # measures texts
 
-    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
-        ax = self.figure.add_axes(
-            (x / self.width, 1 - (y + height) / self.height, width / self.width,
-             height / self.height)
-        )  # fmt: skip
-        ax.set_axis_off()
-        return ax
-
-    def text(self, x: float, y: float, text: str, size: float = 9, **style: Any) -> None:
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        size: float = 9,
+        *,
+        length: int | None = None,
+        room: float | None = None,
+        weight: str = "normal",
+        **style: Any,
+    ) -> None:
+        """Write at most `length` letters, shrunk until they are at most `room` inches wide."""
+        spelt, families = lettering(text)
         # parse_math: a class called "$x" is a name, not a formula.
-        self.figure.text(
-            x / self.width, 1 - y / self.height, text, fontsize=size, parse_math=False,
-            **{"color": INK, "va": "top", **style},
+        written = self.figure.text(
+            x / self.width, 1 - y / self.height, spelt if length is None else cut(spelt, length),
+            fontsize=size, parse_math=False,
+            **{"color": INK, "va": "top", **style, **font_options(families, weight)},
         )  # fmt: skip
+        if room is not None:
+            width = written.get_window_extent(self._renderer).width / self.figure.dpi
+            written.set_fontsize(size * min(1, room / max(width, 1e-6)))
 
-    def line(self, y: float, x0: float, x1: float) -> None:
-        ax = self.axes(x0, y, x1 - x0, 0.01)
-        ax.axhline(0.5, color=LINE, linewidth=1)
+    def line(self, x0: float, y0: float, x1: float, y1: float, color: str, width: float) -> None:
+        self._axes.plot([x0, x1], [y0, y1], color=color, linewidth=width, solid_capstyle="butt")
 
-    def picture(self, x: float, y: float, width: float, height: float, image: Image.Image) -> Axes:
-        """The image, centred in the space with its own aspect, in pixel coordinates."""
-        ax = self.axes(x, y, width, height)
-        ax.imshow(image, extent=(0, image.width, image.height, 0), interpolation="lanczos")
-        return ax
+    def bar(self, x0: float, y0: float, x1: float, y1: float, color: str, edge: float = 0) -> None:
+        """A filled rectangle, with a white edge of so many points."""
+        place: dict[str, Any] = {"xy": (x0, y0), "width": x1 - x0, "height": y1 - y0}
+        self._axes.add_patch(Rectangle(**place, facecolor=color, edgecolor="white", linewidth=edge))
 
-    def badge(self, x: float, y: float, number: int, color: str) -> None:
-        ax = self.axes(x, y, 0.24, 0.24)
-        ax.set_xlim(-1.15, 1.15)
-        ax.set_ylim(-1.15, 1.15)
-        ax.add_patch(Circle((0, 0), 1, color=color))
-        ax.text(0, -0.05, str(number), color="white", ha="center", va="center", fontsize=9,
-                fontweight="bold")  # fmt: skip
+    def picture(
+        self, x: float, y: float, width: float, height: float, image: Image.Image
+    ) -> _Place:
+        """The image, centred in the space with its own aspect."""
+        scale = min(width / image.width, height / image.height)
+        x += (width - scale * image.width) / 2
+        y += (height - scale * image.height) / 2
+        extent = (x, x + scale * image.width, y + scale * image.height, y)
+        self._axes.imshow(image, extent=extent, aspect="auto", interpolation="lanczos")
+        return _Place(x, y, scale)
+
+    def frame(self, box: Sequence[float], color: str, *, dashed: bool, width: float) -> None:
+        """A rectangle's outline on a white one."""
+        x0, y0, x1, y1 = box
+        place: dict[str, Any] = {"xy": (x0, y0), "width": x1 - x0, "height": y1 - y0, "fill": False}
+        self._axes.add_patch(Rectangle(**place, edgecolor="white", linewidth=width + 1.5))
+        style = "dashed" if dashed else "solid"
+        self._axes.add_patch(Rectangle(**place, edgecolor=color, linewidth=width, linestyle=style))
+
+    def disc(self, x: float, y: float, number: int, color: str, *, edge: bool) -> None:
+        """A number on a disc around a point."""
+        radius = 0.115 if edge else 0.105
+        self._axes.add_patch(
+            Circle((x, y), radius, facecolor=color, edgecolor="white" if edge else "none")
+        )
+        self.text(x, y, str(number), 8 if edge else 9, color="white", ha="center",
+                  va="center_baseline", weight="bold")  # fmt: skip
 
 
 def explanation_figure(
@@ -99,17 +154,19 @@ def explanation_figure(
     check_fits(explanation, prototypes)
     pictures = pictures or Pictures(prototypes.transform)
     count = max(1, prototypes.k)
+    name = cut(lettering(explanation.class_name)[0], 40)
     sections = [
         (text, color, group)
         for text, color, group in (
-            (f"Supports “{_cut(explanation.class_name, 40)}”", SUPPORTS, explanation.supporting),
-            (f"Opposes “{_cut(explanation.class_name, 40)}”", OPPOSES, explanation.opposing),
+            (f"Supports “{name}”", SUPPORTS, explanation.supporting),
+            (f"Opposes “{name}”", OPPOSES, explanation.opposing),
         )
         if group
     ]
     right = _HINTS + sum(_HEADING + _ROW * len(group) for _, _, group in sections)
     picture_height = _LEFT * explanation.picture.height / explanation.picture.width
-    body = max(right, picture_height + 1.75)
+    below = 0.85 + 0.3 * len(top_classes(explanation)) + 0.2 * len(_notes(explanation))
+    body = max(right, picture_height + below)
     x0 = _MARGIN + _LEFT + _GAP
     width = x0 + _TEXT + (_TILE + _PAD) * (count + 1) + 0.15 + _MARGIN
     canvas = _Canvas(width, _MARGIN + _TITLE + body + _SUM + _MARGIN)
@@ -125,7 +182,7 @@ def explanation_figure(
         )
     at, number = y + _HINTS, 0
     for text, color, group in sections:
-        canvas.text(x0, at, text, 11, color=color, fontweight="bold")
+        canvas.text(x0, at, text, 11, color=color, weight="bold")
         at += _HEADING
         for evidence in group:
             number += 1
@@ -172,11 +229,11 @@ def prototypes_figure(
     canvas = _Canvas(2 * _MARGIN + label + 2 * side, 2 * _MARGIN + 0.45 + _ROW * len(channels))
     for sign, name, color in ((1, "positive side", SUPPORTS), (-1, "negative side", OPPOSES)):
         x = _MARGIN + label + (0 if sign == 1 else side)
-        canvas.text(x, _MARGIN, f"strongest on the {name}", 10, color=color, fontweight="bold")
+        canvas.text(x, _MARGIN, f"strongest on the {name}", 10, color=color, weight="bold")
         for i, channel in enumerate(channels):
             y = _MARGIN + 0.45 + i * _ROW
             if sign == 1:
-                canvas.text(_MARGIN, y + 0.4, f"{channel}", 13, fontweight="bold")
+                canvas.text(_MARGIN, y + 0.4, f"{channel}", 13, weight="bold")
                 canvas.text(_MARGIN, y + 0.68, unit, 8, color=MUTED)
             kept = prototypes.of(channel, sign)[:count]
             _prototypes(canvas, kept, pictures, prototypes.grid, color, (x, y))
@@ -186,53 +243,60 @@ def prototypes_figure(
 def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 130) -> None:
     """Write a figure as PNG, at once or not at all."""
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=dpi)
+        # three quarters of the default level's time for a tenth more bytes
+        figure.savefig(temporary, format="png", dpi=dpi, pil_kwargs={"compress_level": 3})
 
 
 def _title(canvas: _Canvas, e: Explanation, y: float) -> None:
-    probability = float(e.probabilities[e.class_index])
-    explained = e.class_name == e.predicted_name
-    verb = "Predicted" if explained else "Explained class"
-    canvas.text(_MARGIN, y - 0.05, f"{verb}: {_cut(e.class_name, 48)}", 17, fontweight="bold")
-    facts = f"probability {probability:.1%}   ·   logit {e.logit:.3f}"
+    end = canvas.width - _MARGIN
+    right = end - _MARGIN
+    explained = explains_prediction(e)
+    if e.true_name is not None:
+        correct = e.correct
+        text = "✓ prediction is correct" if correct else f"✗ wrong: it is {e.true_name}"
+        canvas.text(end, y, text, 12, length=56, ha="right", room=0.4 * right,
+                    color=MUTED if correct else WRONG,
+                    weight="normal" if correct else "bold")  # fmt: skip
+    canvas.text(_MARGIN, y - 0.05, headline(e), 17, length=64, weight="bold",
+                room=(0.58 if e.true_name is not None else 0.98) * right)  # fmt: skip
+    facts = f"probability {float(e.probabilities[e.class_index]):.1%}   ·   logit {e.logit:.3f}"
     if e.size95 is not None:
         facts += f"   ·   {e.size95:,} of {counted(e.channels, e.unit)} reach 95 % of the logit"
-    canvas.text(_MARGIN, y + 0.36, facts, 10, color=MUTED)
-    end = canvas.width - _MARGIN
-    if not explained:
-        canvas.text(end, y + 0.36, f"predicted: {_cut(e.predicted_name, 32)}", 10, color=MUTED,
-                    ha="right")  # fmt: skip
-    if e.true_name is not None:
-        right = e.correct
-        text = "✓ prediction is correct" if right else f"✗ wrong: it is {_cut(e.true_name, 40)}"
-        canvas.text(end, y, text, 12, ha="right", color=MUTED if right else WRONG,
-                    fontweight="normal" if right else "bold")  # fmt: skip
-    canvas.line(y + 0.68, _MARGIN, end)
+    canvas.text(_MARGIN, y + 0.36, facts, 10, color=MUTED, room=0.6 * right)
+    if not explained or e.independent:
+        canvas.text(end, y + 0.36, predicted_text(e), 10, color=MUTED, length=64, ha="right",
+                    room=0.38 * right)  # fmt: skip
+    canvas.line(_MARGIN, y + 0.68, end, y + 0.68, LINE, 1)
 
 
 def _left(canvas: _Canvas, e: Explanation, y: float, height: float) -> None:
-    ax = canvas.picture(_MARGIN, y, _LEFT, height, e.picture)
-    unit = e.picture.width / _LEFT  # pixels of the picture per inch
-    boxes = marks(e, 0.115 * unit)
+    place = canvas.picture(_MARGIN, y, _LEFT, height, e.picture)
+    boxes = marks(e, 0.115 / place.scale)
     for mark in boxes:
-        _frame(ax, mark.box, _COLORS[mark.kind], dashed=mark.kind == "opposes", width=2.4)
+        canvas.frame(place.box(mark.box), _COLORS[mark.kind], dashed=mark.kind == "opposes",
+                     width=2.4)  # fmt: skip
     for mark in boxes:
-        disc = Circle(mark.center, 0.115 * unit, facecolor=_COLORS[mark.kind], edgecolor="white")
-        ax.add_patch(disc)
-        ax.text(*mark.center, str(mark.number), color="white", ha="center", va="center",
-                fontsize=8, fontweight="bold")  # fmt: skip
+        x, y0, _, _ = place.box((*mark.center, *mark.center))
+        canvas.disc(x, y0, mark.number, _COLORS[mark.kind], edge=True)
     y += height + 0.1
-    canvas.text(_MARGIN, y, _cut(short_name(e.path), 52), 8, color=MUTED)
+    canvas.text(_MARGIN, y, short_name(e.path), 8, color=MUTED, length=60, room=_LEFT)
+    for line in _notes(e):
+        y += 0.2
+        canvas.text(_MARGIN, y, line, 8, color=MUTED, room=_LEFT)
     y += 0.32
     for name, probability in top_classes(e):
-        ax = canvas.axes(_MARGIN, y, _LEFT, 0.24)
-        ax.set_xlim(0, 1)
-        ax.set_ylim(0, 1)
-        ax.barh(0.5, 1, 1, color="#f0f1f4")
-        ax.barh(0.5, probability, 1, color="#c9ced8")
-        ax.text(0.02, 0.48, _cut(name, 34), va="center", fontsize=8.5, color=INK, parse_math=False)
-        ax.text(0.98, 0.48, f"{probability:.1%}", va="center", ha="right", fontsize=8.5, color=INK)
+        canvas.bar(_MARGIN, y, _MARGIN + _LEFT, y + 0.24, "#f0f1f4")
+        canvas.bar(_MARGIN, y, _MARGIN + _LEFT * probability, y + 0.24, "#c9ced8")
+        middle: dict[str, Any] = {"va": "center_baseline", "color": INK}
+        canvas.text(_MARGIN + 0.09, y + 0.12, name, 8.5, length=44, room=_LEFT - 0.8, **middle)
+        canvas.text(_MARGIN + _LEFT - 0.09, y + 0.12, f"{probability:.1%}", 8.5, ha="right",
+                    **middle)  # fmt: skip
         y += 0.3
+
+
+def _notes(e: Explanation) -> list[str]:
+    """What was done to the image, in lines that fit below it."""
+    return [line for note in e.notes for line in textwrap.wrap(note, 68)]
 
 
 def _row(
@@ -244,23 +308,22 @@ def _row(
     at: tuple[float, float],
 ) -> None:
     x, y = at
-    canvas.badge(x, y + 0.02, number, color)
-    canvas.text(x + 0.34, y, signed(evidence.contribution), 14, color=color, fontweight="bold")
+    canvas.disc(x + 0.12, y + 0.14, number, color, edge=False)
+    canvas.text(x + 0.34, y, signed(evidence.contribution), 14, color=color, weight="bold")
     canvas.text(x + 0.34, y + 0.3, f"{e.unit} {evidence.channel}", 9)
     largest = max(abs(other.contribution) for other in e.shown)
-    ax = canvas.axes(x + 0.34, y + 0.55, _TEXT - 0.6, 0.08)
-    ax.set_xlim(0, 1)
-    ax.barh(0, 1, 1, color="#eceef2")
-    ax.barh(0, abs(evidence.contribution) / largest, 1, color=color)
-    ax.set_ylim(-0.5, 0.5)
+    left, full = x + 0.34, _TEXT - 0.6
+    part = full * abs(evidence.contribution) / largest
+    canvas.bar(left, y + 0.55, left + full, y + 0.63, "#eceef2")
+    canvas.bar(left, y + 0.55, left + part, y + 0.63, color)
     minus = "\N{MINUS SIGN}"
-    canvas.text(x + 0.34, y + 0.72, f"weight {evidence.weight:.3f} ×", 8, color=MUTED)
-    canvas.text(x + 0.34, y + 0.88, f"({evidence.pos:.3f} {minus} {evidence.neg:.3f})", 8,
+    canvas.text(left, y + 0.72, f"weight {evidence.weight:.3f} ×", 8, color=MUTED)
+    canvas.text(left, y + 0.88, f"({evidence.pos:.3f} {minus} {evidence.neg:.3f})", 8,
                 color=MUTED)  # fmt: skip
     overlay = heat_overlay(e.picture, evidence.heat, evidence.sign)
-    ax = canvas.picture(x + _TEXT, y, _TILE, _TILE, overlay)
+    place = canvas.picture(x + _TEXT, y, _TILE, _TILE, overlay)
     if evidence.box is not None:
-        _frame(ax, evidence.box, color, dashed=evidence.sign < 0, width=1.6)
+        canvas.frame(place.box(evidence.box), color, dashed=evidence.sign < 0, width=1.6)
 
 
 def _prototypes(
@@ -276,56 +339,48 @@ def _prototypes(
         canvas.text(x, y + 0.5, "no training image excites this side", 8.5, color=MUTED)
     for prototype in kept:
         thumbnail = pictures.get(prototype.file)
-        ax = canvas.picture(x, y, _TILE, _TILE, thumbnail.image)
+        place = canvas.picture(x, y, _TILE, _TILE, thumbnail.image)
         if not thumbnail.missing:
             box = prototype_box(prototype, grid, thumbnail.image.size)
-            _frame(ax, box, color, dashed=False, width=1.3)
-        canvas.text(x, y + _TILE + 0.04, _cut(prototype.label_name, 19), 7, color=MUTED)
+            canvas.frame(place.box(box), color, dashed=False, width=1.3)
+        canvas.text(x, y + _TILE + 0.04, prototype.label_name, 7, color=MUTED, length=22,
+                    room=_TILE + 0.5 * _PAD)  # fmt: skip
         x += _TILE + _PAD
 
 
-def _frame(ax: Axes, box: Sequence[float], color: str, *, dashed: bool, width: float) -> None:
-    x0, y0, x1, y1 = box
-    place: dict[str, Any] = {"xy": (x0, y0), "width": x1 - x0, "height": y1 - y0, "fill": False}
-    ax.add_patch(Rectangle(**place, edgecolor="white", linewidth=width + 1.5))
-    style = "dashed" if dashed else "solid"
-    ax.add_patch(Rectangle(**place, edgecolor=color, linewidth=width, linestyle=style))
-
-
 def _sum(canvas: _Canvas, e: Explanation, y: float) -> None:
-    canvas.line(y + 0.08, _MARGIN, canvas.width - _MARGIN)
-    canvas.text(_MARGIN, y + 0.22, "The sum", 11, fontweight="bold")
+    right = canvas.width - _MARGIN
+    canvas.line(_MARGIN, y + 0.08, right, y + 0.08, LINE, 1)
+    canvas.text(_MARGIN, y + 0.22, "The sum", 11, weight="bold")
     parts = []
     for i, term in enumerate(terms(e)):
         value = f"{abs(term.value):.3f}"
         lead = "\N{MINUS SIGN} " if term.value < 0 else "+ " if i else ""
         parts.append(f"{lead}{value}" + ("" if term.label.isdigit() else f" ({term.label})"))
     text = f"{'  '.join(parts)}  =  {e.logit:.3f} (logit)"
-    room = 12.2 * (canvas.width - 2 * _MARGIN - 0.9)  # characters of 10 points
-    canvas.text(_MARGIN + 0.9, y + 0.235, text, 10 * min(1, room / len(text)))
+    canvas.text(_MARGIN + 0.9, y + 0.235, text, room=right - _MARGIN - 0.9, size=10)
     pieces = segments(e)
     ends = [0.0, e.logit, *(s.start for s in pieces), *(s.end for s in pieces)]
     low, high = min(ends), max(ends)
     span = (high - low) or 1.0
-    width = canvas.width - 2 * _MARGIN
-    ax = canvas.axes(_MARGIN, y + 0.58, width, 0.95)
-    ax.set_xlim(low - 0.01 * span, high + 0.06 * span)
-    ax.set_ylim(2.6, -0.1)
+    inches = (right - _MARGIN) / (1.07 * span)
+
+    def at(value: float) -> float:
+        return _MARGIN + (value - low + 0.01 * span) * inches
+
+    top, lane_height = y + 0.61, 0.35
     for term, start, end, lane in pieces:
-        ax.barh(lane + 0.5, end - start, 0.84, left=start, color=_COLORS[term.kind],
-                edgecolor="white", linewidth=1.2)  # fmt: skip
+        y0 = top + (lane + 0.08) * lane_height
+        x0, x1 = sorted((at(start), at(end)))
+        canvas.bar(x0, y0, x1, y0 + 0.84 * lane_height, _COLORS[term.kind], edge=1.2)
         # Numbers only where they fit: a digit needs about 0.2 inch, the label of the rest more.
-        if abs(end - start) / span * width > (0.2 if term.label.isdigit() else 1.7):
-            ax.text((start + end) / 2, lane + 0.5, term.label, color="white", fontsize=8.5,
-                    ha="center", va="center", fontweight="bold")  # fmt: skip
-    ax.plot([0, 0], [0, 2], color=INK, linewidth=1)
-    ax.plot([e.logit, e.logit], [0, 2.12], color=INK, linewidth=1.6)
-    ax.text(e.logit, 2.2, f"logit {e.logit:.3f}", fontsize=9, ha="center", va="top",
-            fontweight="bold", color=INK)  # fmt: skip
+        if x1 - x0 > (0.2 if term.label.isdigit() else 1.7):
+            canvas.text((x0 + x1) / 2, y0 + 0.42 * lane_height, term.label, 8.5, color="white",
+                        ha="center", va="center_baseline", weight="bold")  # fmt: skip
+    bottom = top + 2 * lane_height
+    canvas.line(at(0), top, at(0), bottom, INK, 1)
+    canvas.line(at(e.logit), top, at(e.logit), bottom + 0.04, INK, 1.6)
+    canvas.text(at(e.logit), bottom + 0.07, f"logit {e.logit:.3f}", ha="center",
+                weight="bold")  # fmt: skip
     if e.logit - low > 0.1 * span:
-        ax.text(0, 2.2, "0", fontsize=9, ha="center", va="top", color=MUTED)
-
-
-def _cut(text: str, length: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 1] + "…"
+        canvas.text(at(0), bottom + 0.07, "0", ha="center", color=MUTED)

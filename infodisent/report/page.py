@@ -25,6 +25,7 @@ from infodisent.files import write_text
 from infodisent.report.pictures import Pictures, heat_overlay, shrink
 from infodisent.report.view import (
     check_fits,
+    explains_prediction,
     marks,
     prototype_box,
     segments,
@@ -119,7 +120,8 @@ def write_page(
         version=__version__,
         date=datetime.date.today().isoformat(),
     )
-    write_text(path, page)
+    # names of files may hold bytes that are no text
+    write_text(path, page.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 @cache
@@ -201,7 +203,10 @@ def _image(explanation: Explanation, number: int, shelf: _Shelf) -> dict[str, An
         "marks": _marks(e),
         "class": e.class_name,
         "predicted": e.predicted_name,
-        "explains_prediction": e.class_name == e.predicted_name,
+        "explains_prediction": explains_prediction(e),
+        "multilabel": e.independent,
+        "labels": e.predicted_names,
+        "notes": e.notes,
         "true": e.true_name,
         "verdict": {None: "unknown", True: "right", False: "wrong"}[e.correct],
         "probability": float(e.probabilities[e.class_index]),

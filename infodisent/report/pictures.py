@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from infodisent.backbones.preprocess import to_picture, transform_from
 from infodisent.data.pictures import load_picture, reading_options
@@ -41,26 +41,47 @@ class Pictures:
             self._cache[key] = self._make(key)
         return self._cache[key]
 
+    @property
+    def count(self) -> int:
+        """Pictures asked for so far."""
+        return len(self._cache)
+
+    def lost(self) -> list[str]:
+        """Paths of those that are placeholders."""
+        return [path for path, thumbnail in self._cache.items() if thumbnail.missing]
+
     def _make(self, path: str) -> Thumbnail:
         try:
-            image = load_picture(path, **reading_options(self._config)).image
-            picture = to_picture(self._transform(image), self._config)
+            picture = to_picture(self._transform(self._decode(path)), self._config)
         except FileNotFoundError:
-            return Thumbnail(self._placeholder(path), "file is missing")
+            return Thumbnail(self._placeholder(path, missing=True), "file is missing")
         except ValueError:
-            return Thumbnail(self._placeholder(path), "file cannot be read")
+            return Thumbnail(self._placeholder(path, missing=False), "file cannot be read")
         return Thumbnail(shrink(picture, self._side), "")
 
-    def _placeholder(self, path: str) -> Image.Image:
+    def _decode(self, path: str) -> Image.Image:
+        """A file as `load_picture` reads it; a large JPEG, which decodes at a fraction of its size,
+        only as large as its thumbnail needs. Errors as `load_picture`."""
+        needed = round(2 * self._side / float(self._config.get("crop_pct") or 1))
+        try:
+            with Image.open(path) as image:
+                if image.format == "JPEG" and image.mode in ("L", "RGB"):
+                    image.draft(image.mode, (needed, needed))
+                    return ImageOps.exif_transpose(image).convert("RGB")
+        except (OSError, ValueError, Image.DecompressionBombError):
+            pass  # the usual road says what is wrong
+        return load_picture(path, **reading_options(self._config)).image
+
+    def _placeholder(self, path: str, *, missing: bool) -> Image.Image:
         height, width = self._config["input_size"][1:]
         image = shrink(Image.new("RGB", (width, height), (206, 208, 212)), self._side)
         draw = ImageDraw.Draw(image)
         # Pillow's own font may have Latin letters only; a name must not be able to break a report.
-        name = PurePath(path).name.encode("ascii", "replace").decode()
+        name = PurePath(path).name.encode("ascii", "backslashreplace").decode()
         lines = [name[i : i + 14] for i in range(0, len(name), 14)][:4]
         draw.multiline_text(
             (image.width / 2, image.height / 2),
-            "\n".join(["missing:", *lines]),
+            "\n".join(["image moved:" if missing else "unreadable:", *lines]),
             fill=(70, 74, 82),
             font=ImageFont.load_default(size=max(9, image.width // 10)),
             anchor="mm",

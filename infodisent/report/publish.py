@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from infodisent.explanations.evidence import Explanation
 from infodisent.explanations.local import explain_many
-from infodisent.explanations.prototypes import Prototypes, find_prototypes
+from infodisent.explanations.predictions import predict_images
+from infodisent.explanations.prototypes import Prototypes, relocate
 from infodisent.progress import bar
-from infodisent.report.figure import explanation_figure, prototypes_figure, save_figure
+from infodisent.report.figure import explanation_figure, save_figure
+from infodisent.report.held_out import balanced, existing, label_of, wrong_indices
+from infodisent.report.notices import say, say_lost
 from infodisent.report.page import write_page
 from infodisent.report.pictures import Pictures
+from infodisent.report.sheet import draw_prototypes
+from infodisent.report.sources import find_sources, limited
+from infodisent.report.table import check_folder
 from infodisent.training.checkpoint import Architecture, Checkpoint
-from infodisent.training.run import PROTOTYPES, Run, open_run
+from infodisent.training.run import Run, open_run
 
 PAGE = "report.html"
+__all__ = [
+    "PAGE",
+    "draw_prototypes",
+    "report_held_out",
+    "report_images",
+    "report_run",
+    "report_sources",
+]
 
 
 def report_run(
@@ -28,6 +41,7 @@ def report_run(
     *,
     count: int = 16,
     seed: int = 0,
+    images_root: str | os.PathLike[str] | None = None,
     module: Architecture | None = None,
     progress: bool = True,
 ) -> Path:
@@ -39,25 +53,193 @@ def report_run(
         run: from `infodisent.training.run.fit`.
         count: images to explain, at least 1; fewer if fewer are held out.
         seed: of the choice.
-        module: as for `open_run`.
+        images_root: where the run's images are now, if they were moved.
+        module: as for `infodisent.training.run.open_run`.
         progress: show progress bars.
 
     Returns:
         Path of the page, ``report.html`` in the run's folder.
+
+    Raises:
+        FileNotFoundError: none of the held-out images is where it was.
     """
-    loaded, prototypes, _ = open_run(run.folder, module=module)
+    options: dict[str, Any] = {"images_root": images_root, "module": module, "progress": progress}
+    page = report_held_out(run.folder, count, seed=seed, **options)
+    assert page is not None  # only a report of wrong predictions may have nothing to show
+    return page
+
+
+def report_held_out(
+    folder: str | os.PathLike[str],
+    count: int = 16,
+    *,
+    wrong_only: bool = False,
+    out: str | os.PathLike[str] | None = None,
+    images_root: str | os.PathLike[str] | None = None,
+    class_name: str | None = None,
+    top: int = 4,
+    top_opposing: int = 2,
+    seed: int = 0,
+    module: Architecture | None = None,
+    progress: bool = True,
+) -> Path | None:
+    """Explain held-out images of a run, evenly from the classes, with what they really are.
+
+    Args:
+        folder: of the run.
+        count: images to explain, at least 1; fewer if fewer are held out.
+        wrong_only: only those that the model gets wrong.
+        out: folder for page and figures; default: the run's.
+        images_root: where the run's images are now, if they were moved.
+        class_name: class to explain; default: the predicted one.
+        top, top_opposing: see `infodisent.explain`.
+        seed: of the choice.
+        module: as for `infodisent.training.run.open_run`.
+        progress: show progress bars and notices.
+
+    Returns:
+        Path of the page; None where `wrong_only` finds no image.
+
+    Raises:
+        FileNotFoundError: none of the images is where it was.
+        ValueError: `count` is below 1, an unknown class, or features of another model.
+    """
+    if count < 1:
+        raise ValueError(f"report: count is {count}, must be >= 1")
+    target = Path(folder if out is None else out)
+    check_folder(target, "report")
+    loaded, prototypes, run = open_run(folder, module=module)
+    class_index = _class_index(loaded, class_name)
     store = run.store
-    chosen = _balanced(store.labels, store.indices("val"), count, seed)
+    indices = store.indices("val")
+    if wrong_only:
+        if store.meta["made_from"] != run.metrics["features"]:
+            raise ValueError(
+                f"{run.folder}: its features are not those its model was trained on; run fit again"
+            )
+        everything, indices = len(indices), wrong_indices(loaded, store, indices)
+        if not len(indices):
+            say(progress, f"none of the {everything:,} held-out images is predicted wrongly")
+            return None
+        say(progress, f"{len(indices):,} of {everything:,} held-out images are predicted wrongly")
+    root = run.metrics["images"].get("root", "")
+    files = relocate(store.files, root, images_root)
+    ordered = balanced(store.labels, indices, seed)
+    chosen, lost = existing(files, ordered, count)
+    chosen.sort(key=lambda i: label_of(store.labels, i))  # class after class
+    if not chosen:
+        raise FileNotFoundError(
+            f"none of the {len(ordered)} held-out images is where it was ({files[lost[0]]}); "
+            "if they were moved, pass images_root (--images-root DIR)"
+        )
+    if lost:
+        say(progress, f"{len(lost)} held-out image(s) are lost and left out, as {files[lost[0]]}")
+    single = loaded.task == "multiclass"
     explanations = explain_many(
         loaded.model,
-        [store.files[i] for i in chosen],
-        true_names=[store.classes[int(store.labels[i])] for i in chosen],
+        [files[i] for i in chosen],
+        true_names=[store.classes[int(store.labels[i])] for i in chosen] if single else None,
+        on_error=lambda image, error: say(progress, str(error)),
         classes=loaded.classes,
+        class_index=class_index,
+        top=top,
+        top_opposing=top_opposing,
         transform=loaded.transform,
-        task=loaded.task,
         progress=progress,
+        task=loaded.task,
     )
-    return _publish(explanations, prototypes, run.folder, run.metrics, progress)
+    if wrong_only:  # stored maps are rounded: a tie may fall the other way
+        explanations = [e for e in explanations if e.correct is not True] or explanations
+    if not explanations:
+        raise ValueError(f"report: none of the {len(chosen)} held-out images can be read")
+    prototypes = prototypes.relocated(root, images_root)
+    return _publish(explanations, prototypes, target, run.metrics, progress)
+
+
+def report_sources(
+    folder: str | os.PathLike[str],
+    names: Sequence[str | os.PathLike[str]],
+    *,
+    out: str | os.PathLike[str],
+    limit: int = 64,
+    wrong_only: bool = False,
+    images_root: str | os.PathLike[str] | None = None,
+    class_name: str | None = None,
+    top: int = 4,
+    top_opposing: int = 2,
+    intensity_range: tuple[float, float] | None = None,
+    page: int | None = None,
+    module: Architecture | None = None,
+    progress: bool = True,
+) -> tuple[Path | None, list[str]]:
+    """Explain files, folders and patterns with a run's model; folders may name the true classes.
+
+    Args:
+        folder: of the run.
+        names: see `infodisent.report.sources.find_sources`.
+        out: folder for page and figures.
+        limit: images to explain at most; what is left out is said.
+        wrong_only: only images that the model gets wrong; their folders must name their classes.
+        intensity_range, page: how files are read, see `infodisent.data.pictures.load_picture`.
+        images_root, class_name, top, top_opposing, module, progress: see `report_held_out`.
+
+    Returns:
+        Path of the page, None where `wrong_only` finds no image, and the reasons why images were
+        skipped that cannot be read.
+
+    Raises:
+        ValueError: nothing to explain, an unknown class, or no image can be read.
+        NotADirectoryError: `out` is a file.
+    """
+    check_folder(out, "explain")
+    loaded, prototypes, run = open_run(folder, module=module)
+    single = loaded.task == "multiclass"
+    sources = find_sources(names, loaded.classes if single else (), command="explain")
+    for line in sources.notices():
+        say(progress, line)
+    failures: list[str] = []
+    reading: dict[str, Any] = {"intensity_range": intensity_range, "page": page}
+    if wrong_only:
+        if not sources.known:
+            raise ValueError(
+                "explain: --wrong-only needs images whose folders are called as the model's "
+                f"classes ({listed(loaded.classes)}), or --held-out"
+            )
+        judged = predict_images(
+            loaded.model,
+            sources.paths,
+            classes=loaded.classes,
+            true_names=[item.true_name for item in sources.items],
+            transform=loaded.transform,
+            **reading,
+            progress=progress,
+        )
+        failures = [p.error for p in judged if p.error]
+        known = sources.known
+        sources.items = [
+            item for item, p in zip(sources.items, judged, strict=True) if p.correct is False
+        ]
+        say(progress, f"{len(sources.items):,} of {known:,} images are predicted wrongly")
+        if not sources.items:
+            return None, failures
+    chosen = limited(sources, limit)
+    if len(chosen) < len(sources.items):
+        total = len(sources.items)
+        say(progress, f"{len(chosen):,} of {total:,} images are explained; --limit {total} for all")
+    written, unreadable = report_images(
+        loaded,
+        prototypes.relocated(run.metrics["images"].get("root", ""), images_root),
+        [item.path for item in chosen],
+        out,
+        metrics=run.metrics,
+        class_name=class_name,
+        true_names=[item.true_name for item in chosen],
+        top=top,
+        top_opposing=top_opposing,
+        progress=progress,
+        **reading,
+    )
+    return written, failures + unreadable
 
 
 def report_images(
@@ -68,6 +250,7 @@ def report_images(
     *,
     metrics: dict[str, Any],
     class_name: str | None = None,
+    true_names: Sequence[str | None] | None = None,
     top: int = 4,
     top_opposing: int = 2,
     intensity_range: tuple[float, float] | None = None,
@@ -85,27 +268,22 @@ def report_images(
     """
     if Path(out).exists() and not Path(out).is_dir():
         raise NotADirectoryError(f"{out} is a file, expected a folder for the results")
-    class_index = None
-    if class_name is not None:
-        if class_name not in loaded.classes:
-            raise ValueError(
-                f"explain: class is {class_name!r}, the model knows {', '.join(loaded.classes)}"
-            )
-        class_index = loaded.classes.index(class_name)
+    class_index = _class_index(loaded, class_name)
     failures: list[str] = []
     explanations = explain_many(
         loaded.model,
         images,
+        true_names=true_names,
         on_error=lambda image, error: failures.append(str(error)),
         classes=loaded.classes,
         class_index=class_index,
         top=top,
         top_opposing=top_opposing,
         transform=loaded.transform,
-        task=loaded.task,
         intensity_range=intensity_range,
         page=page,
         progress=progress,
+        task=loaded.task,
     )
     if not explanations:
         raise ValueError(f"explain: no image can be read: {'; '.join(failures[:3])}")
@@ -113,59 +291,20 @@ def report_images(
     return written, failures
 
 
-def draw_prototypes(
-    folder: str | os.PathLike[str],
-    channels: str | None = None,
-    keep: int = 5,
-    out: str | os.PathLike[str] | None = None,
-    *,
-    module: Architecture | None = None,
-    progress: bool = True,
-) -> Path:
-    """Draw what channels of a run mean; finds the prototypes anew if more are asked for.
-
-    Args:
-        folder: of the run.
-        channels: comma-separated channel numbers; default: the two heaviest of every class, at most
-            sixteen.
-        keep: images per channel and side.
-        out: PNG to write; default: ``prototypes.png`` in the run.
-        module: as for `open_run`.
-        progress: show progress bars.
-
-    Raises:
-        ValueError: `channels` is not a list of numbers, or one is out of range.
-    """
-    loaded, prototypes, run = open_run(folder, module=module)
-    if channels is None:
-        weight = loaded.model.head.class_weights()  # [K, M]
-        heaviest = weight.topk(min(2, weight.shape[1]), dim=1).indices.flatten().tolist()
-        chosen = list(dict.fromkeys(heaviest))[:16]
-    elif re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", channels):
-        chosen = [int(c) for c in channels.split(",")]
-    else:
-        raise ValueError(f"channels is {channels!r}, expected numbers such as 3,17,200")
-    keep = min(keep, run.metrics["images"]["train"])
-    if keep > prototypes.k:
-        prototypes = find_prototypes(loaded.model.head, run.store, k=keep, progress=progress)
-        prototypes.save(run.folder / PROTOTYPES)
-    target = Path(out) if out is not None else run.folder / "prototypes.png"
-    figure = prototypes_figure(prototypes, chosen, k=keep, unit=loaded.model.head.unit)
-    save_figure(figure, target)
-    return target
+def _class_index(loaded: Checkpoint, name: str | None) -> int | None:
+    """Position of a class, ValueError with those that are spelt alike where there is none."""
+    if name is None or name in loaded.classes:
+        return None if name is None else loaded.classes.index(name)
+    lower = {known.lower(): known for known in loaded.classes}
+    close = [lower[n] for n in difflib.get_close_matches(name.lower(), list(lower), 3, 0.6)]
+    hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
+    raise ValueError(f"explain: class is {name!r}, the model knows {listed(loaded.classes)}{hint}")
 
 
-def _balanced(labels: torch.Tensor, indices: torch.Tensor, count: int, seed: int) -> list[int]:
-    """`count` of the indices, as evenly from the classes as they allow, class after class."""
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = indices[torch.randperm(len(indices), generator=generator)]
-    turns: dict[int, int] = {}
-    keyed = []
-    for i in shuffled.tolist():
-        label = int(labels[i])
-        turns[label] = turns.get(label, -1) + 1
-        keyed.append((turns[label], label, i))
-    return [i for _, _, i in sorted(sorted(keyed)[:count], key=lambda k: (k[1], k[0]))]
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Names for a message, not more than a person reads."""
+    rest = f" … ({len(names):,} in all)" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 def _publish(
@@ -190,7 +329,9 @@ def _publish(
         prototypes,
         title=f"Why {metrics['backbone'] or 'the model'} decides as it does",
         summary=metrics["rows"],
+        pictures=pictures,
     )
+    say_lost(pictures, progress)
     return page
 
 

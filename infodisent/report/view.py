@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -108,8 +109,46 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def short_name(path: str) -> str:
-    """The last folder and the file name, enough to find an image and no more."""
-    return "/".join(PurePath(path).parts[-2:]) if path else "picture"
+    """The last folder and the file name, enough to find an image and no more.
+
+    Bytes of a name that are no text are written as ``\\udcff``.
+    """
+    name = "/".join(PurePath(path).parts[-2:]) if path else "picture"
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def cut(text: str, length: int) -> str:
+    """A text on one line, with an ellipsis where it is longer; wide letters count as two."""
+    text = " ".join(text.split())
+    room = length
+    for at, letter in enumerate(text):
+        room -= 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        if room < 0:
+            return text[: max(1, at - 1)] + "…"
+    return text
+
+
+def explains_prediction(explanation: Explanation) -> bool:
+    """Whether the explained class is a predicted one."""
+    if explanation.independent:
+        return explanation.class_name in explanation.predicted_names
+    return explanation.class_index == int(explanation.logits.argmax())
+
+
+def headline(explanation: Explanation) -> str:
+    """What is explained, in one line."""
+    if explanation.independent:
+        chance = float(explanation.probabilities[explanation.class_index])
+        return f"{explanation.class_name}: {chance:.1%}"
+    verb = "Predicted" if explains_prediction(explanation) else "Explained class"
+    return f"{verb}: {explanation.class_name}"
+
+
+def predicted_text(explanation: Explanation) -> str:
+    """What the model predicts, for where that is not in the headline."""
+    if explanation.independent:
+        return f"labels of 50 % or more: {', '.join(explanation.predicted_names) or 'none'}"
+    return f"predicted: {explanation.predicted_name}"
 
 
 def check_fits(explanation: Explanation, prototypes: Prototypes) -> None:
@@ -127,8 +166,10 @@ def prototype_box(prototype: Prototype, grid: tuple[int, int], size: tuple[int, 
     return cell_box(row * grid[1] + column, grid, size)
 
 
-def top_classes(explanation: Explanation, count: int = 3) -> list[tuple[str, float]]:
-    """The most probable classes with their probabilities."""
+def top_classes(explanation: Explanation, count: int | None = None) -> list[tuple[str, float]]:
+    """The most probable classes with their probabilities: `count`, by default 3 or 6 labels."""
+    if count is None:
+        count = 6 if explanation.independent else 3
     best = torch.topk(explanation.probabilities, min(count, len(explanation.classes)))
     return [
         (explanation.classes[i], p)

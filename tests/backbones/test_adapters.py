@@ -20,7 +20,7 @@ import torchvision  # noqa: E402
 
 from tests.backbones.models import images  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:attach. what builds")
+pytestmark = pytest.mark.filterwarnings("ignore:attach. .*(what builds|normalised)")
 
 
 class Own(nn.Module):
@@ -223,6 +223,61 @@ def test_dense_features_as_torch_hub_has_them() -> None:
     assert (model.input_fmt, model.num_prefix_tokens, model.backbone.num_classes) == ("NLC", 0, 0)
     want = net.tokens(images(64))[:, 1:]
     torch.testing.assert_close(model.forward_features(images(64)), want)
+
+
+@torch.no_grad()
+def test_classifiers_that_return_probabilities_and_logits() -> None:
+    class Classify(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(8, 16, 1), nn.AdaptiveAvgPool2d(1)
+            self.drop, self.linear = nn.Dropout(0.0), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            logits = self.linear(self.drop(self.pool(self.conv(x)).flatten(1)))
+            return logits if self.training else (logits.softmax(1), logits)
+
+    class ClassificationModel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.ReLU(), Classify())
+            self.names = dict(enumerate("abcd"))
+
+        def forward(self, x: Tensor) -> Any:
+            return self.model(x)
+
+    net = ClassificationModel()
+    for given in (net, Wrapper(net, name="net")):
+        model = infodisent.attach(given, 3).eval()
+        assert model.backbone.class_names == tuple("abcd")
+        assert model.pretrained_cfg["std"] == (1.0, 1.0, 1.0)
+        assert torch.equal(model.original_logits(images(64)), net(images(64))[1])
+
+
+@torch.no_grad()
+def test_towers_that_return_tokens_on_request() -> None:
+    class Tower(Tokens):
+        output_tokens, pool_type, image_mean = False, "tok", (0.4, 0.5, 0.6)
+
+        def forward(self, x: Tensor) -> Any:
+            tokens = self.tokens(x)
+            return (tokens[:, 0], tokens[:, 1:]) if self.output_tokens else tokens[:, 0]
+
+    net = Tower().eval()
+    model = infodisent.attach(net, 3)
+    assert model.pretrained_cfg["mean"] == (0.4, 0.5, 0.6)
+    torch.testing.assert_close(model.forward_features(images(64)), net.tokens(images(64))[:, 1:])
+    assert not net.output_tokens
+    whole = Wrapper(net, scale=3.0, name="visual")
+    with pytest.raises(ValueError, match=r"pass model\.visual"):
+        infodisent.attach(whole, 3)
+
+
+def test_an_assumed_normalisation_is_said() -> None:
+    with pytest.warns(
+        UserWarning, match=r"Own does not say how .*ImageNet's mean and std are used"
+    ):
+        infodisent.attach(Own(), 3, features="body")
 
 
 @torch.no_grad()

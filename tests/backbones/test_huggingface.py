@@ -15,7 +15,7 @@ from infodisent.files import read_tensors, write_tensors
 
 ensure_torchvision()
 transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.filterwarnings("ignore:.*comes without a preprocessor config")
+pytestmark = pytest.mark.filterwarnings("ignore:attach. .*(what builds|normalised)")
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 VIT |= {"image_size": 64, "num_labels": 5}
@@ -164,3 +164,9 @@ def test_changed_modules_open_again_or_say_so(tmp_path: Path) -> None:
     net.resnet.encoder.stages[0].layers[0].activation = torch.nn.GELU()
     with pytest.warns(UserWarning, match="opens again only with"):
         assert infodisent.attach(net, 3).spec["name"] is None
+
+
+def test_an_assumed_normalisation_is_said() -> None:
+    with pytest.warns(UserWarning, match=r"normalised: those of vit's image processor are used"):
+        model = infodisent.attach(build("ViT"), 3)
+    assert model.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)

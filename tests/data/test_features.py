@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from infodisent import attach
 from infodisent.backbones.preprocess import transform_config, transform_from
-from infodisent.data import extraction
+from infodisent.data import shards
 from infodisent.data.extraction import extract
+from infodisent.data.fingerprints import ENDS, LOOKS, listing
 from infodisent.data.images import ImageItem, ImageSet, load_image, scan_folder
 from infodisent.data.store import FeatureStore
 from infodisent.layout import to_bpc
@@ -57,9 +61,10 @@ def test_batches_cover_a_split_once(store):
 
 def test_killed_extraction_goes_on(tmp_path, image_folder, tiny, monkeypatch):
     images = scan_folder(image_folder)
-    whole = extract(tiny, images, tmp_path / "whole", shard_size=10, progress=False)
+    options = {"shard_size": 10, "batch_size": 5, "progress": False}
+    whole = extract(tiny, images, tmp_path / "whole", **options)
     calls = []
-    plain = extraction._forward
+    plain = shards._forward
 
     def dies(*args):
         calls.append(1)
@@ -67,23 +72,122 @@ def test_killed_extraction_goes_on(tmp_path, image_folder, tiny, monkeypatch):
             raise KeyboardInterrupt
         return plain(*args)
 
-    monkeypatch.setattr(extraction, "_forward", dies)
+    monkeypatch.setattr(shards, "_forward", dies)
     with pytest.raises(KeyboardInterrupt):
-        extract(tiny, images, tmp_path / "part", shard_size=10, batch_size=5, progress=False)
-    left = sorted(p.name for p in (tmp_path / "part").iterdir())
-    assert left == ["shard-00000.safetensors", "store.json"]
+        extract(tiny, images, tmp_path / "part", **options)
+    left = sorted(p.name for p in (tmp_path / "part").glob("*shard*"))
+    assert left == ["shard-00000.safetensors", "shard-00001.part-0000.safetensors"]
     with pytest.raises(FileNotFoundError, match="shard-00001"):
         FeatureStore(tmp_path / "part")
     # a shard cut short by a full disk counts as missing
     (tmp_path / "part" / "shard-00001.safetensors").write_bytes(b"\x10\0\0\0")
-    monkeypatch.setattr(extraction, "_forward", lambda *a: (calls.append(1), plain(*a))[1])
+    monkeypatch.setattr(shards, "_forward", lambda *a: (calls.append(1), plain(*a))[1])
     calls.clear()
-    resumed = extract(tiny, images, tmp_path / "part", shard_size=10, progress=False)
-    assert len(calls) == 2  # the two missing shards, the finished one is not computed again
+    resumed = extract(tiny, images, tmp_path / "part", **options)
+    assert len(calls) == 2  # the rest of the second shard, and the third: nothing twice
+    assert not list((tmp_path / "part").glob("*.part-*"))
     index = torch.arange(len(whole))
-    torch.testing.assert_close(resumed.gather(index), whole.gather(index))
+    assert torch.equal(resumed.gather(index), whole.gather(index))
+    assert torch.equal(resumed.original_logits[index], whole.original_logits[index])
     assert resumed.files == whole.files
     assert resumed.skipped == whole.skipped
+
+
+def test_a_run_killed_without_warning_has_kept_parts(tmp_path, image_folder, tiny, monkeypatch):
+    """Every batch is a part here; at a batch that dies nothing may be written any more."""
+    monkeypatch.setattr(shards, "FLUSH", -1.0)
+    images = scan_folder(image_folder)
+    whole = extract(tiny, images, tmp_path / "whole", batch_size=5, progress=False)
+    calls = []
+    plain, save = shards._forward, shards.ShardWriter._save
+
+    def dies(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            monkeypatch.setattr(shards.ShardWriter, "_save", lambda *a: pytest.fail("wrote"))
+            raise SystemExit
+        return plain(*args)
+
+    monkeypatch.setattr(shards, "_forward", dies)
+    with pytest.raises(SystemExit):
+        extract(tiny, images, tmp_path / "part", batch_size=5, progress=False)
+    monkeypatch.setattr(shards.ShardWriter, "_save", save)
+    parts = sorted((tmp_path / "part").glob("*.part-*"))
+    assert len(parts) == 3
+    parts[1].write_bytes(parts[1].read_bytes()[:100])  # it and what follows is computed again
+    monkeypatch.setattr(shards, "_forward", lambda *a: (calls.append(1), plain(*a))[1])
+    calls.clear()
+    resumed = extract(tiny, images, tmp_path / "part", batch_size=5, progress=False)
+    assert len(calls) == 4
+    index = torch.arange(len(whole))
+    assert torch.equal(resumed.gather(index), whole.gather(index))
+    assert resumed.skipped == whole.skipped
+
+
+def test_images_that_moved_are_the_same(tmp_path, image_folder, store, tiny, monkeypatch):
+    moved = tmp_path / "elsewhere" / "data"
+    shutil.copytree(image_folder, moved)
+    for path in moved.rglob("*.png"):
+        os.utime(path, (0, 0))
+    monkeypatch.setattr(shards, "_forward", lambda *a: pytest.fail("was extracted again"))
+    again = extract(tiny, scan_folder(moved), store.path, shard_size=10, progress=False)
+    assert again.meta["made_from"] == store.meta["made_from"]
+    assert again.meta["root"] == str(moved)
+    assert [os.path.relpath(f, moved) for f in again.files] == [
+        os.path.relpath(f, image_folder) for f in store.files
+    ]
+    back = extract(tiny, scan_folder(image_folder), store.path, shard_size=10, progress=False)
+    assert back.files == store.files
+
+
+def test_a_file_is_read_once_for_its_fingerprint(tmp_path, image_folder, monkeypatch):
+    images = scan_folder(image_folder)
+    first = listing(images, tmp_path)
+    monkeypatch.setattr(Path, "open", lambda *a, **k: pytest.fail("read again"))
+    assert listing(images, tmp_path) == first
+    monkeypatch.undo()
+    (tmp_path / LOOKS).write_bytes(b"damaged")
+    assert listing(images, tmp_path) == first
+
+
+@pytest.mark.parametrize("size", [100, 3 * ENDS])
+def test_other_contents_of_the_same_size_are_noticed(tmp_path, size):
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    items = tuple(ImageItem(str(path), 0, "train") for path in files)
+    images = ImageSet(str(tmp_path), ("a", "b"), items)
+    for path in files:
+        path.write_bytes(bytes(size))
+    first = listing(images, tmp_path)
+    with files[1].open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+    assert listing(images, tmp_path) != first
+    files[1].unlink()
+    assert listing(images, tmp_path) != first
+
+
+def test_too_little_room_is_said_before_the_work(tmp_path, image_folder, tiny, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shards, "_forward", lambda *a: pytest.fail("began"))
+    with pytest.raises(OSError, match=r"maps of 24 images take .* has 1 kB free"):
+        extract(tiny, scan_folder(image_folder), tmp_path / "s", progress=False)
+
+
+def test_a_full_disk_keeps_what_is_done(tmp_path, image_folder, tiny, monkeypatch):
+    write = shards.write_tensors
+
+    def full(path, *rest):
+        if path.name == "shard-00001.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, *rest)
+
+    monkeypatch.setattr(shards, "write_tensors", full)
+    images = scan_folder(image_folder)
+    with pytest.raises(OSError, match=r"^extract: the disk of .* is full. What was finished is"):
+        extract(tiny, images, tmp_path / "s", shard_size=10, progress=False)
+    monkeypatch.undo()
+    assert len(extract(tiny, images, tmp_path / "s", shard_size=10, progress=False)) == 23
 
 
 def test_store_of_something_else_is_refused(store, tiny, image_folder):
@@ -179,7 +283,7 @@ def test_replaced_image_or_architecture_is_noticed(tmp_path, image_folder):
     with pytest.raises(ValueError, match="different: options"):
         extract(model(act_layer="gelu"), scan_folder(image_folder), tmp_path / "s", progress=False)
     image = image_folder / "red" / "01.png"
-    os.utime(image, (0, 0))
+    image.write_bytes((image_folder / "green" / "01.png").read_bytes())
     with pytest.raises(ValueError, match="different: images"):
         extract(model(), scan_folder(image_folder), tmp_path / "s", progress=False)
 

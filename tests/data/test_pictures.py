@@ -250,6 +250,18 @@ def test_twelve_bits_are_not_black_and_it_is_said(tmp_path):
     assert (pixels(eight, intensity_range=(0, 4095)) == eight[..., None]).all()
 
 
+def test_a_pgm_has_the_values_that_it_says(tmp_path):
+    ramp = np.linspace(100, 900, 800).reshape(20, 40).astype(">u2")
+    (tmp_path / "x.pgm").write_bytes(b"P5\n40 20\n1023\n" + ramp.tobytes())
+    assert texts(tmp_path / "x.pgm")[0].startswith("16-bit values 100 … 900 were")
+    fixed = pixels(tmp_path / "x.pgm", intensity_range=(0, 1023))
+    assert abs(fixed - ramp[..., None] / 1023 * 255).max() <= 1
+    window = np.linspace(-1000, 3000, 800).reshape(20, 40)  # Hounsfield units of a CT
+    Image.fromarray(window.astype(np.int32)).save(tmp_path / "x.tif")
+    soft = pixels(tmp_path / "x.tif", intensity_range=(-160, 240))[..., 0]
+    assert abs(soft - ((window + 160) / 400).clip(0, 1) * 255).max() <= 1.2
+
+
 def test_one_bright_pixel_and_one_value(tmp_path):
     stuck = np.full((40, 40), 900, np.uint16)
     stuck[3, 4] = 65535
@@ -322,6 +334,8 @@ def test_pages_are_chosen_or_said(tmp_path):
     turned = Image.open(tmp_path / "x.tif")
     turned.seek(1)
     assert (pixels(turned) == 120).all()
+    assert (pixels(turned, page=2) == 250).all()
+    assert turned.tell() == 1  # as it was
     with pytest.raises(ValueError, match="page is -1"):
         load_picture(tmp_path / "x.tif", page=-1)
     with pytest.warns(UserWarning, match="first of its 3 pages"):

@@ -322,6 +322,18 @@ def test_figure_without_evidence_and_with_formulas_for_names(tmp_path, made, tin
     render(tmp_path, [e], prototypes)
 
 
+def test_what_was_done_to_an_image_stands_below_it(tmp_path, made):
+    explanations, prototypes = made
+    notes = ("the network saw the middle 77 % of the photograph, " + "and so on " * 9, "<b>grey")
+    e = replace(explanations[0], notes=notes)
+    written = " ".join(t.get_text() for t in explanation_figure(e, prototypes).figure.texts)
+    text, page = render(tmp_path, [e], prototypes)
+    for note in notes:
+        assert note.split() == [w for w in note.split() if w in written.split()]
+        assert " ".join(note.split()) in " ".join(page.articles["image-1"]["text"].split())
+    assert "&lt;b&gt;grey" in text
+
+
 def test_segments_end_at_the_logit(made):
     for e in made[0]:
         pieces = segments(e)

@@ -159,7 +159,7 @@ class Own(nn.Module):
         return self.fc(self.body(x).mean((2, 3)))
 
 
-@pytest.mark.filterwarnings("ignore:attach. what builds")
+@pytest.mark.filterwarnings("ignore:attach. .*(what builds|normalised)")
 def test_adapters(tmp_path: Path) -> None:
     path, x = tmp_path / "m.safetensors", torch.randn(1, 3, 64, 64)
     model = infodisent.attach(Own(), 3, features="body").eval()
@@ -253,6 +253,7 @@ def test_every_command_takes_a_module(tmp_path: Path, image_folder: Path, go: An
     code, text = go("fit", image_folder, "--module", own, *options)
     assert code == 0, text
     assert "note: attach: what builds" in text
+    assert "note: attach: _user_net.Net does not say how its images are normalised" in text
     assert text.index("opens again only with") < text.index("held-out images")
     code, text = go("evaluate", "--run", out)
     assert code == 2

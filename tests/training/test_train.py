@@ -9,8 +9,6 @@ from infodisent.devices import own_generators, seed_generators
 from infodisent.evaluation.accuracy import (
     evaluate_head,
     linear_probe,
-    match_classes,
-    original_head,
     pool_features,
     score,
 )
@@ -169,17 +167,6 @@ def test_pool_features_equal_the_head(store, tiny):
         torch.testing.assert_close(
             pool_features(tiny.head, store, index), tiny.head(maps, pre_logits=True)
         )
-
-
-def test_original_head(store):
-    assert original_head(store, store.indices("val")) is None  # 1000 classes, not these two
-    assert match_classes(("n02086240_shih_tzu", "n02115641_dingo"), 1000) == [155, 273]
-    assert match_classes(("n02086240", "n99999999"), 1000) is None
-    assert match_classes(("n02086240", "cat"), 1000) is None
-    assert match_classes(("a", "b"), 2) == [0, 1]
-    assert match_classes(("a", "b"), 3) is None
-    store.original_logits = torch.nn.functional.one_hot(store.labels, 2).float()
-    assert original_head(store, store.indices("val")).accuracy == 1.0
 
 
 def test_state_of_other_training_images_is_refused(tmp_path, store):

@@ -26,6 +26,7 @@ class Cuda(Backend):
 
     name = "cuda"
     summary = "hand-written kernels for Hopper GPUs; never measured, so only where asked for"
+    needs_gpu = True
     stems = ("rotate_pool", "infodisent_head")
     stand_in = "triton"
     precisions: tuple[str, ...] = ("fp8",)

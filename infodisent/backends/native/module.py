@@ -37,6 +37,11 @@ def objection() -> str | None:
     return _missing
 
 
+def is_fused() -> bool:
+    """Whether this processor has the instructions that `rotate_pool` is fused for."""
+    return _module is not None and bool(_module.tiles)
+
+
 def describe() -> str:
     """What was built, or why there is nothing; one line for `infodisent doctor`."""
     if _missing is not None:

@@ -14,8 +14,8 @@ from infodisent.contract import Extremes
 
 def unsupported(call: Call) -> str | None:
     """What no backend with a gradient of its own can serve, or None."""
-    if call.device.type not in ("cpu", "cuda", "meta"):
-        return f"the sparse gradient is tested on cpu and cuda only, not on {call.device.type}"
+    if call.device.type not in ("cpu", "cuda", "mps", "meta"):
+        return f"the sparse gradient is made for cpu, cuda and mps, not for {call.device.type}"
     if torch.onnx.is_in_onnx_export():
         return "torch.onnx.export needs the plain formulas: ONNX has no operator for this one"
     return None
@@ -25,12 +25,12 @@ class Sparse(Backend):
     """Library products on chunks that stay in cache, one-pass pools, sparse gradients."""
 
     name = "sparse"
-    summary = "PyTorch alone: products on chunks that stay in cache, the sparse gradient; CPU, CUDA"
+    summary = "PyTorch alone: products on chunks that stay in cache, the sparse gradient; CPU, GPUs"
     stems = ("rotation", "mx_pool", "rotate_pool", "infodisent_head")
     exponential = SkewExponential(TorchPasses())
 
     def objection(self, call: Call) -> str | None:
-        """Devices on which it was never tried, and ONNX."""
+        """Devices that it is not made for, and ONNX."""
         return unsupported(call)
 
     def rotation(self, a: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:

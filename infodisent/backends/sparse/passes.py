@@ -51,5 +51,5 @@ class TorchPasses:
         """1-norm of a symmetric matrix [C, C], and its sum of squares; waits for the device."""
         one = torch.linalg.vector_norm(x, 1, dim=1).amax()
         squares = torch.linalg.vector_norm(x).square()
-        both: list[float] = torch.stack([one, squares]).double().tolist()
+        both: list[float] = torch.stack([one, squares]).tolist()
         return both[0], both[1]

@@ -12,12 +12,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from infodisent.backends.sparse.mx_pool import pool
+from infodisent.backends.sparse.mx_pool import mx_pool_backward, pool
 from infodisent.contract import Extremes, empty_extremes
 from infodisent.layout import value_dtype
 
 CHUNK_BYTES = 8 << 20
 """Size of one chunk of Y. It should stay in the last-level cache between product and pool."""
+GATHERING = ("cpu", "cuda", "meta")
+"""Devices whose torch has an ``embedding_bag`` with weights, from the oldest that is supported on;
+Apple's has not."""
 
 
 def _chunks(x: Tensor, itemsize: int) -> list[tuple[int, int]]:
@@ -66,6 +69,8 @@ def rotate_pool_backward(
     """dX [B, P, C] and dU [C, C] in the dtypes of x and u, each only if needed."""
     dtype = value_dtype(x.dtype, u.dtype)
     pixels = x.shape[1]
+    if x.device.type not in GATHERING:
+        return _by_products(grad_pos, grad_neg, x, u, pos_index, neg_index, need_x, need_u, dtype)
     index = torch.stack((pos_index, neg_index))  # [2, B, C]
     grad = torch.stack((grad_pos, grad_neg)).to(dtype)
     # Where one side has no winner, the other's entry is split into two exact halves, so that no row
@@ -77,6 +82,34 @@ def rotate_pool_backward(
     du = _grad_u(grad, index, x, dtype).to(u.dtype) if need_u else None
     dx = _grad_x(grad, index, u.to(dtype), pixels).to(x.dtype) if need_x else None
     return dx, du
+
+
+def _by_products(
+    grad_pos: Tensor,  # [B, C]
+    grad_neg: Tensor,  # [B, C]
+    x: Tensor,  # [B, P, C]
+    u: Tensor,  # [C, C]
+    pos_index: Tensor,  # [B, C] int32
+    neg_index: Tensor,  # [B, C] int32
+    need_x: bool,
+    need_u: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The same with dY written out, one chunk of images at a time: scatters and products alone."""
+    batch, pixels, channels = x.shape
+    du = torch.zeros(channels, channels, dtype=dtype, device=x.device) if need_u else None
+    dx = torch.empty(batch, pixels, channels, dtype=x.dtype, device=x.device) if need_x else None
+    wide = u.to(dtype)
+    for start, stop in _chunks(x, dtype.itemsize):
+        part = slice(start, stop)
+        dy = mx_pool_backward(
+            grad_pos[part], grad_neg[part], pos_index[part], neg_index[part], pixels, dtype
+        ).view(-1, channels)
+        if du is not None:
+            du += torch.mm(dy.mT, _rows(x[part], dtype))
+        if dx is not None:
+            dx[part] = torch.mm(dy, wide).view(-1, pixels, channels).to(x.dtype)
+    return dx, None if du is None else du.to(u.dtype)
 
 
 def _grad_u(grad: Tensor, index: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -23,6 +23,7 @@ class Triton(Backend):
 
     name = "triton"
     summary = "Triton kernels for NVIDIA GPUs from compute capability 8.0; self-checked before auto"
+    needs_gpu = True
     stems = loading.STEMS
     stand_in = "sparse"
 

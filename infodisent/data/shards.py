@@ -1,0 +1,240 @@
+"""Images -> shards of a feature store. A killed run loses the images of the last seconds only.
+
+While a shard grows, what is new is written beside it every `FLUSH` seconds, and when the run is
+interrupted, as ``shard-00000.part-0000.safetensors`` …; the finished shard replaces its parts.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from infodisent.backbones.backbone import Backbone
+from infodisent.data.images import ImageDataset, ImageItem, collate
+from infodisent.data.store import read_rows, shard_path
+from infodisent.files import write_tensors
+from infodisent.layout import to_bpc
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+FLUSH = 10.0
+"""Seconds between two parts."""
+
+
+@dataclass
+class Rows:
+    """What is known of the first images of a shard.
+
+    Attributes:
+        seen: how many images; they are either kept or failed.
+        maps: ``[n, P, C]`` each, in the stored dtype; logits: ``[n, K']`` float32, where there are
+            any.
+        kept, failed: numbers of the images in the whole set, and the reasons.
+    """
+
+    seen: int = 0
+    maps: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+    failed: list[tuple[int, str]] = field(default_factory=list)
+
+    def extend(self, other: Rows) -> None:
+        """Append the rows of the images that come next."""
+        self.seen += other.seen
+        self.maps += other.maps
+        self.logits += other.logits
+        self.kept += other.kept
+        self.failed += other.failed
+
+    def tensors(
+        self, pixels: int, channels: int, dtype: torch.dtype, *, half: bool
+    ) -> dict[str, Tensor]:
+        """As they are stored; P, C and the dtype count where no image could be read.
+
+        `half`: the logits in half of the room where they fit.
+        """
+        empty = torch.empty(0, pixels, channels, dtype=dtype)
+        tensors = {
+            "features": torch.cat(self.maps) if self.maps else empty,
+            "item": torch.tensor(self.kept, dtype=torch.int64),
+        }
+        if self.logits:
+            logits = torch.cat(self.logits)
+            tensors["original_logits"] = _half_if_it_fits(logits) if half else logits
+        return tensors
+
+
+@dataclass(frozen=True)
+class ShardWriter:
+    """What turns image files into shards.
+
+    Attributes:
+        folder: of the store.
+        meta: what its ``store.json`` says.
+        backbone: on its device, in evaluation mode.
+        transform: RGB image to ``[C, H, W]``; config: its configuration.
+        dtype: of the stored maps, a key of `DTYPES`.
+        batch_size, num_workers: of the loader.
+        advance: told after every batch how many images were seen and how many of them skipped.
+        notes: what was done to the images read so far, by kind, with the number of images.
+    """
+
+    folder: Path
+    meta: Mapping[str, Any]
+    backbone: Backbone
+    transform: Callable[[Image.Image], Tensor]
+    config: Mapping[str, Any]
+    dtype: str
+    batch_size: int
+    num_workers: int
+    advance: Callable[[int, int], None]
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def write(
+        self,
+        number: int,
+        items: Sequence[ImageItem],
+    ) -> None:
+        """Write shard `number`, whose images are `items`; goes on after the parts that are there.
+
+        Raises:
+            OSError: no room or no right to write; what was computed before is kept.
+            ValueError: a feature is not finite, or does not fit the dtype.
+        """
+        first, pixels, channels = (
+            number * self.meta["shard_size"],
+            self.meta["pixels"],
+            self.meta["channels"],
+        )
+        rows, parts = self._read_parts(number)
+        if rows.seen:
+            self.advance(rows.seen, len(rows.failed))
+        fresh, flushed = Rows(), time.monotonic()
+
+        def flush() -> None:
+            nonlocal fresh, flushed
+            if fresh.seen:
+                parts.append(_part_path(self.folder, number, len(parts)))
+                self._save(parts[-1], fresh, rows.seen, pixels, channels)
+                rows.extend(fresh)
+            fresh, flushed = Rows(), time.monotonic()
+
+        try:
+            for batch in self._batches(items[rows.seen :], first + rows.seen):
+                fresh.extend(batch)
+                self.advance(batch.seen, len(batch.failed))
+                if time.monotonic() - flushed > FLUSH:
+                    flush()
+        except BaseException:
+            flush()
+            raise
+        rows.extend(fresh)
+        self._save(shard_path(self.folder, number), rows, 0, pixels, channels)
+        for part in parts:
+            part.unlink(missing_ok=True)
+
+    def _batches(self, items: Sequence[ImageItem], first: int) -> Any:
+        """Rows of one batch after the other; `first` is the number of the first image."""
+        weight = next(self.backbone.parameters())
+        loader = DataLoader(
+            ImageDataset([item.path for item in items], self.transform, self.config),
+            self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+        )
+        for good, batch, bad, notes in loader:
+            self.notes.update(notes)
+            rows = Rows(
+                seen=len(good) + len(bad),
+                kept=[first + i for i in good],
+                failed=[(first + i, why) for i, why in bad],
+            )
+            if batch is not None:
+                batch = batch.to(weight.device, weight.dtype, memory_format=torch.channels_last)
+                maps, logits = _forward(self.backbone, batch, DTYPES[self.dtype])
+                rows.maps.append(maps)
+                if logits is not None:
+                    rows.logits.append(logits)
+            yield rows
+
+    def _save(self, path: Path, rows: Rows, start: int, pixels: int, channels: int) -> None:
+        is_part = ".part-" in path.name
+        written = {"made_from": self.meta["made_from"], "skipped": rows.failed}
+        if is_part:
+            written |= {"start": start, "seen": rows.seen}
+        tensors = rows.tensors(pixels, channels, DTYPES[self.dtype], half=not is_part)
+        try:
+            write_tensors(path, tensors, written)
+        except (OSError, SafetensorError) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+                raise OSError(
+                    f"extract: the disk of {self.folder} is full. What was finished is kept: make "
+                    "room and run the same again"
+                ) from error
+            raise
+
+    def _read_parts(self, number: int) -> tuple[Rows, list[Path]]:
+        """The rows that an interrupted run has left, as far as its parts are whole."""
+        rows = Rows()
+        parts: list[Path] = []
+        while (path := _part_path(self.folder, number, len(parts))).is_file():
+            try:
+                tensors, written = read_rows(path, self.meta)
+                if written["start"] != rows.seen:
+                    break
+            except (ValueError, KeyError):
+                break
+            logits = tensors.get("original_logits")
+            part = Rows(
+                seen=written["seen"],
+                maps=[tensors["features"]] if len(tensors["features"]) else [],
+                logits=[] if logits is None else [logits],
+                kept=tensors["item"].tolist(),
+                failed=[(i, why) for i, why in written["skipped"]],
+            )
+            rows.extend(part)
+            parts.append(path)
+        return rows, parts
+
+
+def _part_path(folder: Path, number: int, part: int) -> Path:
+    return shard_path(folder, number).with_suffix(f".part-{part:04d}.safetensors")
+
+
+@torch.inference_mode()
+def _forward(
+    backbone: Backbone,
+    batch: Tensor,  # [n, C, H, W]
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None]:
+    """Maps [n, P, C] in the stored dtype and the original head's logits [n, K'] float32, if any."""
+    raw = backbone.raw(batch)
+    features = to_bpc(backbone.to_map(raw), backbone.input_fmt, backbone.num_prefix_tokens)
+    stored = features.to(dtype)
+    if not torch.isfinite(stored).all():
+        if torch.isfinite(features).all():
+            raise ValueError(
+                f"extract: a feature of {features.abs().max():.3g} does not fit "
+                f"{str(dtype).removeprefix('torch.')}; store the maps as float32 or bfloat16"
+            )
+        raise ValueError("extract: the backbone returned NaN or Inf; check its weights")
+    logits = backbone.classify(raw) if backbone.num_classes else None
+    return stored.cpu().contiguous(), None if logits is None else logits.float().cpu()
+
+
+def _half_if_it_fits(
+    logits: Tensor,  # [n, K'] float32
+) -> Tensor:
+    """The logits as float16, or as they are where one is beyond its range."""
+    half = logits.half()
+    return half if torch.equal(half.isfinite(), logits.isfinite()) else logits
