@@ -96,7 +96,8 @@ def find_sources(
         seen_instead = ", ".join(f"{n} {kind}" for kind, n in result.left_out.most_common(5))
         raise ValueError(
             f"{command}: no image in {', '.join(map(str, names))} (found: "
-            f"{seen_instead or 'nothing'}; image files end in {', '.join(EXTENSIONS)})"
+            f"{seen_instead or 'nothing'}; image files end in .jpg, .png, .tif, .webp or "
+            f"{len(EXTENSIONS) - 4} others that Pillow opens)"
         )
     if result.known:
         result.strangers = Counter(unclassed)
