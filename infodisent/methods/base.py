@@ -32,8 +32,23 @@ Batches = Callable[[], Iterator[tuple[Tensor, Tensor, Tensor]]]
 on the head's device."""
 
 
+@dataclass(frozen=True)
+class TrainingStatistics:
+    """What a head may know of the training images.
+
+    Attributes:
+        feature_scale: mean of the max-pooled map over channels and images.
+        class_pull: how much of the loss each class has, ``[K]`` float32: K times its share of the
+            images (or of their weights), so 1 for all where classes are balanced; multi-label: the
+            share of the images that have the label.
+    """
+
+    feature_scale: float
+    class_pull: Tensor
+
+
 class TrainingOptions(Protocol):
-    """What a head may read of `infodisent.training.fit.FitConfig`."""
+    """What a head may read of `infodisent.training.config.FitConfig`."""
 
     @property
     def lr(self) -> float:
@@ -46,6 +61,20 @@ class TrainingOptions(Protocol):
     @property
     def l1(self) -> float:
         """Strength of the penalty on the class weights."""
+
+    @property
+    def statistics(self) -> TrainingStatistics | None:
+        """Of the training images; None where nobody has looked."""
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """`TrainingOptions` of a training loop of one's own, see `Head.param_groups`."""
+
+    lr: float = 1e-2
+    rotation_lr: float = 3e-3
+    l1: float = 0.1
+    statistics: TrainingStatistics | None = None
 
 
 @dataclass(frozen=True)
@@ -235,8 +264,89 @@ class Head(nn.Module, abc.ABC):
         """
         return None
 
+    def start_offsets(
+        self,
+        offsets: Tensor,  # [K]
+    ) -> None:
+        """Called once before a multi-label training: the log-odds of every label.
+
+        A head with a bias starts it there; without one there is nothing to do.
+        """
+
     def after_step(self) -> None:
         """Called after every optimiser step: projections of weights. Nothing to do here."""
+
+    def param_groups(
+        self,
+        lr: float = LoopOptions.lr,
+        rotation_lr: float = LoopOptions.rotation_lr,
+    ) -> list[dict[str, Any]]:
+        """Parameter groups for an optimiser of one's own, as `fit_head` has them.
+
+        After every ``optimizer.step()`` call `after_step`; the loss is cross-entropy and
+        `penalty_term`.
+
+        Args:
+            lr, rotation_lr: peak rates of what classifies and of what the pool depends on. `lr` is
+                for features whose `feature_scale` is 0.5 or more; for smaller ones raise it by that
+                factor.
+
+        Raises:
+            ValueError: the method trains in several stages, each with groups of its own (`stages`).
+        """
+        stages = self.stages(LoopOptions(lr, rotation_lr))
+        if len(stages) > 1:
+            names = ", ".join(stage.name for stage in stages)
+            raise ValueError(
+                f"{type(self).__name__}.param_groups: this method trains in stages ({names}), take "
+                "the groups of each from stages()"
+            )
+        return [dict(group) for group in stages[0].groups]
+
+    def penalty_term(
+        self,
+        l1: float = LoopOptions.l1,
+        *,
+        feature_scale: float = 1.0,
+        class_counts: Sequence[float] | Tensor | None = None,
+        pooled: Tensor | None = None,  # [n, M]
+        labels: Tensor | None = None,  # [n] int64
+    ) -> Tensor:
+        """What a training loop of one's own adds to its loss, a scalar; 0 where there is nothing.
+
+        Args:
+            l1: strength, see `FitConfig.l1`.
+            feature_scale: mean of the max-pooled map, such as ``head.pool(x).pos.mean().item()`` of
+                one batch before training; default: 1.
+            class_counts: training images of each class, K numbers; default: classes are balanced.
+            pooled, labels: of the batch, for methods with `penalty_needs_pool`.
+
+        Raises:
+            ValueError: `class_counts` are not K numbers, or the method needs `pooled` or `labels`.
+        """
+        if self.penalty_needs_pool and (pooled is None or labels is None):
+            raise ValueError(f"{type(self).__name__}.penalty_term: this method needs pooled, labels")
+        statistics = self._statistics(feature_scale, class_counts)
+        options = LoopOptions(l1=l1, statistics=statistics)
+        if labels is None:
+            labels = torch.empty(0, dtype=torch.int64, device=self.device)
+        term = self.penalty(options, feature_scale, pooled, labels)
+        return torch.zeros((), device=self.device) if term is None else term
+
+    def _statistics(
+        self, feature_scale: float, class_counts: Sequence[float] | Tensor | None
+    ) -> TrainingStatistics:
+        """Of a training loop of one's own."""
+        pull = torch.ones(self.num_classes)
+        if class_counts is not None:
+            count = torch.as_tensor(class_counts, dtype=torch.float32).cpu()
+            if count.shape != pull.shape or not (count >= 0).all() or not count.sum() > 0:
+                raise ValueError(
+                    f"{type(self).__name__}: class_counts is {class_counts}, must be "
+                    f"{self.num_classes} numbers >= 0"
+                )
+            pull = count * self.num_classes / count.sum()
+        return TrainingStatistics(feature_scale, pull)
 
     def ablations(self) -> Mapping[str, Mapping[str, Any]]:
         """Heads to train beside this one for comparison: their row's title, and what differs."""
