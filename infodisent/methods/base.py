@@ -38,9 +38,10 @@ class TrainingStatistics:
 
     Attributes:
         feature_scale: mean of the max-pooled map over channels and images.
-        class_pull: how much of the loss each class has, ``[K]`` float32: K times its share of the
-            images (or of their weights), so 1 for all where classes are balanced; multi-label: the
-            share of the images that have the label.
+        class_pull: how strongly the loss pulls on each class's weights, ``[K]`` float32: K times
+            the class's share of the images (or of their weights), so 1 where classes are balanced;
+            less where frequencies are built into the loss; multi-label: the share of the images
+            that have the label.
     """
 
     feature_scale: float

@@ -17,6 +17,10 @@ SMALL_FEATURES = 0.5
 """Mean of the max-pooled map below which the weights' rate grows. EfficientNet-Lite0 on photographs
 of solar cells has 0.57, small networks of random weights 0.07."""
 
+IMBALANCED = 3
+"""Ratio of the largest class's images to the smallest's above which classes are imbalanced."""
+_AUTOMATIC = ("lr", "logit_adjustment")
+
 
 def weights_rate(lr: float | None, feature_scale: float) -> float:
     """`lr`, or where it is None 0.01 and more for small features.
@@ -41,9 +45,9 @@ class FitConfig:
             the features are small, see `weights_rate`.
         rotation_lr: the same for the rotation's parameter A.
         l1: strength of the penalty ``l1 · m · sum_k pull_k sum_c W_kc / K``, m being the mean of
-            the max-pooled features, which makes one value fit all backbones, and pull_k what the
-            loss has of class k (K times its share of the images; 1 where classes are balanced). It
-            makes explanations short.
+            the max-pooled features, which makes one value fit all backbones, and pull_k how
+            strongly the loss pulls on class k (1 where classes are balanced, see
+            `TrainingStatistics`). It makes explanations short.
         label_smoothing: of the cross-entropy.
         seed: of initial weights, batch order, validation split and dropout.
         class_weights: of the cross-entropy: "none", "balanced" (inversely proportional to a class's
@@ -53,7 +57,9 @@ class FitConfig:
             replacement, every class equally often.
         logit_adjustment: tau of ``logits + tau · log(share)`` in the training loss, so that the
             logits themselves owe less to how frequent a class is (Menon et al., "Long-tail learning
-            via logit adjustment", 2021): 0 learns the frequencies, 1 treats all classes alike.
+            via logit adjustment", 2021): 0 learns the frequencies, 1 treats all classes alike. None
+            for 1 where the classes are imbalanced (the largest has more than `IMBALANCED` times the
+            images of the smallest) and neither `class_weights` nor `sampler` sees to it, else 0.
         validation: part of the *training* images, in [0, 1), that is held out to score every epoch:
             of every class the same part, groups (`FeatureStore.groups`) never divided. 0 for none.
         patience: stop where the validation loss has not been lower for so many epochs, and keep the
@@ -72,7 +78,7 @@ class FitConfig:
     seed: int = 0
     class_weights: str | Sequence[float] = "none"
     sampler: str = "shuffle"
-    logit_adjustment: float = 0.0
+    logit_adjustment: float | None = None
     validation: float = 0.0
     patience: int | None = None
 
@@ -88,7 +94,8 @@ class FitConfig:
             if value is not None and value < 1:
                 raise ValueError(f"FitConfig: {name} is {value}, must be >= 1")
         for name in ("lr", "rotation_lr", "l1", "logit_adjustment"):
-            value = 0.0 if name == "lr" and self.lr is None else self._number(name)
+            given = getattr(self, name)
+            value = 0.0 if name in _AUTOMATIC and given is None else self._number(name)
             if not (0 <= value < math.inf):
                 raise ValueError(f"FitConfig: {name} is {value}, must be finite and >= 0")
         for name in ("label_smoothing", "validation"):

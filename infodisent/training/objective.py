@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from infodisent import ops
 from infodisent.data.store import FeatureStore
-from infodisent.training.config import FitConfig
+from infodisent.training.config import IMBALANCED, FitConfig
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def objective(
     if multilabel:
         for name, value, default in (
             ("sampler", config.sampler, "shuffle"),
-            ("logit_adjustment", config.logit_adjustment, 0.0),
+            ("logit_adjustment", config.logit_adjustment or 0.0, 0.0),
         ):
             if value != default:
                 raise ValueError(
@@ -121,10 +122,25 @@ def objective(
         else:
             present = count > 0
             weights = torch.where(present, images / (present.sum() * count.clamp_min(1)), 0.0)
-    if config.logit_adjustment and not multilabel and (count != count[0]).any():
+    tau = 0.0 if multilabel else _adjustment(count, config)
+    if tau and (count != count[0]).any():
         # a class without images counts as half a one: its share has a logarithm
-        adjustment = config.logit_adjustment * (count.clamp_min(0.5) / images).log()
+        adjustment = tau * (count.clamp_min(0.5) / images).log()
     return Objective(multilabel, weights, adjustment, config.label_smoothing)
+
+
+def imbalanced(counts: Sequence[float]) -> bool:
+    """Whether the classes that have images differ much in how many, see `FitConfig`."""
+    present = [count for count in counts if count > 0]
+    return bool(present) and max(present) > IMBALANCED * min(present)
+
+
+def _adjustment(count: Tensor, config: FitConfig) -> float:
+    """tau of the logit adjustment, see `FitConfig`."""
+    if config.logit_adjustment is not None:
+        return config.logit_adjustment
+    plain = config.class_weights == "none" and config.sampler == "shuffle"
+    return float(plain and imbalanced(count.tolist()))
 
 
 def class_pull(
@@ -133,7 +149,12 @@ def class_pull(
     config: FitConfig,
     loss: Objective,
 ) -> Tensor:
-    """How much of the loss each class has, ``[K]`` float32, see `TrainingStatistics`."""
+    """How strongly the loss pulls on each class's weights, ``[K]``, see `TrainingStatistics`.
+
+    The gradient of equal logits asks for more of class k in proportion to its share of the images
+    and to 1 - q_k, q being the probabilities that the loss sees. These are 1/K, or with a logit
+    adjustment those of the classes' frequencies, where both a frequent and a rare class pull less.
+    """
     count, classes = class_counts(store, train).float(), len(store.classes)
     weights = torch.ones(classes) if loss.weights is None else loss.weights
     if loss.multilabel:
@@ -142,7 +163,10 @@ def class_pull(
     if config.sampler == "balanced":
         count = (count > 0).float()
     count = count * weights
-    return count * classes / count.sum()  # exactly 1 where all are alike
+    pull = count * classes / count.sum()  # exactly 1 where all are alike
+    if loss.adjustment is not None:
+        pull = pull * (1 - loss.adjustment.softmax(0)) * classes / (classes - 1)
+    return pull
 
 
 @torch.no_grad()
