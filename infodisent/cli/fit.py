@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -61,19 +61,60 @@ def fit(
     out: OutOption = Path("runs/fit"),
     epochs: EpochsOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per training step.")] = 256,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate of the weights.")] = 1e-2,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Learning rate of the weights; default: 0.01, more where features are small.",
+        ),
+    ] = None,
     rotation_lr: Annotated[float, typer.Option(min=0, help="… of the rotation.")] = 3e-3,
     l1: Annotated[
         float,
         typer.Option(min=0, help="Penalty on the weights: larger gives shorter explanations."),
     ] = 0.1,
+    class_weights: Annotated[
+        str,
+        typer.Option(
+            metavar="none|balanced|NUMBERS",
+            help="Of the loss: balanced counts rare classes more; or a number a class.",
+        ),
+    ] = "none",
+    sampler: Annotated[
+        str,
+        typer.Option(metavar="shuffle|balanced", help="balanced draws all classes equally often."),
+    ] = "shuffle",
+    logit_adjustment: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="0 learns how frequent classes are, 1 treats all alike; default: 1 where the "
+            "largest has more than 3 times the images of the smallest, else 0.",
+        ),
+    ] = None,
+    validation: Annotated[
+        float,
+        typer.Option(help="Part of the training images, in [0, 1), to score every epoch on."),
+    ] = 0.0,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Stop after so many epochs without a lower validation loss; keep the best."
+        ),
+    ] = None,
     nonneg: Annotated[
         str,
         typer.Option(
-            help="How the class weights stay >= 0; one of projection, relu, softplus, abs."
+            metavar="projection|relu|softplus|abs", help="How the class weights stay >= 0."
         ),
     ] = "projection",
-    bias: Annotated[bool, typer.Option(help="Add a bias to every class.")] = False,
+    bias: Annotated[
+        bool | None,
+        typer.Option(
+            "--bias/--no-bias",
+            help="Add a bias to every class; default: only where images have several labels.",
+        ),
+    ] = None,
     parametrization: ParametrizationOption = "exp",
     train: TrainOption = None,
     val: ValOption = None,
@@ -97,6 +138,15 @@ def fit(
     crop_mode: CropModeOption = None,
     intensity_range: IntensityRangeOption = None,
     page: PageOption = None,
+    probe: Annotated[
+        bool, typer.Option(help="Compare with a linear probe, which needs memory for all images.")
+    ] = True,
+    explain: Annotated[
+        int, typer.Option(min=0, help="Explain so many held-out images on a page; 0 for none.")
+    ] = 0,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Folder for TensorBoard's files, written every epoch.")
+    ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train an interpretable head on a folder of images, and compare it with the usual heads.
@@ -110,8 +160,24 @@ def fit(
     from infodisent.classifier import attach
     from infodisent.training import run as training
     from infodisent.training.fit import FitConfig
+    from infodisent.training.tracking import tensorboard as tensorboard_callback
 
-    chosen_device = training.pick_device(device)  # before anything that takes time
+    # what can be wrong is said before anything that takes time
+    chosen_device = training.pick_device(device)
+    config = FitConfig(
+        epochs=epochs,
+        seed=seed,
+        l1=l1,
+        batch_size=batch_size,
+        lr=lr,
+        rotation_lr=rotation_lr,
+        class_weights=_class_weights(class_weights),
+        sampler=sampler,
+        logit_adjustment=logit_adjustment,
+        validation=validation,
+        patience=patience,
+    )
+    callbacks = [] if tensorboard is None else [tensorboard_callback(tensorboard)]
     images = images_from(
         folder, train, val, val_fraction=val_fraction, seed=seed, multilabel=multilabel
     )
@@ -129,7 +195,7 @@ def fit(
             len(images.classes),
             pretrained=own is None and pretrained and weights is None,
             nonneg=nonneg,
-            bias=bias,
+            bias=images.task == "multilabel" if bias is None else bias,
             parametrization=parametrization,
             input_size=sizes(input_size),
             mean=numbers("mean", mean),
@@ -143,9 +209,6 @@ def fit(
     if weights is not None:
         console.print(str(training.load_backbone(model, weights)), markup=False, highlight=False)
     model.to(chosen_device)
-    config = FitConfig(
-        epochs=epochs, seed=seed, l1=l1, batch_size=batch_size, lr=lr, rotation_lr=rotation_lr
-    )
     run = training.fit(
         model,
         images,
@@ -154,8 +217,33 @@ def fit(
         batch_size=extract_batch,
         num_workers=workers,
         dtype=feature_dtype,
+        probe=probe,
+        callbacks=callbacks,
         overwrite=overwrite,
     )
     print_metrics(run.metrics)
     print_result("model", run.folder / training.MODEL)
+    print_result("curve", _draw_curve(run.folder, run.metrics))
+    if explain:
+        from infodisent.report.publish import report_run
+
+        print_result("open", report_run(run, count=explain))
     print_result("next", f"infodisent explain IMAGE --run {run.folder}")
+
+
+def _class_weights(given: str) -> str | list[float]:
+    """The option's value: a word, or numbers with commas."""
+    try:
+        return [float(number) for number in given.split(",")]
+    except ValueError:
+        return given
+
+
+def _draw_curve(folder: Path, metrics: dict[str, Any]) -> Path:
+    """Draw the training's course into the run; returns the file."""
+    from infodisent.report.curve import training_curve
+    from infodisent.report.figure import save_figure
+
+    target = folder / "curve.png"
+    save_figure(training_curve(metrics["history"], metrics.get("kept_epoch")), target)
+    return target

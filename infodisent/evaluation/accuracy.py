@@ -17,6 +17,7 @@ from infodisent.backbones.torchvision_import import ensure_torchvision
 from infodisent.data.rows import empty_rows
 from infodisent.data.store import FeatureStore
 from infodisent.evaluation.logistic import fit_logistic, standardise
+from infodisent.evaluation.multilabel import MultilabelEvaluation, MultilabelFigures
 from infodisent.evaluation.original import Mapped, original_columns
 from infodisent.evaluation.original import match_classes as match_classes
 from infodisent.explanations.sparsity import explanation_sizes
@@ -35,6 +36,8 @@ class Evaluation:
         explanation_size: median number of units, largest contributions first, that carry 95 % of
             the predicted class's logit (without bias); None where it is not defined.
         explained: part of the images whose logit is positive, where that number exists.
+        recall: part of every class's images that is right, K numbers; None where it has none.
+        counts: images of every class.
     """
 
     images: int
@@ -44,10 +47,14 @@ class Evaluation:
     loss: float
     explanation_size: float | None = None
     explained: float | None = None
+    recall: tuple[float | None, ...] = ()
+    counts: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """All fields, JSON-able."""
-        return asdict(self)
+        """The figures, JSON-able; without those of single classes."""
+        values = asdict(self)
+        del values["recall"], values["counts"]
+        return values
 
 
 class Figures:
@@ -123,7 +130,20 @@ class Figures:
             loss=self._loss.compute().item(),
             explanation_size=size,
             explained=explained,
+            recall=tuple(
+                value if there else None
+                for value, there in zip(
+                    by_class["accuracy"][:-1].tolist(), present.tolist(), strict=True
+                )
+            ),
+            counts=tuple(self._labelled.tolist()),
         )
+
+
+def figures_of(store: FeatureStore) -> Figures | MultilabelFigures:
+    """What gathers figures of the store's kind of labels."""
+    classes = len(store.classes)
+    return MultilabelFigures(classes) if store.task == "multilabel" else Figures(classes)
 
 
 def score(
@@ -168,10 +188,10 @@ def evaluate_head(
     store: FeatureStore,
     indices: Tensor,  # [n] int64
     batch_size: int = 256,
-) -> Evaluation:
+) -> Evaluation | MultilabelEvaluation:
     """Figures of a head on stored images, whatever layout the head has in its model."""
     head.eval()
-    figures = Figures(head.num_classes)
+    figures = figures_of(store)
     for maps, labels, _ in store.batches(indices, batch_size):
         if not len(labels):
             continue
@@ -188,10 +208,11 @@ def linear_probe(
     test: Tensor,  # [m] int64
     *,
     weight_decay: float = 0.1,
-) -> Evaluation:
+) -> Evaluation | MultilabelEvaluation:
     """Logistic regression on the average-pooled map, the usual uninterpretable head.
 
-    Standardised features, L2 penalty ``weight_decay / 2 · |W|^2``, full-batch L-BFGS.
+    Standardised features, L2 penalty ``weight_decay / 2 · |W|^2``, full-batch L-BFGS. Multi-label:
+    one regression a label.
     """
     if len(train) < 2:
         raise ValueError(f"linear_probe: {len(train)} training image(s), at least 2 are needed")
@@ -199,7 +220,7 @@ def linear_probe(
     standardise(rows, train)
     classes = len(store.classes)
     layer = fit_logistic(rows, store.labels, train, classes, weight_decay)
-    figures = Figures(classes)
+    figures = figures_of(store)
     with torch.no_grad():
         for part in test.split(4096):
             if len(part):

@@ -27,12 +27,14 @@ def standardise(
 
 def fit_logistic(
     rows: Tensor,  # [N, C] float32
-    labels: Tensor,  # [N] int64
+    labels: Tensor,  # [N] int64, or [N, K] float32
     sample: Tensor,  # [n] int64
     classes: int,
     weight_decay: float,
 ) -> nn.Linear:
     """The minimum of mean cross-entropy + ``weight_decay / 2 · |W|^2`` over the sampled rows.
+
+    Of labels ``[N, K]`` the sum over k of binary cross-entropies: one-vs-rest.
 
     Full-batch L-BFGS from zero; every evaluation reads the rows block by block.
     """
@@ -51,7 +53,13 @@ def fit_logistic(
         loss.backward()  # type: ignore[no-untyped-call]
         whole = loss.detach()
         for block in blocks:
-            part = nn.functional.cross_entropy(layer(rows[block]), labels[block])
+            logits = layer(rows[block])
+            if labels.ndim == 2:
+                part = classes * nn.functional.binary_cross_entropy_with_logits(
+                    logits, labels[block]
+                )
+            else:
+                part = nn.functional.cross_entropy(logits, labels[block])
             part = part * (len(block) / len(sample))
             part.backward()  # type: ignore[no-untyped-call]
             whole = whole + part.detach()

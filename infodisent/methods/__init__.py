@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from infodisent.methods.base import Head, Stage
+from infodisent.methods.base import Head
 from infodisent.methods.infodisent import InfoDisentHead
+from infodisent.methods.stages import Stage
 
 METHODS: dict[str, type[Head]] = {
     head.method: head

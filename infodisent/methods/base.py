@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,53 +22,16 @@ from torch import Tensor, nn
 from infodisent.checks import check_positive
 from infodisent.contract import SparsePool
 from infodisent.layout import check_input_fmt
+from infodisent.methods.stages import (
+    Batches,
+    LoopOptions,
+    Stage,
+    TrainingOptions,
+    TrainingStatistics,
+)
 
 _PLACEMENT = {"input_fmt", "num_prefix_tokens", "device", "dtype"}
 """Keyword arguments of a head that follow from its backbone: not options of the method."""
-
-Batches = Callable[[], Iterator[tuple[Tensor, Tensor, Tensor]]]
-"""Starts one pass over the training images: maps ``[n, P, C]``, labels ``[n]``, positions ``[n]``,
-on the head's device."""
-
-
-class TrainingOptions(Protocol):
-    """What a head may read of `infodisent.training.fit.FitConfig`."""
-
-    @property
-    def lr(self) -> float:
-        """Peak learning rate of what classifies."""
-
-    @property
-    def rotation_lr(self) -> float:
-        """Peak learning rate of what the pool depends on."""
-
-    @property
-    def l1(self) -> float:
-        """Strength of the penalty on the class weights."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of the training with an optimiser of its own.
-
-    Attributes:
-        name: shown while it runs and kept in the training state.
-        groups: parameter groups as `torch.optim` takes them (``{"params": [...], "lr": ...}``); the
-            rate is the peak of a cosine that ends at zero with the stage. Parameters in no group
-            do not train.
-        epochs: passes over the training images; None for the number that the configuration says.
-        pool_is_fixed: nothing that the pool depends on trains (nor does `Head.after_step` change
-            it), so that the pooled units are computed once for the whole stage.
-    """
-
-    name: str
-    groups: Sequence[dict[str, Any]] = field(repr=False)
-    epochs: int | None = None
-    pool_is_fixed: bool = False
-
-    def parameters(self) -> list[nn.Parameter]:
-        """All parameters that train."""
-        return [parameter for group in self.groups for parameter in group["params"]]
 
 
 class Head(nn.Module, abc.ABC):
@@ -236,12 +198,95 @@ class Head(nn.Module, abc.ABC):
         """
         return None
 
+    def start_offsets(
+        self,
+        offsets: Tensor,  # [K]
+    ) -> None:
+        """Called once before a multi-label training: the log-odds of every label.
+
+        A head with a bias starts it there; without one there is nothing to do.
+        """
+
     def after_step(self) -> None:
         """Called after every optimiser step: projections of weights. Nothing to do here."""
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay must not reach; none here."""
         return set()
+
+    def param_groups(
+        self,
+        lr: float = LoopOptions.lr,
+        rotation_lr: float = LoopOptions.rotation_lr,
+    ) -> list[dict[str, Any]]:
+        """Parameter groups for an optimiser of one's own, as `fit_head` has them.
+
+        After every ``optimizer.step()`` call `after_step`; the loss is cross-entropy and
+        `penalty_term`.
+
+        Args:
+            lr, rotation_lr: peak rates of what classifies and of what the pool depends on. `lr` is
+                for features whose `feature_scale` is 0.5 or more; for smaller ones raise it by that
+                factor.
+
+        Raises:
+            ValueError: the method trains in several stages, each with groups of its own (`stages`).
+        """
+        stages = self.stages(LoopOptions(lr, rotation_lr))
+        if len(stages) > 1:
+            names = ", ".join(stage.name for stage in stages)
+            raise ValueError(
+                f"{type(self).__name__}.param_groups: this method trains in stages ({names}), take "
+                "the groups of each from stages()"
+            )
+        return [dict(group) for group in stages[0].groups]
+
+    def penalty_term(
+        self,
+        l1: float = LoopOptions.l1,
+        *,
+        feature_scale: float = 1.0,
+        class_counts: Sequence[float] | Tensor | None = None,
+        pooled: Tensor | None = None,  # [n, M]
+        labels: Tensor | None = None,  # [n] int64
+    ) -> Tensor:
+        """What a training loop of one's own adds to its loss, a scalar; 0 where there is nothing.
+
+        Args:
+            l1: strength, see `FitConfig.l1`.
+            feature_scale: mean of the max-pooled map, such as ``head.pool(x).pos.mean().item()`` of
+                one batch before training; default: 1.
+            class_counts: training images of each class, K numbers; default: classes are balanced.
+            pooled, labels: of the batch, for methods with `penalty_needs_pool`.
+
+        Raises:
+            ValueError: `class_counts` are not K numbers, or the method needs `pooled` or `labels`.
+        """
+        if self.penalty_needs_pool and (pooled is None or labels is None):
+            raise ValueError(
+                f"{type(self).__name__}.penalty_term: this method needs pooled, labels"
+            )
+        statistics = self._statistics(feature_scale, class_counts)
+        options = LoopOptions(l1=l1, statistics=statistics)
+        if labels is None:
+            labels = torch.empty(0, dtype=torch.int64, device=self.device)
+        term = self.penalty(options, feature_scale, pooled, labels)
+        return torch.zeros((), device=self.device) if term is None else term
+
+    def _statistics(
+        self, feature_scale: float, class_counts: Sequence[float] | Tensor | None
+    ) -> TrainingStatistics:
+        """Of a training loop of one's own."""
+        pull = torch.ones(self.num_classes)
+        if class_counts is not None:
+            count = torch.as_tensor(class_counts, dtype=torch.float32).cpu()
+            if count.shape != pull.shape or not (count >= 0).all() or not count.sum() > 0:
+                raise ValueError(
+                    f"{type(self).__name__}: class_counts is {class_counts}, must be "
+                    f"{self.num_classes} numbers >= 0"
+                )
+            pull = count * self.num_classes / count.sum()
+        return TrainingStatistics(feature_scale, pull)
 
     def ablations(self) -> Mapping[str, Mapping[str, Any]]:
         """Heads to train beside this one for comparison: their row's title, and what differs."""

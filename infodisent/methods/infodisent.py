@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from infodisent import ops
 from infodisent.checks import check_choice
 from infodisent.contract import SparsePool
-from infodisent.methods.base import Head, Stage, TrainingOptions
+from infodisent.methods.base import Head
+from infodisent.methods.stages import Stage, TrainingOptions
 from infodisent.nn.linear import NONNEG, NonNegativeLinear
 from infodisent.nn.rotation import PARAMETRIZATIONS, Rotation
 from infodisent.polynomials.plans import PRECISIONS
@@ -202,9 +203,15 @@ class InfoDisentHead(Head):
 
     def stages(self, config: TrainingOptions) -> tuple[Stage, ...]:
         """One stage: the class weights at ``lr``, the rotation at ``rotation_lr``."""
-        groups = [{"params": list(self.fc.parameters()), "lr": config.lr}]
+        groups: list[dict[str, Any]] = [{"params": list(self.fc.parameters()), "lr": config.lr}]
         if self.rotation is not None:
-            groups.append({"params": list(self.rotation.parameters()), "lr": config.rotation_lr})
+            groups.append(
+                {
+                    "params": list(self.rotation.parameters()),
+                    "lr": config.rotation_lr,
+                    "weight_decay": 0.0,
+                }
+            )
         return (Stage("train", groups, pool_is_fixed=self.rotation is None),)
 
     def penalty(
@@ -214,9 +221,29 @@ class InfoDisentHead(Head):
         pooled: Tensor | None,
         labels: Tensor,  # [n] int64
     ) -> Tensor | None:
-        """``l1 · feature_scale · sum(W) / K``: what makes explanations short."""
+        """``l1 · feature_scale · sum_k pull_k sum_c W_kc / K``: what makes explanations short.
+
+        The loss pulls on a class's weights in proportion to its images (`class_pull`). A penalty
+        that pushed all classes alike would leave a rare one no weights at all.
+        """
         strength = config.l1 * feature_scale / self.num_classes
-        return strength * self.class_weights().sum() if strength else None
+        if not strength:
+            return None
+        weights = self.class_weights()
+        pull = None if config.statistics is None else config.statistics.class_pull
+        if pull is not None and (pull != 1).any():
+            weights = weights * pull.to(weights)[:, None]
+        return strength * weights.sum()
+
+    @torch.no_grad()
+    def start_offsets(
+        self,
+        offsets: Tensor,  # [K]
+    ) -> None:
+        """The bias, where there is one, starts there."""
+        bias = self._classifier().bias
+        if bias is not None:
+            bias.copy_(offsets)
 
     def after_step(self) -> None:
         """Negative weights become 0 where ``nonneg`` is "projection"; see `Rotation.after_step`."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ from infodisent.data.notices import print_notices
 from infodisent.data.store import FeatureStore
 from infodisent.devices import pick_device
 from infodisent.evaluation.accuracy import Evaluation, evaluate_head, linear_probe, original_head
+from infodisent.evaluation.multilabel import MultilabelEvaluation
 from infodisent.explanations.prototypes import find_prototypes
 from infodisent.files import locked, write_json
+from infodisent.methods.stages import LoopOptions
 from infodisent.training import checkpoint
-from infodisent.training.fit import FitConfig, fit_head, new_head
+from infodisent.training.fit import Callback, FitConfig, fit_head, new_head
 from infodisent.training.folder import FEATURES, METRICS, MODEL, PROTOTYPES, STATE, Run, open_run
+from infodisent.training.objective import class_counts
+from infodisent.training.validation import best_epoch
 from infodisent.version import __version__
 
 __all__ = [
@@ -35,6 +40,11 @@ __all__ = [
     "open_run",
     "pick_device",
 ]
+
+Rows = list[tuple[str, Evaluation | MultilabelEvaluation]]
+"""The comparison: a head's title and its figures."""
+WORST = 5
+"""Classes of lowest recall that ``metrics.json`` names."""
 
 
 class _Laps:
@@ -60,6 +70,8 @@ def fit(
     dtype: str = "float16",
     compare_identity: bool = True,
     keep: int = 5,
+    probe: bool = True,
+    callbacks: Sequence[Callback] = (),
     overwrite: bool = False,
     progress: bool = True,
 ) -> Run:
@@ -76,6 +88,8 @@ def fit(
         compare_identity: also train the heads that the method names for comparison, such as the
             same without rotation, see `Head.ablations`.
         keep: prototypes per channel and side.
+        probe: also train a linear probe for comparison, see `linear_probe`.
+        callbacks: called after every epoch of the head, see `fit_head`; not for the comparisons.
         overwrite: replace a run of other images, weights or options.
         progress: show progress bars.
 
@@ -99,7 +113,19 @@ def fit(
         if overwrite:  # nothing of an old run may stand beside new features
             for name in (STATE, MODEL, PROTOTYPES, METRICS):
                 (folder / name).unlink(missing_ok=True)
-        return _fit(model, images, folder, config, compare_identity, keep, progress, options)
+        chosen = _Choices(compare_identity, keep, probe, tuple(callbacks), progress)
+        return _fit(model, images, folder, config, chosen, options)
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """Arguments of `fit` that its stages read."""
+
+    compare_identity: bool
+    keep: int
+    probe: bool
+    callbacks: tuple[Callback, ...]
+    progress: bool
 
 
 def _fit(
@@ -107,12 +133,10 @@ def _fit(
     images: ImageSet,
     folder: Path,
     config: FitConfig,
-    compare_identity: bool,
-    keep: int,
-    progress: bool,
+    chosen: _Choices,
     extraction: dict[str, Any],
 ) -> Run:
-    laps = _Laps()
+    laps, progress = _Laps(), chosen.progress
     store = extract(
         model,
         images,
@@ -125,21 +149,30 @@ def _fit(
     for split, indices in (("train", train), ("val", test)):
         if not len(indices):
             raise ValueError(f"fit: no readable image is in the {split} split of {images.root}")
-    rows: list[tuple[str, Evaluation]] = []
+    rows: Rows = []
     original = original_head(store, test)
     if original is not None:
         rows.append(("original head", original))
-    rows.append(("linear probe", linear_probe(store, train, test)))
+    if chosen.probe:
+        rows.append(("linear probe", linear_probe(store, train, test)))
     laps.lap("baselines")
 
     state = folder / STATE
     options = model.head.options()
     head = new_head(model.num_features, len(images.classes), config.seed, model.head, **options)
     model.head = head.to(model.head.device)
-    history = fit_head(model.head, store, config, train=train, state=state, progress=progress)
+    history = fit_head(
+        model.head,
+        store,
+        config,
+        train=train,
+        state=state,
+        callbacks=chosen.callbacks,
+        progress=progress,
+    )
     rows.append((model.head.title, evaluate_head(model.head, store, test)))
     laps.lap("train")
-    for title, changes in model.head.ablations().items() if compare_identity else ():
+    for title, changes in model.head.ablations().items() if chosen.compare_identity else ():
         ablation = new_head(
             model.num_features,
             len(images.classes),
@@ -152,9 +185,13 @@ def _fit(
         laps.lap(f"train {title}")
 
     metrics = _metrics(model, images, store, rows)
-    metrics |= {"config": dataclasses.asdict(config), "head": options, "history": history}
-    checkpoint.save(folder / MODEL, model, images.classes, info={"metrics": metrics})
-    find_prototypes(model.head, store, k=keep, progress=progress).save(folder / PROTOTYPES)
+    metrics |= {"config": config.as_dict(), "head": options, "history": history}
+    if config.patience is not None and len(model.head.stages(LoopOptions())) == 1:
+        metrics["kept_epoch"] = best_epoch(history) + 1
+    checkpoint.save(
+        folder / MODEL, model, images.classes, info={"metrics": metrics}, task=store.task
+    )
+    find_prototypes(model.head, store, k=chosen.keep, progress=progress).save(folder / PROTOTYPES)
     laps.lap("prototypes")
     metrics["seconds"] = laps.seconds
     write_json(folder / METRICS, metrics)
@@ -165,14 +202,16 @@ def _metrics(
     model: InfoDisentClassifier,
     images: ImageSet,
     store: FeatureStore,
-    rows: list[tuple[str, Evaluation]],
+    rows: Rows,
 ) -> dict[str, Any]:
+    train = store.indices("train")
     return {
         "version": __version__,
         "torch": torch.__version__,
         "backbone": model.spec["name"] or type(model.backbone.model).__name__,
         "method": model.head.method,
         "unit": model.head.unit,
+        "task": store.task,
         "channels": store.channels,
         "features": store.meta["made_from"],
         "images": {
@@ -180,11 +219,25 @@ def _metrics(
             "classes": list(images.classes),
             "train": store.splits.count("train"),
             "val": store.splits.count("val"),
+            "train_per_class": class_counts(store, train).tolist(),
             "skipped": [list(s) for s in store.skipped],
             "notices": list(images.notices),
         },
         "rows": [{"head": name, **result.as_dict()} for name, result in rows],
+        "worst_classes": {name: _worst(result, images.classes) for name, result in rows},
     }
+
+
+def _worst(
+    result: Evaluation | MultilabelEvaluation, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The classes of lowest recall, worst first, with their images (labels: their positives)."""
+    scored: list[dict[str, Any]] = [
+        {"class": name, "recall": recall, "images": count}
+        for name, recall, count in zip(classes, result.recall, result.counts, strict=True)
+        if recall is not None
+    ]
+    return sorted(scored, key=lambda entry: entry["recall"])[:WORST]
 
 
 def evaluate_run(
@@ -215,11 +268,15 @@ def evaluate_run(
             )
         test = store.indices("val")
         head = loaded.model.head
-        rows = [(head.title, evaluate_head(head, store, test))]
+        rows: Rows = [(head.title, evaluate_head(head, store, test))]
         original = original_head(store, test)
         if original is not None:
             rows.insert(0, ("original head", original))
-        return {**run.metrics, "rows": [{"head": n, **r.as_dict()} for n, r in rows]}
+        return {
+            **run.metrics,
+            "rows": [{"head": n, **r.as_dict()} for n, r in rows],
+            "worst_classes": {n: _worst(r, store.classes) for n, r in rows},
+        }
     others = all_for_testing(images, loaded.classes, loaded.task)
     if progress:
         print_notices(others)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +13,7 @@ from torch import Tensor
 from infodisent.data.store import FeatureStore
 from infodisent.files import read_tensors, write_tensors
 from infodisent.methods import DEFAULT, Head
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from infodisent.training.config import FitConfig, same_options
 
 Schedule = list[tuple[str, int]]
 """Name and epochs of every stage."""
@@ -25,13 +23,13 @@ def identity(
     head: Head,
     store: FeatureStore,
     train: Tensor,  # [n] int64
-    config: DataclassInstance,
+    config: FitConfig,
     schedule: Schedule,
 ) -> dict[str, Any]:
     """What a training run depends on; a state that differs in any of it is of another run."""
     return {
         "kind": "training",
-        "config": dataclasses.asdict(config),
+        "config": config.as_dict(),
         "method": head.method,
         "head": head.options(),
         "stages": [list(stage) for stage in schedule],
@@ -46,12 +44,25 @@ def save_state(
     head: Head,
     optimizer: torch.optim.Optimizer,
     history: list[dict[str, float]],
+    *,
+    best: dict[str, Tensor] | None = None,
+    parts: Sequence[int] = (),
 ) -> None:
-    """Write weights, the current stage's optimiser and the history, at once or not at all."""
+    """Write weights, the current stage's optimiser and the history, at once or not at all.
+
+    Args:
+        path: of the file.
+        run: its `identity`.
+        head, optimizer, history: as they are.
+        best: the head's state of the best epoch, where there is early stopping.
+        parts: epochs of the last stage that finished runs of fewer epochs had.
+    """
     tensors = {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
-    write_tensors(path, tensors, {**run, "history": history})
+    tensors |= {f"best.{name}": tensor for name, tensor in (best or {}).items()}
+    metadata = {**run, "history": history} | ({"parts": list(parts)} if parts else {})
+    write_tensors(path, tensors, metadata)
 
 
 class SavedState:
@@ -63,6 +74,8 @@ class SavedState:
 
     Attributes:
         history: of the epochs that are done.
+        parts: epochs of the last stage in finished runs that this one goes on from, oldest first.
+        best: the head's state of the best epoch; empty without early stopping.
 
     Raises:
         ValueError: the file is damaged, or of another run; the message names what differs.
@@ -76,13 +89,26 @@ class SavedState:
         then.setdefault("method", DEFAULT)
         if len(run["stages"]) == 1:
             then.setdefault("stages", run["stages"])
+        if isinstance(then.get("config"), dict):
+            then["config"] = same_options(run["config"], then["config"])
+        self.history: list[dict[str, float]] = then.get("history", [])
+        self.parts: list[int] = list(then.get("parts", []))
+        if _goes_further(run, then, len(self.history)):
+            self.parts.append(then["stages"][-1][1] - sum(self.parts))
+            then |= {"stages": run["stages"]}
+            then["config"]["epochs"] = run["config"]["epochs"]
         differing = _differences(run, then)
         if differing:
             raise ValueError(
                 f"{path} is the state of another training run ({'; '.join(differing)}); give the "
-                "same options to go on with it, or overwrite (--overwrite) to start anew"
+                "same options to go on with it, train into another folder (--out; --features takes "
+                "the features of this one), or overwrite (--overwrite) to start anew"
             )
-        self.history: list[dict[str, float]] = then["history"]
+        self.best = {
+            name.removeprefix("best."): tensor
+            for name, tensor in self._tensors.items()
+            if name.startswith("best.")
+        }
 
     def restore_head(self, head: Head) -> None:
         """Load the weights; ValueError where they do not fit."""
@@ -105,6 +131,19 @@ class SavedState:
                 _, index, key = name.split(".")
                 saved["state"].setdefault(int(index), {})[key] = value.clone()
         optimizer.load_state_dict(saved)
+
+
+def _goes_further(now: dict[str, Any], then: dict[str, Any], done: int) -> bool:
+    """Whether `now` is the same run, which has ended, with more epochs in its last stage."""
+    stages, before = now["stages"], then.get("stages")
+    return (
+        isinstance(before, list)
+        and len(before) == len(stages)
+        and before[:-1] == stages[:-1]
+        and before[-1][0] == stages[-1][0]
+        and before[-1][1] < stages[-1][1]
+        and sum(count for _, count in before) == done
+    )
 
 
 def _differences(now: dict[str, Any], then: dict[str, Any]) -> list[str]:

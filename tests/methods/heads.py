@@ -9,7 +9,8 @@ from torch import nn
 
 from infodisent.contract import SparsePool
 from infodisent.layout import to_bpc
-from infodisent.methods.base import Head, Stage
+from infodisent.methods.base import Head
+from infodisent.methods.stages import Stage
 
 
 class PrototypeHead(Head):

@@ -83,7 +83,7 @@ def test_resumed_is_bitwise_the_uninterrupted_run(tmp_path, store, options, monk
 
 def test_without_rotation_precomputed_pool_gives_the_same(store):
     head = new_head(store.channels, 2, seed=0, rotate=False)
-    fit_head(head, store, FitConfig(epochs=1, batch_size=64, l1=0.0), progress=False)
+    fit_head(head, store, FitConfig(epochs=1, batch_size=64, lr=1e-2, l1=0.0), progress=False)
     other = new_head(store.channels, 2, seed=0, rotate=False)
     optimizer = torch.optim.AdamW(other.fc.parameters(), lr=1e-2, weight_decay=0.0)
     train = store.indices("train")

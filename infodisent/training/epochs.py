@@ -1,0 +1,191 @@
+"""The epochs of one stage: batches, steps, figures."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from infodisent.data.store import FeatureStore
+from infodisent.devices import seed_generators
+from infodisent.evaluation.accuracy import pool_features
+from infodisent.methods import Head, Stage
+from infodisent.methods.stages import TrainingOptions
+from infodisent.training.config import FitConfig
+from infodisent.training.objective import Objective, draw_epoch
+from infodisent.training.state import SavedState
+from infodisent.training.validation import stopped, validate
+
+History = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the stages of one run share.
+
+    Attributes:
+        head, store, train: as in `infodisent.training.fit.fit_head`.
+        config: as in `fit_head`.
+        options: the same for the head, `FitConfig.knowing` the training images.
+        objective: the loss, without the head's penalty.
+        validation: positions of the images that score every epoch, ``[m]``; may be empty.
+        history: of the epochs done; grows.
+        advance: told after every step the stage's name, the loss and the penalty in it.
+        keep: called after every epoch with the optimiser.
+    """
+
+    head: Head
+    store: FeatureStore
+    train: Tensor
+    config: FitConfig
+    options: TrainingOptions
+    objective: Objective
+    validation: Tensor
+    history: History
+    advance: Callable[[str, float, float], None]
+    keep: Callable[[torch.optim.Optimizer], None]
+
+    def stage(
+        self,
+        stage: Stage,
+        first: int,
+        epochs: int,
+        saved: SavedState | None,
+        *,
+        more: bool = False,
+        patience: int | None = None,
+        since: int = 0,
+    ) -> None:
+        """Run the epochs of a stage that are left.
+
+        Args:
+            stage: what trains.
+            first: number of its first epoch.
+            epochs: how many it has; the rate's cosine is over these.
+            saved: where an interrupted run stopped.
+            more: these epochs go on with a stage that had ended, from its weights.
+            patience: end where the validation loss does not fall for so long.
+            since: the first epoch that counts for patience.
+        """
+        head, begun = self.head, len(self.history) - first
+        # the optimiser adds entries of its own to the groups
+        groups = [dict(group) for group in stage.groups]
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        if begun and saved is not None:
+            saved.restore_optimizer(optimizer)
+        elif not begun and not more:
+            self._seed(first)
+            head.eval()
+            with torch.no_grad():
+                head.start_stage(stage, self._batches)
+        peaks = [group["lr"] for group in stage.groups]
+        fixed = stage.pool_is_fixed
+        pooled = _PooledRows(head, self.store, self.train) if fixed else None
+        scored = self.validation
+        units = pool_features(head, self.store, scored) if fixed and len(scored) else None
+        steps = math.ceil(len(self.train) / self.config.batch_size)
+        with _training_only(head, stage.parameters()):
+            for epoch in range(begun, epochs):
+                if stopped(self.history[since:], patience):
+                    break
+                # every epoch has its own seed, so that a resumed run needs no generator's state
+                self._seed(first + epoch)
+                order = draw_epoch(self.store, self.train, self.config.sampler)
+                head.train()
+                total = correct = 0.0
+                for step, batch in enumerate(order.split(self.config.batch_size)):
+                    done = (epoch * steps + step) / (epochs * steps)
+                    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                        group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * done))
+                    loss, right, penalty = self._step(batch, pooled, optimizer)
+                    total += loss * len(batch)
+                    correct += right
+                    self.advance(stage.name, loss, penalty)
+                if not math.isfinite(total):
+                    raise ValueError(
+                        f"fit_head: the loss is {total} in epoch {first + epoch + 1}; lower lr "
+                        f"({self.options.lr}) or rotation_lr ({self.config.rotation_lr})"
+                    )
+                count = len(self.train)
+                figures = {"loss": total / count, "accuracy": correct / count}
+                if len(scored):
+                    figures |= validate(head, self.store, scored, self.objective, units)
+                self.history.append(figures)
+                self.keep(optimizer)
+
+    def _step(
+        self,
+        batch: Tensor,  # [n] int64
+        pooled: _PooledRows | None,
+        optimizer: torch.optim.Optimizer,
+    ) -> tuple[float, float, float]:
+        """One step; the mean loss of its images, how many were right before it, the penalty."""
+        head, device = self.head, self.head.device
+        labels = self.store.labels[batch].to(device)
+        units = None
+        if pooled is not None:
+            units = pooled[batch].to(device)
+            logits = head.classify(units)
+        elif head.penalty_needs_pool:
+            units = head.pool(self.store.gather(batch).to(device), input_fmt="NLC").pooled
+            logits = head.classify(units)
+        else:
+            logits = head(self.store.gather(batch).to(device), input_fmt="NLC")
+        loss = self.objective(logits, labels)
+        known = self.options.statistics
+        scale = 1.0 if known is None else known.feature_scale
+        penalty = head.penalty(self.options, scale, units, labels)
+        if penalty is not None:
+            loss = loss + penalty
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        head.after_step()
+        added = 0.0 if penalty is None else penalty.item()
+        return loss.item(), self.objective.right(logits, labels), added
+
+    def _seed(self, epoch: int) -> None:
+        seed_generators(self.config.seed * 100_003 + epoch, self.head.device)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        device = self.head.device
+        for maps, labels, positions in self.store.batches(self.train, self.config.batch_size):
+            yield maps.to(device), labels.to(device), positions.to(device)
+
+
+class _PooledRows:
+    """Pooled units of the training images, computed once, by the images' positions."""
+
+    def __init__(
+        self,
+        head: Head,
+        store: FeatureStore,
+        train: Tensor,  # [n] int64
+    ) -> None:
+        self._rows = pool_features(head, store, train)
+        self._row_of = torch.full((len(store),), -1, dtype=torch.int64)
+        self._row_of[train] = torch.arange(len(train))
+
+    def __getitem__(
+        self,
+        positions: Tensor,  # [n] int64
+    ) -> Tensor:
+        return self._rows[self._row_of[positions]]
+
+
+@contextlib.contextmanager
+def _training_only(head: Head, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """No other parameter of the head asks for a gradient in the block."""
+    wanted = {id(parameter) for parameter in parameters}
+    asked = [(parameter, parameter.requires_grad) for parameter in head.parameters()]
+    try:
+        for parameter, asks in asked:
+            parameter.requires_grad_(asks and id(parameter) in wanted)
+        yield
+    finally:
+        for parameter, asks in asked:
+            parameter.requires_grad_(asks)
