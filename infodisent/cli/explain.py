@@ -47,11 +47,11 @@ def explain(
     """Explain predictions: which channels, where in the image, and what they mean.
 
     Writes one PNG per image and one page with all of them. In folders that are called as the
-    model's classes the true class is known, and wrong predictions are marked. Examples:
+    model's classes the true class is known, and wrong predictions are marked.
 
-    infodisent explain photo.jpg --run runs/fit
+    Example: infodisent explain photo.jpg --run runs/fit
 
-    infodisent explain --held-out 20 --wrong-only --run runs/fit
+    Example: infodisent explain --held-out 20 --wrong-only --run runs/fit
     """
     wait_asleep()
     from infodisent.report.notices import say

@@ -153,9 +153,10 @@ def test_backend_environment(monkeypatch):
 
 
 def test_backend_choice_raises_with_the_reason_and_auto_falls_back(monkeypatch):
-    call = backends.explain("rotation", "mps")
+    call = backends.explain("rotation", "xpu")
     assert call["reference"] == "ok"
-    assert "cpu and cuda only, not on mps" in call["sparse"]
+    assert "not for xpu" in call["sparse"]
+    assert backends.explain("rotation", "mps")["sparse"] == "ok"
     x = torch.zeros(1)
     assert backends.select("rotation", x) != "reference"
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
