@@ -147,6 +147,17 @@ def fit(
     tensorboard: Annotated[
         Path | None, typer.Option(help="Folder for TensorBoard's files, written every epoch.")
     ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Keep the features in this folder, which several runs may share."),
+    ] = None,
+    original_classes: Annotated[
+        Path | None,
+        typer.Option(
+            help='JSON file {"my class": "name in the original head, column or WordNet id"}, for '
+            "classes that it does not know by name."
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train an interpretable head on a folder of images, and compare it with the usual heads.
@@ -158,12 +169,16 @@ def fit(
     import torch
 
     from infodisent.classifier import attach
+    from infodisent.files import read_json
     from infodisent.training import run as training
     from infodisent.training.fit import FitConfig
     from infodisent.training.tracking import tensorboard as tensorboard_callback
 
     # what can be wrong is said before anything that takes time
     chosen_device = training.pick_device(device)
+    mapped = None if original_classes is None else read_json(original_classes)
+    if mapped is not None and not isinstance(mapped, dict):
+        raise ValueError(f"--original-classes: {original_classes} holds no object of class names")
     config = FitConfig(
         epochs=epochs,
         seed=seed,
@@ -214,6 +229,8 @@ def fit(
         images,
         out,
         config,
+        features=features,
+        original_classes=mapped,
         batch_size=extract_batch,
         num_workers=workers,
         dtype=feature_dtype,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -154,7 +155,7 @@ def describe(
     `folder`: of the store, see `infodisent.data.fingerprints.listing`.
     """
     origin = backbone.origin
-    return {
+    described = {
         "backbone": origin["name"] or type(backbone.model).__name__,
         "options": [origin["source"], origin["model_kwargs"]],
         "weights": weights_digest(backbone),
@@ -162,6 +163,8 @@ def describe(
         "transform": transform,
         "dtype": dtype,
     }
+    read_back: dict[str, Any] = json.loads(json.dumps(described))
+    return read_back  # as it is read back: tuples are lists
 
 
 def weights_digest(module: torch.nn.Module) -> str:

@@ -35,8 +35,9 @@ class Run:
 
     @property
     def store(self) -> FeatureStore:
-        """The run's features."""
-        return FeatureStore(self.folder / FEATURES)
+        """The run's features: its own, or those it shares with others."""
+        places = [self.folder / place for place in self.metrics.get("features_folder", [FEATURES])]
+        return FeatureStore(next((place for place in places if place.is_dir()), places[0]))
 
 
 def open_run(

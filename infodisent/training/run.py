@@ -20,6 +20,7 @@ from infodisent.data.store import FeatureStore
 from infodisent.devices import pick_device
 from infodisent.evaluation.accuracy import Evaluation, evaluate_head, linear_probe, original_head
 from infodisent.evaluation.multilabel import MultilabelEvaluation
+from infodisent.evaluation.original import Mapped
 from infodisent.explanations.prototypes import find_prototypes
 from infodisent.files import locked, write_json
 from infodisent.methods.stages import LoopOptions
@@ -65,6 +66,8 @@ def fit(
     out: str | os.PathLike[str],
     config: FitConfig | None = None,
     *,
+    features: str | os.PathLike[str] | None = None,
+    original_classes: Mapped | None = None,
     batch_size: int = 32,
     num_workers: int = 0,
     dtype: str = "float16",
@@ -84,6 +87,10 @@ def fit(
             `infodisent.data.images.as_image_set` takes, such as a torch data set.
         out: folder of the run.
         config: of the training.
+        features: folder of the features, which several runs may share; default: in `out`. A shared
+            one is never overwritten.
+        original_classes: for classes whose name the original head does not know, its own name for
+            them, column or WordNet id, see `infodisent.evaluation.original.match_classes`.
         batch_size, num_workers, dtype: of the extraction, see `infodisent.data.extraction.extract`.
         compare_identity: also train the heads that the method names for comparison, such as the
             same without rotation, see `Head.ablations`.
@@ -107,13 +114,16 @@ def fit(
         "batch_size": batch_size,
         "num_workers": num_workers,
         "dtype": dtype,
-        "overwrite": overwrite,
+        "out": folder / FEATURES if features is None else Path(features),
+        "overwrite": overwrite and features is None,
     }
     with locked(folder):
         if overwrite:  # nothing of an old run may stand beside new features
             for name in (STATE, MODEL, PROTOTYPES, METRICS):
                 (folder / name).unlink(missing_ok=True)
-        chosen = _Choices(compare_identity, keep, probe, tuple(callbacks), progress)
+        chosen = _Choices(
+            compare_identity, keep, probe, tuple(callbacks), progress, original_classes
+        )
         return _fit(model, images, folder, config, chosen, options)
 
 
@@ -126,6 +136,7 @@ class _Choices:
     probe: bool
     callbacks: tuple[Callback, ...]
     progress: bool
+    original_classes: Mapped | None
 
 
 def _fit(
@@ -140,7 +151,6 @@ def _fit(
     store = extract(
         model,
         images,
-        folder / FEATURES,
         progress=progress,
         **extraction,
     )
@@ -150,7 +160,7 @@ def _fit(
         if not len(indices):
             raise ValueError(f"fit: no readable image is in the {split} split of {images.root}")
     rows: Rows = []
-    original = original_head(store, test)
+    original = original_head(store, test, chosen.original_classes)
     if original is not None:
         rows.append(("original head", original))
     if chosen.probe:
@@ -186,6 +196,11 @@ def _fit(
 
     metrics = _metrics(model, images, store, rows)
     metrics |= {"config": config.as_dict(), "head": options, "history": history}
+    if chosen.original_classes is not None:
+        metrics["original_classes"] = dict(chosen.original_classes)
+    if store.path != folder / FEATURES:  # beside the run it is found after both have moved
+        places = [os.path.relpath(store.path, folder), str(store.path.absolute())]
+        metrics["features_folder"] = places
     if config.patience is not None and len(model.head.stages(LoopOptions())) == 1:
         metrics["kept_epoch"] = best_epoch(history) + 1
     checkpoint.save(
@@ -269,7 +284,7 @@ def evaluate_run(
         test = store.indices("val")
         head = loaded.model.head
         rows: Rows = [(head.title, evaluate_head(head, store, test))]
-        original = original_head(store, test)
+        original = original_head(store, test, run.metrics.get("original_classes"))
         if original is not None:
             rows.insert(0, ("original head", original))
         return {

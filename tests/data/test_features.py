@@ -310,3 +310,13 @@ def test_wrong_manifest_names_the_file(store, content):
     (store.path / "store.json").write_text(content)
     with pytest.raises(ValueError, match=r"store\.json does not hold what it should"):
         FeatureStore(store.path)
+
+
+def test_arguments_that_json_changes_are_the_same_when_read_back(tmp_path, image_folder):
+    def model():
+        torch.manual_seed(0)
+        return attach("test_vit", 2, model_kwargs={"img_size": (96, 64)})
+
+    images = scan_folder(image_folder)
+    extract(model(), images, tmp_path / "s", progress=False)
+    assert len(extract(model(), images, tmp_path / "s", progress=False)) == 23

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from infodisent.data.images import scan_folder
 from infodisent.devices import own_generators, seed_generators
 from infodisent.evaluation.accuracy import (
     evaluate_head,
@@ -221,3 +222,24 @@ def test_generators_of_the_device_in_use_are_seeded_and_restored(monkeypatch):
             raise KeyboardInterrupt
     assert state["cuda"] == 7
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_runs_share_features_and_know_the_originals_classes(tmp_path, image_folder, tiny):
+    from infodisent.data import shards
+    from infodisent.training import run
+
+    images, shared = scan_folder(image_folder), tmp_path / "features"
+    config = FitConfig(epochs=2, batch_size=8)
+    known = {"green": 3, "red": 7}
+    options = {"features": shared, "progress": False, "compare_identity": False}
+    tiny.backbone.trained = True
+    first = run.fit(tiny, images, tmp_path / "a", config, original_classes=known, **options)
+    assert first.metrics["rows"][0]["head"] == "original head"
+    assert first.store.path.samefile(shared)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "_forward", lambda *a: pytest.fail("extracted again"))
+        other = FitConfig(epochs=2, batch_size=8, l1=0.5)
+        run.fit(tiny, images, tmp_path / "b", other, overwrite=True, **options)
+    again = run.evaluate_run(tmp_path / "a", progress=False)
+    assert again["rows"][0] == first.metrics["rows"][0]
+    assert not (tmp_path / "a" / "features").exists()
