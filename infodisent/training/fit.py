@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from infodisent.training.config import FitConfig
 from infodisent.training.epochs import Training as _Training
 from infodisent.training.objective import class_counts, class_pull, objective
 from infodisent.training.objective import feature_scale as _feature_scale
-from infodisent.training.state import SavedState, identity, save_state
+from infodisent.training.state import RECIPE, SavedState, identity, save_state, saved_recipe
 from infodisent.training.validation import best_epoch, split_validation, stopped
 
 __all__ = ["Callback", "FitConfig", "fit_head", "new_head"]
@@ -120,19 +121,24 @@ def fit_head(
     given, validation = train, train[:0]
     if config.validation:
         train, validation = split_validation(store, train, config.validation, config.seed)
-    loss = objective(store, train, config)
+    goes_on = state is not None and Path(state).is_file()
+    recipe = saved_recipe(Path(state)) if state is not None and goes_on else RECIPE
+    chosen = config if recipe > 1 else _as_version_01(config)
+    loss = objective(store, train, chosen)
     scale = _feature_scale(store, train)
-    known = config.knowing(TrainingStatistics(scale, class_pull(store, train, config, loss)))
+    pull = class_pull(store, train, chosen, loss)
+    pull = pull if recipe > 1 else torch.ones_like(pull)
+    known = chosen.knowing(TrainingStatistics(scale, pull))
     steps = math.ceil(len(train) / config.batch_size)
     epochs = config.epochs or max(15, math.ceil(120 / steps))
     stages = head.stages(known)
     schedule = [(stage.name, stage.epochs or epochs) for stage in stages]
     total = sum(count for _, count in schedule)
-    run = identity(head, store, given, config, schedule)
+    run = identity(head, store, given, config, schedule) | {"recipe": recipe}
     saved = None
     # what earlier runs with fewer epochs had in the last stage: each has a cosine of its own
     parts: list[int] = []
-    if state is not None and Path(state).is_file():
+    if state is not None and goes_on:
         saved = SavedState(Path(state), run)
         saved.restore_head(head)
         parts = saved.parts
@@ -203,3 +209,12 @@ def fit_head(
         head.load_state_dict(best)
     head.eval()
     return history
+
+
+def _as_version_01(config: FitConfig) -> FitConfig:
+    """What version 0.1 did where an option is left to the images."""
+    return dataclasses.replace(
+        config,
+        lr=1e-2 if config.lr is None else config.lr,
+        logit_adjustment=config.logit_adjustment or 0.0,
+    )

@@ -15,6 +15,10 @@ from infodisent.files import read_tensors, write_tensors
 from infodisent.methods import DEFAULT, Head
 from infodisent.training.config import FitConfig, same_options
 
+RECIPE = 2
+"""Of the objective. 1 is that of version 0.1: classes are penalised alike, and nothing is adjusted
+for their frequency or for the size of features."""
+
 Schedule = list[tuple[str, int]]
 """Name and epochs of every stage."""
 
@@ -29,6 +33,7 @@ def identity(
     """What a training run depends on; a state that differs in any of it is of another run."""
     return {
         "kind": "training",
+        "recipe": RECIPE,
         "config": config.as_dict(),
         "method": head.method,
         "head": head.options(),
@@ -65,6 +70,16 @@ def save_state(
     write_tensors(path, tensors, metadata)
 
 
+def saved_recipe(path: Path) -> int:
+    """The recipe of a state, which a training goes on with.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    metadata = read_tensors(path)[1]
+    return int(metadata.get("recipe", 1)) if isinstance(metadata, dict) else RECIPE
+
+
 class SavedState:
     """The state of an interrupted run.
 
@@ -87,6 +102,7 @@ class SavedState:
         then = dict(metadata) if isinstance(metadata, dict) else {}
         # version 0.1 had one method, and its training one stage
         then.setdefault("method", DEFAULT)
+        then.setdefault("recipe", 1)
         if len(run["stages"]) == 1:
             then.setdefault("stages", run["stages"])
         if isinstance(then.get("config"), dict):
