@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -245,7 +246,7 @@ def fit(
         from infodisent.report.publish import report_run
 
         print_result("open", report_run(run, count=explain))
-    print_result("next", f"infodisent explain IMAGE --run {run.folder}")
+    print_result("next", f"infodisent explain IMAGE --run {shlex.quote(str(run.folder))}")
 
 
 def _class_weights(given: str) -> str | list[float]:
