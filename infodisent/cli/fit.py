@@ -77,13 +77,13 @@ def fit(
     class_weights: Annotated[
         str,
         typer.Option(
-            metavar="none|balanced|NUMBERS",
-            help="Of the loss: balanced counts rare classes more; or a number a class.",
+            help="Of the loss; one of none, balanced (rare classes count more), or a number "
+            "a class, with commas."
         ),
     ] = "none",
     sampler: Annotated[
         str,
-        typer.Option(metavar="shuffle|balanced", help="balanced draws all classes equally often."),
+        typer.Option(help="One of shuffle, balanced (all classes drawn equally often)."),
     ] = "shuffle",
     logit_adjustment: Annotated[
         float | None,
@@ -106,7 +106,7 @@ def fit(
     nonneg: Annotated[
         str,
         typer.Option(
-            metavar="projection|relu|softplus|abs", help="How the class weights stay >= 0."
+            help="How the class weights stay >= 0; one of projection, relu, softplus, abs."
         ),
     ] = "projection",
     bias: Annotated[

@@ -12,10 +12,9 @@ from infodisent import ops
 from infodisent.data.store import FeatureStore
 from infodisent.training.config import IMBALANCED, FitConfig
 
-
 ADJUSTED = 0.4
-"""See `class_pull`. From 0.3 down, separable classes of 94 and 6 images lose the frequent one; at 1,
-photographs of solar cells (120 and 6) lose the rare one."""
+"""See `class_pull`. From 0.3 down, separable classes of 94 and 6 images lose the frequent one; at
+1, photographs of solar cells (120 and 6) lose the rare one."""
 
 
 @dataclass(frozen=True)

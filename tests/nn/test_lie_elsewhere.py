@@ -10,7 +10,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from infodisent.nn import InfoDisentHead, Rotation
-from infodisent.training.fit import _training_only
+from infodisent.training.epochs import _training_only
 
 CHANNELS, CLASSES = 12, 3
 
