@@ -302,7 +302,7 @@ def test_random_weights_and_names_of_classes_are_known() -> None:
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: Any, caplog: Any) -> None:
-    constants = pytest.importorskip("huggingface_hub.constants")
+    constants = pytest.importorskip("huggingface_hub.constants", reason="no hub client")
     calls: list[bool] = []
     monkeypatch.setattr(hub, "_answers", lambda: bool(calls.append(True)))
     before = bool(constants.HF_HUB_OFFLINE)

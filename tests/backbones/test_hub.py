@@ -11,7 +11,7 @@ from infodisent.backbones import hub
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_nothing_of_the_silence_stays(offline):
-    constants = pytest.importorskip("huggingface_hub.constants")
+    constants = pytest.importorskip("huggingface_hub.constants", reason="no hub client")
     logger = logging.getLogger("huggingface_hub")
     before = logger.level, constants.HF_HUB_OFFLINE
     with hub.quiet(offline) as is_offline:

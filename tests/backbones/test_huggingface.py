@@ -14,7 +14,7 @@ from infodisent.backbones.torchvision_import import ensure_torchvision
 from infodisent.files import read_tensors, write_tensors
 
 ensure_torchvision()
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", reason="pip install 'infodisent[hf]'")
 pytestmark = pytest.mark.filterwarnings("ignore:attach. .*(what builds|normalised)")
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

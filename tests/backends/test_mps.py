@@ -24,8 +24,8 @@ LIST = "packaged/ATen/native/native_functions.yaml"
 
 def kernels() -> set[str]:
     """Operators with a kernel for MPS, or made of others, as ``aten.<name>.<overload>``."""
-    yaml = pytest.importorskip("yaml")
-    torchgen = pytest.importorskip("torchgen")
+    yaml = pytest.importorskip("yaml", reason="torch's list of operators is YAML")
+    torchgen = pytest.importorskip("torchgen", reason="it brings torch's list of operators")
     path = Path(torchgen.__file__).parent / LIST
     if not path.is_file():
         pytest.skip("this torch comes without the list of its kernels")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import re
@@ -160,14 +161,19 @@ def test_our_own_errors_are_shown_whole():
     assert one_line(caught.value) == str(caught.value)
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
-    """The system refuses files of more than 1000 bytes, as a full disk would."""
-    resource = pytest.importorskip("resource")
+    """The system refuses files of more than 1000 bytes, as a full disk would.
+
+    That of pytest's own output too, so this must not be a fixture: pytest writes before it ends.
+    """
+    resource = pytest.importorskip("resource", reason="limits on files are Unix's")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize(
@@ -179,9 +185,9 @@ def small_files():
     ],
     ids=["text", "json", "tensors"],
 )
-def test_a_file_that_cannot_be_written_is_named(tmp_path, small_files, write):
+def test_a_file_that_cannot_be_written_is_named(tmp_path, write):
     path = tmp_path / "kept.file"
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError) as caught, small_files():
         write(path)
     assert caught.value.errno == errno.EFBIG
     assert one_line(caught.value).endswith(f"too large: {path}")
