@@ -217,7 +217,6 @@ class build_ext(_build_ext):  # noqa: N801  (setuptools' name)
             if STRICT:
                 raise
             self.note = f"the compiler failed at installation: {str(error).splitlines()[0]}"
-            say(f"{self.note}; installing pure Python")
             self.extensions = []
         for extension in gpu:
             try:

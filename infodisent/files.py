@@ -115,18 +115,28 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+    tensors, metadata = read_safetensors(path)
     if "infodisent" not in metadata:
         raise ValueError(f"{path} is a safetensors file, but not one that infodisent wrote")
     try:
         return tensors, json.loads(metadata["infodisent"])
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} has damaged metadata: {error}") from error
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of any safetensors file, mapped, and its metadata as they are.
+
+    Raises:
+        ValueError: it is truncated or not a safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+    return tensors, metadata
 
 
 @contextlib.contextmanager

@@ -98,6 +98,11 @@ class ForgivingConsole(Console):
 console = ForgivingConsole()
 
 
+def notice(text: str) -> None:
+    """A line that the user should see, whatever it contains."""
+    console.print(text, style="yellow", markup=False, highlight=False)
+
+
 class LineProgress(Progress):
     """A display for files and pipes: a line at the start of a task, now and then, and at the end.
 

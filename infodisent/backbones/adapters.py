@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infodisent.backbones.backbone import evaluating
+from infodisent.backbones.backbone import evaluating, noise
 from infodisent.backbones.known_forms import hooked
 from infodisent.backbones.plan import HeadPlan
 
@@ -33,7 +33,7 @@ def custom_reading(
     kind = type(model).__name__
     read = _features_of(model, features)
     classify = _logits_of(model, logits)
-    x = _image(model, image_size, in_chans)
+    x = noise((1, in_chans, *image_size), next(model.parameters()))
     with evaluating(model), torch.no_grad():
         try:
             raw = read(model, x)
@@ -107,11 +107,6 @@ def _check_grid(model: Any, tokens: int, prefix: int, size: tuple[int, int]) -> 
             f"attach: {tokens} tokens less {prefix} prefix tokens fill no square grid; pass "
             f"num_prefix_tokens={fits[0]} if the first {fits[0]} are class or register tokens"
         )
-
-
-def _image(model: nn.Module, size: tuple[int, int], channels: int) -> Tensor:
-    x = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
-    return x.to(next(model.parameters()))
 
 
 def help_for(model: nn.Module) -> str:

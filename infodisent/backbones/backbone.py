@@ -47,7 +47,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _noise(shape: Sequence[int], like: Tensor) -> Tensor:
+def noise(shape: Sequence[int], like: Tensor) -> Tensor:
     """Normal noise of `like`'s device and dtype that leaves the global generators alone."""
     if like.is_meta:
         return like.new_empty(shape)
@@ -272,7 +272,7 @@ class Backbone(nn.Module):
         )
 
     def _probe(self, size: tuple[int, int]) -> tuple[Tensor, Any]:
-        x = _noise((1, self.in_chans, *size), next(self.model.parameters()))
+        x = noise((1, self.in_chans, *size), next(self.model.parameters()))
         with evaluating(self.model), torch.no_grad():
             return x, self.raw(x)
 
@@ -317,9 +317,9 @@ class Backbone(nn.Module):
         if self._features is not _forward_features:
             self._prove("its stages in order", logits, lambda: logits_in(self.model(x)))
         if not self.plan.opaque:
-            noise = _noise((2, *raw.shape[1:]), raw)
-            logits = self._classifier(self.model, noise)
-            self._prove("its head as read here", logits, lambda: self.pooled_logits(noise))
+            random = noise((2, *raw.shape[1:]), raw)
+            logits = self._classifier(self.model, random)
+            self._prove("its head as read here", logits, lambda: self.pooled_logits(random))
 
     def _prove(self, what: str, want: Tensor, compute: Callable[[], Tensor]) -> None:
         tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(want.dtype, 5e-2)
@@ -337,7 +337,7 @@ class Backbone(nn.Module):
         """Names of the model's parameters that the map depends on; costs a pass of one image."""
         weights = {n: p for n, p in self.model.named_parameters() if p.is_floating_point()}
         asked = [p.requires_grad for p in weights.values()]
-        x = _noise((1, self.in_chans, *self.image_size), next(self.model.parameters()))
+        x = noise((1, self.in_chans, *self.image_size), next(self.model.parameters()))
         try:
             self.model.requires_grad_(True)
             with evaluating(self.model), torch.enable_grad():

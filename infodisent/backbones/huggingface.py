@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infodisent.backbones.backbone import evaluating
+from infodisent.backbones.backbone import evaluating, noise
 from infodisent.backbones.plan import HeadPlan
 
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -158,9 +158,7 @@ def reading(model: Any) -> dict[str, Any]:
     """`Backbone`'s arguments that say how to read it; ValueError where no reading is right."""
     name = type(model).__name__
     channels, height, width = input_size(model)
-    weight = next(model.parameters())
-    x = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
-    x = x.to(weight)
+    x = noise((2, channels, height, width), next(model.parameters()))
     with evaluating(model), torch.no_grad():
         try:
             raw = _features(model, x)

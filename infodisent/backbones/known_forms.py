@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infodisent.backbones.backbone import evaluating
+from infodisent.backbones.backbone import evaluating, noise
 from infodisent.backbones.plan import HeadPlan, class_names
 
 
@@ -34,10 +34,10 @@ def reading(
         functions = {"features": hooked(f"{path}.conv"), "classifier": _ultralytics_logits}
         return cfg, {**common, **functions, "plan": plan}
     features = _requested_tokens if _is_clip_tower(model) else _named_tokens
-    x = torch.randn(1, in_chans, *image_size, generator=torch.Generator().manual_seed(0))
+    x = noise((1, in_chans, *image_size), next(model.parameters()))
     with evaluating(model), torch.no_grad():
         try:
-            tokens = features(model, x.to(next(model.parameters())))
+            tokens = features(model, x)
         except Exception:  # any: it is a trial
             return None
     if not isinstance(tokens, Tensor) or tokens.ndim != 3:

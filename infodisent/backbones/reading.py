@@ -121,19 +121,19 @@ def _is_classifier(model: nn.Module) -> bool:
     """A whole classifier that can be read without being told how."""
     if huggingface.is_classifier(model):
         return True
-    if not _is_of_a_library(model):
+    library = _library_of(model)
+    if library is None:
         return known_forms.is_known(model)
-    modules = [c.__module__ for c in type(model).__mro__]
-    if any(m.startswith("torchvision.models") for m in modules):
+    if library == "torchvision":
         return torchvision_models.is_supported(model)
-    if any(m.startswith("timm.models") for m in modules):
-        return not _missing_methods(model)
-    return False
+    return not _missing_methods(model)
 
 
-def _is_of_a_library(model: nn.Module) -> bool:
+def _library_of(model: nn.Module) -> Source | None:
+    """The library that the model's class, or one that it is made from, belongs to."""
     modules = [c.__module__ for c in type(model).__mro__]
-    return any(m.startswith(("timm.models", "torchvision.models")) for m in modules)
+    libraries: tuple[Source, ...] = ("timm", "torchvision")
+    return next((s for s in libraries if any(m.startswith(f"{s}.models") for m in modules)), None)
 
 
 def _missing_methods(model: nn.Module) -> list[str]:
@@ -143,14 +143,10 @@ def _missing_methods(model: nn.Module) -> list[str]:
 
 def _source_of(model: nn.Module, source: Source | None) -> Source | None:
     """The library of a module; None for one that is of none, but may have a known shape."""
-    modules = [c.__module__ for c in type(model).__mro__]
     if source is None:
         if huggingface.is_classifier(model):
             return "hf"
-        for library in ("timm", "torchvision"):
-            if any(m.startswith(f"{library}.models") for m in modules):
-                source = library  # type: ignore[assignment]
-                break
+        source = _library_of(model)
     kind = f"{type(model).__module__}.{type(model).__name__}"
     if source is None:
         if known_forms.is_known(model):

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from infodisent.files import read_safetensors
 
 _PICTURES = {
     b"\xff\xd8\xff": "a JPEG picture",
@@ -102,12 +103,7 @@ def _kind(path: Path) -> str:
 
 
 def _safetensors(path: Path) -> tuple[str, dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+    tensors, metadata = read_safetensors(path)
     own = metadata.get("infodisent")
     if own is None:
         return "", tensors

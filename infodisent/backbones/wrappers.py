@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from infodisent.backbones.backbone import evaluating, logits_in
+from infodisent.backbones.backbone import evaluating, logits_in, noise
 
 _PASS_ON = {"DataParallel": "module", "DistributedDataParallel": "module"}
 _PASS_ON |= {"OptimizedModule": "_orig_mod", "FullyShardedDataParallel": "module"}
@@ -87,7 +87,7 @@ def _difference(wrapper: nn.Module, inner: nn.Module) -> str:
     channels = 3 if first is None else first.in_channels * (first.groups == 1) or 3
     error = "its forward pass fails"
     for size in sizes:
-        x = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0)).to(weight)
+        x = noise((1, channels, *size), weight)
         eagerly = torch.compiler.set_stance("force_eager")  # two images are not worth compiling for
         with evaluating(wrapper), torch.no_grad(), eagerly:
             try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infodisent.progress import console
+from infodisent.progress import notice
 
 if TYPE_CHECKING:
     from infodisent.training.checkpoint import Architecture
@@ -78,4 +78,4 @@ def warnings_as_lines() -> Iterator[None]:
         warnings.simplefilter("always", UserWarning)
         yield
     for text in dict.fromkeys(str(w.message) for w in said if w.category is UserWarning):
-        console.print(f"note: {text}", style="yellow", markup=False, highlight=False)
+        notice(f"note: {text}")

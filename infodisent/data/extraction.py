@@ -20,7 +20,7 @@ from infodisent.backbones.backbone import Backbone, HasBackbone, backbone_of
 from infodisent.backbones.preprocess import transform_config, transform_from
 from infodisent.data.fingerprints import is_by_content, listing, listing_by_path
 from infodisent.data.images import ImageSet, as_image_set
-from infodisent.data.notes import note_lines
+from infodisent.data.notices import print_notes
 from infodisent.data.shards import DTYPES, ShardWriter
 from infodisent.data.store import MANIFEST, FeatureStore, read_shard, shard_count, shard_path
 from infodisent.files import read_json, write_json
@@ -130,8 +130,8 @@ def extract(
         )
         for number in missing:
             writer.write(number, shards[number])
-    for line in note_lines(writer.notes) if progress else ():
-        console.print(line, style="yellow", markup=False)
+    if progress:
+        print_notes(writer.notes)
     store = FeatureStore(folder)
     if not len(store):
         reason = store.skipped[0][1]

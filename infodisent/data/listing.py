@@ -13,7 +13,7 @@ from pathlib import Path
 
 from infodisent.data.contents import with_notices
 from infodisent.data.items import TASKS, ImageItem, ImageSet, counted, listed
-from infodisent.data.splits import check_fraction, hold_out, split_name
+from infodisent.data.splits import check_fraction, hold_out, label_indices, split_name
 from infodisent.data.tree import extensions
 
 LISTINGS = (".csv", ".tsv")
@@ -328,7 +328,7 @@ def _check_splits(table: _Table, images: ImageSet) -> None:
             images.classes[y]
             for item in images.items
             if item.split == split
-            for y in (item.label if isinstance(item.label, tuple) else (item.label,))
+            for y in label_indices(item.label)
         }
         for split in ("train", "val")
     )

@@ -1,12 +1,21 @@
-"""What an image set's owner should know, printed."""
+"""What the owner of images should know, printed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from infodisent.data.items import ImageSet
-from infodisent.progress import console
+from infodisent.data.notes import note_lines
+from infodisent.progress import notice
 
 
 def print_notices(images: ImageSet) -> None:
     """Each notice of a set on a line of its own."""
-    for notice in images.notices:
-        console.print(notice, style="yellow", markup=False, highlight=False)
+    for text in images.notices:
+        notice(text)
+
+
+def print_notes(kinds: Mapping[str, int]) -> None:
+    """What was done to pictures, a line for each kind with the number of pictures."""
+    for text in note_lines(kinds):
+        notice(text)

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -175,8 +174,8 @@ class ShardWriter:
         tensors = rows.tensors(pixels, channels, DTYPES[self.dtype], half=not is_part)
         try:
             write_tensors(path, tensors, written)
-        except (OSError, SafetensorError) as error:
-            if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
                 raise OSError(
                     f"extract: the disk of {self.folder} is full. What was finished is kept: make "
                     "room and run the same again"

@@ -7,7 +7,7 @@ batch, and what has to be read again and again lies in `infodisent.data.rows`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,10 +17,15 @@ from infodisent.backbones.torchvision_import import ensure_torchvision
 from infodisent.data.rows import empty_rows
 from infodisent.data.store import FeatureStore
 from infodisent.evaluation.logistic import fit_logistic, standardise
-from infodisent.evaluation.multilabel import MultilabelEvaluation, MultilabelFigures
+from infodisent.evaluation.multilabel import (
+    MultilabelEvaluation,
+    MultilabelFigures,
+    finite_logits,
+    whole_figures,
+)
 from infodisent.evaluation.original import Mapped, original_columns
 from infodisent.evaluation.original import match_classes as match_classes
-from infodisent.explanations.sparsity import explanation_sizes
+from infodisent.explanations.sparsity import explanation_sizes, typical_size
 from infodisent.methods import Head
 
 
@@ -52,9 +57,7 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, float | int | None]:
         """The figures, JSON-able; without those of single classes."""
-        values = asdict(self)
-        del values["recall"], values["counts"]
-        return values
+        return whole_figures(self)
 
 
 class Figures:
@@ -93,9 +96,7 @@ class Figures:
         Raises:
             ValueError: a logit is NaN or Inf.
         """
-        logits = logits.float().cpu()
-        if not torch.isfinite(logits).all():
-            raise ValueError("evaluate: the logits hold NaN or Inf; check the weights")
+        logits = finite_logits(logits)
         wanted, answers = self._columns[labels], logits.argmax(1)
         class_of = torch.full((logits.shape[1],), self._classes)
         class_of[self._columns] = torch.arange(self._classes)
@@ -116,12 +117,7 @@ class Figures:
         if not images:
             raise ValueError("evaluate: there are no images to score")
         by_class, present = self._by_class.compute(), self._labelled > 0
-        size = explained = None
-        if self._sizes:
-            sizes = torch.cat(self._sizes)
-            defined = sizes[sizes > 0]
-            size = defined.float().median().item() if len(defined) else None
-            explained = len(defined) / len(sizes)
+        size, explained = typical_size(self._sizes)
         return Evaluation(
             images=images,
             accuracy=self._right.compute().item(),

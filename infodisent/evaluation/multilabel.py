@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from infodisent.backbones.torchvision_import import ensure_torchvision
+from infodisent.explanations.sparsity import typical_size
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def finite_logits(
+    logits: Tensor,
+) -> Tensor:
+    """Logits of any device and dtype as float32 on the CPU; ValueError where one is NaN or Inf."""
+    logits = logits.float().cpu()
+    if not torch.isfinite(logits).all():
+        raise ValueError("evaluate: the logits hold NaN or Inf; check the weights")
+    return logits
+
+
+def whole_figures(evaluation: DataclassInstance) -> dict[str, Any]:
+    """The fields of an evaluation, JSON-able; without those of single classes."""
+    values = asdict(evaluation)
+    del values["recall"], values["counts"]
+    return values
 
 
 @dataclass(frozen=True)
@@ -41,9 +63,7 @@ class MultilabelEvaluation:
 
     def as_dict(self) -> dict[str, float | int | None]:
         """The figures, JSON-able; without those of single labels."""
-        values = asdict(self)
-        del values["recall"], values["counts"]
-        return values
+        return whole_figures(self)
 
 
 class MultilabelFigures:
@@ -70,9 +90,7 @@ class MultilabelFigures:
         Raises:
             ValueError: a logit is NaN or Inf.
         """
-        logits = logits.float().cpu()
-        if not torch.isfinite(logits).all():
-            raise ValueError("evaluate: the logits hold NaN or Inf; check the weights")
+        logits = finite_logits(logits)
         self._logits.append(logits)
         self._labels.append(labels.cpu())
         if sizes is not None:
@@ -104,12 +122,7 @@ class MultilabelFigures:
                 f1.append(2 * hits / (count + int(predicted[:, k].sum())))
                 if count < len(labels):
                     area.append(binary_auroc(ranks, labels[:, k]))
-        size = explained = None
-        if self._sizes:
-            sizes = torch.cat(self._sizes)
-            defined = sizes[sizes > 0]
-            size = defined.float().median().item() if len(defined) else None
-            explained = len(defined) / len(sizes)
+        size, explained = typical_size(self._sizes)
         return MultilabelEvaluation(
             images=len(labels),
             mean_ap=torch.stack(precision).mean().item() if precision else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from infodisent.backbones.torchvision_import import ensure_torchvision
 from infodisent.data.store import FeatureStore
@@ -16,6 +16,9 @@ _SUBSETS = {
     21843: "imagenet-21k-goog",
 }
 """timm's lists of ImageNet classes by their length."""
+
+_WORDNET = r"n\d{8}(?=$|\W|_)"
+"""A WordNet id at the beginning of a name."""
 
 Mapped = Mapping[str, int | str]
 """For every class name the original's column, the name of its class there, or its WordNet id."""
@@ -67,7 +70,7 @@ def match_classes(
         found: set[int] = set()
         if mapping is not None and name in mapping:
             found = {_mapped(name, mapping[name], width, ids, spoken)}
-        elif wordnet := re.match(r"n\d{8}(?=$|\W|_)", name):
+        elif wordnet := re.match(_WORDNET, name):
             found = ids.get(wordnet.group(0), set())
         else:
             found = spoken.get(_plain(name), set())
@@ -106,39 +109,51 @@ def _columns_by_name(
     width: int, names: Sequence[str] | None
 ) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
     """Columns by WordNet id, and by name."""
-    ids: dict[str, set[int]] = {}
-    if names is None and width in _SUBSETS:
-        ensure_torchvision()
-        from timm.data import ImageNetInfo
-
-        info = ImageNetInfo(_SUBSETS[width])
-        names = info.label_descriptions()
-        for column, wordnet in enumerate(info.label_names()):
-            ids.setdefault(wordnet, set()).add(column)
-    if names is None or len(names) != width:
-        return ids, {}
-    if not ids:
-        for column, name in enumerate(names):
-            if wordnet_id := re.match(r"n\d{8}(?=$|\W|_)", name):
-                ids.setdefault(wordnet_id.group(0), set()).add(column)
-    spoken: dict[str, set[int]] = {}
-    if not ids and width in _SUBSETS and _are_imagenet(names, width):
+    if names is not None and len(names) != width:
+        return {}, {}
+    imagenet = _imagenet(width)
+    if names is None:
+        return imagenet
+    found = (re.match(_WORDNET, name) for name in names)
+    ids = _gathered((n, match.group(0)) for n, match in enumerate(found) if match)
+    if not ids and _are_imagenet(names, imagenet[1]):
         # its other names too: one that two classes share is sure of neither
-        ids, spoken = _columns_by_name(width, None)
+        ids, spoken = imagenet
+        return ids, _gathered([*_spoken(names), *((n, w) for w, ns in spoken.items() for n in ns)])
+    return ids, _gathered(_spoken(names))
+
+
+def _imagenet(width: int) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
+    """The same of timm's list of so many classes; nothing where it has none."""
+    if width not in _SUBSETS:
+        return {}, {}
+    ensure_torchvision()
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo(_SUBSETS[width])
+    return _gathered(enumerate(info.label_names())), _gathered(_spoken(info.label_descriptions()))
+
+
+def _spoken(names: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Every column with each name that it has."""
     for column, name in enumerate(names):
-        for one in {_plain(name), *(_plain(part) for part in name.split(","))}:
-            spoken.setdefault(one, set()).add(column)
-    return ids, spoken
+        yield from ((column, _plain(one)) for one in (name, *name.split(",")))
 
 
-def _are_imagenet(names: Iterable[str], width: int) -> bool:
+def _gathered(pairs: Iterable[tuple[int, str]]) -> dict[str, set[int]]:
+    columns: dict[str, set[int]] = {}
+    for column, name in pairs:
+        columns.setdefault(name, set()).add(column)
+    return columns
+
+
+def _are_imagenet(names: Sequence[str], spoken: Mapping[str, set[int]]) -> bool:
     """Whether names are ImageNet's, in its order: torchvision's and the hub's differ a little."""
-    spoken = _columns_by_name(width, None)[1]
     same = sum(
         any(column in spoken.get(_plain(part), ()) for part in name.split(","))
         for column, name in enumerate(names)
     )
-    return same > 0.9 * width
+    return bool(spoken) and same > 0.9 * len(names)
 
 
 def _plain(name: str) -> str:

@@ -19,7 +19,8 @@ from infodisent.backbones.geometry import Box, CropGeometry, crop_geometry
 from infodisent.backbones.preprocess import to_picture, transform_from
 from infodisent.classifier import InfoDisentClassifier
 from infodisent.contract import SparsePool
-from infodisent.data.notes import crop_note, note_lines
+from infodisent.data.notes import crop_note
+from infodisent.data.notices import print_notes
 from infodisent.data.pictures import ImageSource, Picture, load_picture
 from infodisent.explanations.evidence import (
     TOLERANCE,
@@ -28,9 +29,9 @@ from infodisent.explanations.evidence import (
     cell_box,
 )
 from infodisent.explanations.request import Loaded, Request, make_request
-from infodisent.explanations.sparsity import explanation_sizes
+from infodisent.explanations.sparsity import exact, explanation_sizes
 from infodisent.layout import to_bpc
-from infodisent.progress import bar, console
+from infodisent.progress import bar
 
 __all__ = [
     "TOLERANCE",
@@ -154,8 +155,8 @@ def explain_many(
             if pictures:
                 explanations += _explain_pictures(request, pictures, names, counts)
             display.update(shown, advance=len(chunk))
-    for line in note_lines(counts) if progress else ():
-        console.print(line, style="yellow", markup=False)
+    if progress:
+        print_notes(counts)
     return explanations
 
 
@@ -211,7 +212,7 @@ def _explain(
         raise ValueError("explain: the model's logits are not finite; check its weights")
     target = torch.tensor([int(logits.argmax()) if class_index is None else class_index])
     pool = head.pool(features)
-    contribution = head.contributions(_exact(pool.pooled), target)[0]  # [M]
+    contribution = head.contributions(exact(pool.pooled), target)[0]  # [M]
     bias = float(head.offsets(target)[0])
 
     order = contribution.argsort(descending=True, stable=True)
@@ -225,7 +226,7 @@ def _explain(
     grid = model.grid_size((size[1], size[0]))
     pixels = to_bpc(features, head.input_fmt, head.num_prefix_tokens)[0]  # [P, C]
     heats = head.maps(pixels, shown).unflatten(0, grid).cpu()  # [gh, gw, n]
-    weight = _exact(head.class_weights()[int(target)])  # [M]
+    weight = exact(head.class_weights()[int(target)])  # [M]
     evidence = _evidence(shown, weight, pool, contribution, heats, geometry)
     rest, logit = float(contribution[hidden].sum()), float(logits[target])
     total = sum(e.contribution for e in evidence) + rest + bias
@@ -287,13 +288,6 @@ def _evidence(
             )
         )
     return evidence
-
-
-def _exact(
-    values: Tensor,
-) -> Tensor:
-    """On the CPU as float64, in this order: not every device has it."""
-    return values.cpu().to(torch.float64)
 
 
 def _heat(

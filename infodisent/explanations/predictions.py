@@ -16,9 +16,9 @@ from infodisent.backbones.backbone import evaluating
 from infodisent.backbones.preprocess import transform_config, transform_from
 from infodisent.classifier import InfoDisentClassifier
 from infodisent.data.images import ImageDataset, collate
-from infodisent.data.notes import note_lines
-from infodisent.explanations.sparsity import explanation_sizes
-from infodisent.progress import bar, console
+from infodisent.data.notices import print_notes
+from infodisent.explanations.sparsity import exact, explanation_sizes
+from infodisent.progress import bar
 
 THRESHOLD = 0.5
 """Probability from which a label of a multi-label model counts as present."""
@@ -129,8 +129,8 @@ def predict_images(
             skipped += len(bad)
             note = f"{skipped} unreadable" if skipped else ""
             display.update(display_task, advance=len(good) + len(bad), note=note)
-    for line in note_lines(counts) if progress else ():
-        console.print(line, style="yellow", markup=False)
+    if progress:
+        print_notes(counts)
     return [rows[i] for i in range(len(paths))]
 
 
@@ -146,8 +146,7 @@ def _predict_batch(
     logits = model.forward_head(features).float().cpu()  # [n, K]
     if not torch.isfinite(logits).all():
         raise ValueError("predict: the model's logits are not finite; check its weights")
-    # on the CPU: some devices have no float64
-    pooled = head.pool(features).pooled.cpu().double()  # [n, M]
+    pooled = exact(head.pool(features).pooled)  # [n, M]
     best = logits.argmax(1)
     sizes = explanation_sizes(head.contributions(pooled, best))
     chances = logits.sigmoid() if task == "multilabel" else logits.softmax(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,3 +28,24 @@ def explanation_sizes(
     enough = running >= CARRIED * total - 1e-6 * total.abs()
     first = enough.to(torch.uint8).argmax(1) + 1
     return torch.where(total.squeeze(1) > 0, first, 0)
+
+
+def exact(
+    values: Tensor,
+) -> Tensor:
+    """On the CPU as float64, in this order: not every device has it."""
+    return values.cpu().to(torch.float64)
+
+
+def typical_size(
+    sizes: Sequence[Tensor],  # [n] int64 each, of `explanation_sizes`
+) -> tuple[float | None, float | None]:
+    """The median of the numbers that exist, and the part of the images that have one.
+
+    None for either where there is nothing to take it of.
+    """
+    if not sizes:
+        return None, None
+    every = torch.cat(list(sizes))
+    defined = every[every > 0]
+    return defined.float().median().item() if len(defined) else None, len(defined) / len(every)

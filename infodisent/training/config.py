@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from infodisent.checks import check_choice
-from infodisent.methods.stages import TrainingOptions, TrainingStatistics
+from infodisent.methods.stages import LoopOptions, TrainingStatistics
 
 CLASS_WEIGHTS = ("none", "balanced")
 SAMPLERS = ("shuffle", "balanced")
@@ -133,19 +132,15 @@ class FitConfig:
         object.__setattr__(self, "class_weights", weights)
         return None
 
-    def knowing(self, statistics: TrainingStatistics) -> TrainingOptions:
-        """The same options for a head: with `statistics`, and ``lr`` a number."""
-        other = copy.copy(self)
-        # no option: neither compared nor written down
-        vars(other)["statistics"] = statistics
-        vars(other)["lr"] = weights_rate(self.lr, statistics.feature_scale)
-        return cast(TrainingOptions, other)
+    def knowing(self, statistics: TrainingStatistics) -> LoopOptions:
+        """What a head may read of the options: with `statistics`, and ``lr`` a number."""
+        rate = weights_rate(self.lr, statistics.feature_scale)
+        return LoopOptions(rate, self.rotation_lr, self.l1, statistics)
 
     @property
     def statistics(self) -> TrainingStatistics | None:
-        """What is known of the training images; None before `knowing`."""
-        known: TrainingStatistics | None = vars(self).get("statistics")
-        return known
+        """None: what is known of the training images comes with `knowing`."""
+        return None
 
     def as_dict(self) -> dict[str, Any]:
         """All options, JSON-able."""

@@ -21,7 +21,7 @@ from infodisent.training.config import FitConfig
 from infodisent.training.epochs import Training as _Training
 from infodisent.training.objective import class_counts, class_pull, objective
 from infodisent.training.objective import feature_scale as _feature_scale
-from infodisent.training.state import RECIPE, SavedState, identity, save_state, saved_recipe
+from infodisent.training.state import RECIPE, SavedState, identity, save_state
 from infodisent.training.validation import best_epoch, split_validation, stopped
 
 __all__ = ["Callback", "FitConfig", "fit_head", "new_head"]
@@ -121,8 +121,8 @@ def fit_head(
     given, validation = train, train[:0]
     if config.validation:
         train, validation = split_validation(store, train, config.validation, config.seed)
-    goes_on = state is not None and Path(state).is_file()
-    recipe = saved_recipe(Path(state)) if state is not None and goes_on else RECIPE
+    saved = SavedState(Path(state)) if state is not None and Path(state).is_file() else None
+    recipe = RECIPE if saved is None else saved.recipe
     chosen = config if recipe > 1 else _as_version_01(config)
     loss = objective(store, train, chosen)
     scale = _feature_scale(store, train)
@@ -134,12 +134,11 @@ def fit_head(
     stages = head.stages(known)
     schedule = [(stage.name, stage.epochs or epochs) for stage in stages]
     total = sum(count for _, count in schedule)
-    run = identity(head, store, given, config, schedule) | {"recipe": recipe}
-    saved = None
+    run = identity(head, store, given, config, schedule, recipe)
     # what earlier runs with fewer epochs had in the last stage: each has a cosine of its own
     parts: list[int] = []
-    if state is not None and goes_on:
-        saved = SavedState(Path(state), run)
+    if saved is not None:
+        saved.check(run)
         saved.restore_head(head)
         parts = saved.parts
     elif loss.multilabel:

@@ -29,11 +29,12 @@ def identity(
     train: Tensor,  # [n] int64
     config: FitConfig,
     schedule: Schedule,
+    recipe: int = RECIPE,
 ) -> dict[str, Any]:
     """What a training run depends on; a state that differs in any of it is of another run."""
     return {
         "kind": "training",
-        "recipe": RECIPE,
+        "recipe": recipe,
         "config": config.as_dict(),
         "method": head.method,
         "head": head.options(),
@@ -70,36 +71,41 @@ def save_state(
     write_tensors(path, tensors, metadata)
 
 
-def saved_recipe(path: Path) -> int:
-    """The recipe of a state, which a training goes on with.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    metadata = read_tensors(path)[1]
-    return int(metadata.get("recipe", 1)) if isinstance(metadata, dict) else RECIPE
-
-
 class SavedState:
     """The state of an interrupted run.
 
     Args:
         path: a file that `save_state` wrote.
-        run: the `identity` of the run that is to go on.
 
     Attributes:
+        recipe: that it was begun with and goes on with, see `RECIPE`.
         history: of the epochs that are done.
         parts: epochs of the last stage in finished runs that this one goes on from, oldest first.
         best: the head's state of the best epoch; empty without early stopping.
 
     Raises:
-        ValueError: the file is damaged, or of another run; the message names what differs.
+        ValueError: the file is damaged.
     """
 
-    def __init__(self, path: Path, run: dict[str, Any]) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._tensors, metadata = read_tensors(path)
-        then = dict(metadata) if isinstance(metadata, dict) else {}
+        self._then = dict(metadata) if isinstance(metadata, dict) else {}
+        self.recipe: int = self._then.get("recipe", 1)
+        self.history: list[dict[str, float]] = self._then.get("history", [])
+        self.parts: list[int] = list(self._then.get("parts", []))
+        self.best = self._part("best.")
+
+    def check(self, run: dict[str, Any]) -> None:
+        """Whether it is of a run, or of one that this run is longer than: adds to `parts` then.
+
+        Args:
+            run: the `identity` of the run that is to go on.
+
+        Raises:
+            ValueError: it is of another run; the message names what differs.
+        """
+        then = self._then
         # version 0.1 had one method, and its training one stage
         then.setdefault("method", DEFAULT)
         then.setdefault("recipe", 1)
@@ -107,8 +113,6 @@ class SavedState:
             then.setdefault("stages", run["stages"])
         if isinstance(then.get("config"), dict):
             then["config"] = same_options(run["config"], then["config"])
-        self.history: list[dict[str, float]] = then.get("history", [])
-        self.parts: list[int] = list(then.get("parts", []))
         if _goes_further(run, then, len(self.history)):
             self.parts.append(then["stages"][-1][1] - sum(self.parts))
             then |= {"stages": run["stages"]}
@@ -116,25 +120,22 @@ class SavedState:
         differing = _differences(run, then)
         if differing:
             raise ValueError(
-                f"{path} is the state of another training run ({'; '.join(differing)}); give the "
-                "same options to go on with it, train into another folder (--out; --features takes "
-                "the features of this one), or overwrite (--overwrite) to start anew"
+                f"{self._path} is the state of another training run ({'; '.join(differing)}); give "
+                "the same options to go on with it, train into another folder (--out; --features "
+                "takes the features of this one), or overwrite (--overwrite) to start anew"
             )
-        self.best = {
-            name.removeprefix("best."): tensor
+
+    def _part(self, prefix: str) -> dict[str, Tensor]:
+        return {
+            name.removeprefix(prefix): tensor
             for name, tensor in self._tensors.items()
-            if name.startswith("best.")
+            if name.startswith(prefix)
         }
 
     def restore_head(self, head: Head) -> None:
         """Load the weights; ValueError where they do not fit."""
-        weights = {
-            name.removeprefix("head."): tensor
-            for name, tensor in self._tensors.items()
-            if name.startswith("head.")
-        }
         try:
-            head.load_state_dict(weights)
+            head.load_state_dict(self._part("head."))
         except RuntimeError as error:
             raise ValueError(f"{self._path} does not fit the head: {error}") from error
 
@@ -142,10 +143,9 @@ class SavedState:
         """Load what the optimiser of the interrupted stage kept."""
         saved = optimizer.state_dict()
         saved["state"] = {}
-        for name, value in self._tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                saved["state"].setdefault(int(index), {})[key] = value.clone()
+        for name, value in self._part("optimizer.").items():
+            index, key = name.split(".")
+            saved["state"].setdefault(int(index), {})[key] = value.clone()
         optimizer.load_state_dict(saved)
 
 
