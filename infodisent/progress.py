@@ -98,6 +98,11 @@ class ForgivingConsole(Console):
 console = ForgivingConsole()
 
 
+def printable(text: str) -> str:
+    """A text without the halves of characters that file names of other encodings hold."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def notice(text: str) -> None:
     """A line that the user should see, whatever it contains."""
     console.print(text, style="yellow", markup=False, highlight=False)

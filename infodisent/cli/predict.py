@@ -14,7 +14,7 @@ from infodisent.cli.options import RunArgument
 from infodisent.cli.preprocessing import IntensityRangeOption, PageOption
 from infodisent.cli.tables import print_result
 from infodisent.cli.threads import wait_asleep
-from infodisent.progress import console
+from infodisent.progress import console, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +110,6 @@ def predict(
 
 def _table(predictions: Sequence[Prediction], task: str) -> Table:
     """The first predictions for a terminal."""
-    from infodisent.report.notices import printable
 
     more = len(predictions) - ROWS_SHOWN
     caption = f"{more:,} more; -o table.csv has them all" if more > 0 else None

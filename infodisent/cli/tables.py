@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from infodisent.progress import console
+from infodisent.progress import console, printable
 
 MULTICLASS = (
     ("accuracy", "accuracy", "{:.1%}"),
@@ -108,6 +108,6 @@ def _units(metrics: dict[str, Any]) -> str:
 
 def print_result(what: str, value: object) -> None:
     """One result, such as a path, on one line, whatever characters it has."""
-    # a path may hold bytes that are no text
-    text = str(value).encode("utf-8", "backslashreplace").decode("utf-8")
-    console.print(f"{what:<8} {text}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"{what:<8} {printable(str(value))}", markup=False, highlight=False, soft_wrap=True
+    )

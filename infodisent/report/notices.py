@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from infodisent.progress import console
+from infodisent.progress import console, printable
 from infodisent.report.fonts import announce_spelling
 from infodisent.report.pictures import Pictures
-
-
-def printable(text: str) -> str:
-    """A text without the halves of characters that file names of other encodings hold."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def say(progress: bool, text: str) -> None:

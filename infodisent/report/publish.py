@@ -110,13 +110,9 @@ def report_held_out(
     check_folder(target, "report")
     loaded, prototypes, run = open_run(folder, module=module)
     class_index = _class_index(loaded, class_name)
-    store = run.store
+    store = run.trained_store() if wrong_only else run.store
     indices = store.indices("val")
     if wrong_only:
-        if store.meta["made_from"] != run.metrics["features"]:
-            raise ValueError(
-                f"{run.folder}: its features are not those its model was trained on; run fit again"
-            )
         everything, indices = len(indices), wrong_indices(loaded, store, indices)
         if not len(indices):
             say(progress, f"none of the {everything:,} held-out images is predicted wrongly")

@@ -39,6 +39,19 @@ class Run:
         places = [self.folder / place for place in self.metrics.get("features_folder", [FEATURES])]
         return FeatureStore(next((place for place in places if place.is_dir()), places[0]))
 
+    def trained_store(self) -> FeatureStore:
+        """`store`, if it is the one that the model was trained on.
+
+        Raises:
+            ValueError: its features are of something else now.
+        """
+        store = self.store
+        if store.meta["made_from"] != self.metrics["features"]:
+            raise ValueError(
+                f"{self.folder}: its features are not those its model was trained on; run fit again"
+            )
+        return store
+
 
 def open_run(
     folder: str | os.PathLike[str], *, module: checkpoint.Architecture | None = None

@@ -276,11 +276,7 @@ def evaluate_run(
     """
     loaded, _, run = open_run(folder, module=module)
     if images is None:
-        store = run.store
-        if store.meta["made_from"] != run.metrics["features"]:
-            raise ValueError(
-                f"{run.folder}: its features are not those its model was trained on; run fit again"
-            )
+        store = run.trained_store()
         test = store.indices("val")
         head = loaded.model.head
         rows: Rows = [(head.title, evaluate_head(head, store, test))]
