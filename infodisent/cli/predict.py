@@ -110,7 +110,6 @@ def predict(
 
 def _table(predictions: Sequence[Prediction], task: str) -> Table:
     """The first predictions for a terminal."""
-
     more = len(predictions) - ROWS_SHOWN
     caption = f"{more:,} more; -o table.csv has them all" if more > 0 else None
     table = Table(caption=caption, caption_justify="left")
