@@ -40,6 +40,8 @@ SOURCES = [
     "csrc/cpu/rotate_pool.cpp",
     "csrc/cpu/rotate_pool_backward.cpp",
     "csrc/cpu/rotate_pool_pack.cpp",
+    "csrc/cpu/rotate_pool_screen.cpp",
+    "csrc/cpu/rotate_pool_screen_tiles.cpp",
     "csrc/cpu/rotate_pool_tiles.cpp",
     "csrc/cpu/rotation.cpp",
 ]

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <stdexcept>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "mx_pool.h"
 #include "parallel.h"
 #include "rotate_pool.h"
+#include "rotate_pool_screen.h"
 #include "rotation.h"
 
 namespace py = pybind11;
@@ -100,11 +102,30 @@ void mx_pool(Address y, int dtype, int64_t images, int64_t pixels, int64_t chann
            });
 }
 
+// `screen`: 0 where it pays, 1 never, 2 always, 3 always and with plain arithmetic.
+template <typename T>
+void rotate_pool_float(const infodisent::Map<T>& x, const float* u, float* pos, float* neg,
+                       int32_t* pos_index, int32_t* neg_index, int threads, int isa, int screen) {
+  using namespace infodisent;
+  if (screen == 0) screen = isa == 0 && screen_pays(x.images, x.pixels, x.channels) ? 2 : 1;
+  const int kernels = screen == 3 ? static_cast<int>(ScreenIsa::kPlain) : isa;
+  const int64_t done =
+      screen == 1 ? 0
+                  : rotate_pool_screened(x, u, pos, neg, pos_index, neg_index, threads, kernels);
+  if (done == x.images) return;
+  Map<T> rest = x;
+  rest.data += done * x.image_stride;
+  rest.images -= done;
+  const int64_t at = done * x.channels;
+  infodisent::rotate_pool(rest, u, pos + at, neg + at, pos_index + at, neg_index + at, threads,
+                          isa);
+}
+
 // u_dtype: of U, the same codes; bfloat16 with bfloat16 is multiplied as such.
 void rotate_pool(Address x, int dtype, int64_t images, int64_t pixels, int64_t channels,
                  int64_t image_stride, int64_t pixel_stride, int64_t channel_stride, Address u,
                  int u_dtype, Address pos, Address neg, Address pos_index, Address neg_index,
-                 int threads, int isa) {
+                 int threads, int isa, int screen) {
   using namespace infodisent;
   with_map(
       dtype, x, images, pixels, channels, image_stride, pixel_stride, channel_stride,
@@ -118,7 +139,7 @@ void rotate_pool(Address x, int dtype, int64_t images, int64_t pixels, int64_t c
         if constexpr (std::is_same_v<T, double>)
           throw std::invalid_argument("rotate_pool: float64 is for the library product");
         else if (u_dtype == 0)
-          infodisent::rotate_pool(map, at<const float>(u), p, n, p_index, n_index, threads, isa);
+          rotate_pool_float(map, at<const float>(u), p, n, p_index, n_index, threads, isa, screen);
         else
           throw std::invalid_argument("rotate_pool: U must be float32");
       });
@@ -174,6 +195,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("rotate_pool", &rotate_pool);
   m.attr("pairs") = infodisent::has_pairs();
   m.attr("tiles") = infodisent::tiles();
+  m.def("screen", [](int isa) -> std::string {
+    const auto* kernel = infodisent::screen_kernel(static_cast<infodisent::ScreenIsa>(isa));
+    return kernel == nullptr ? "" : kernel->name;
+  });
+  m.def("screen_gain", &infodisent::screen_gain, py::call_guard<py::gil_scoped_release>());
   m.def("rows", &rows);
   m.def("grad_u", &grad_u);
   m.def("grad_x", &grad_x);

@@ -1,11 +1,10 @@
 #include "rotate_pool.h"
 
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <stdexcept>
 #include <type_traits>
 
+#include "buffer.h"
 #include "parallel.h"
 #include "rotate_pool_pack.h"
 #include "rotate_pool_tiles.h"
@@ -25,17 +24,6 @@ constexpr int64_t kGroupImages = 1024;
 // Channels that are laid out at a time; even.
 constexpr int64_t kBlock = 128;
 
-struct Free {
-  void operator()(void* p) const { ::operator delete(p, std::align_val_t(64)); }
-};
-template <typename E>
-using Buffer = std::unique_ptr<E[], Free>;
-template <typename E>
-Buffer<E> buffer(int64_t count) {
-  return Buffer<E>(static_cast<E*>(
-      ::operator new(std::max<int64_t>(count, 1) * sizeof(E), std::align_val_t(64))));
-}
-
 template <typename T, typename E>
 class Forward {
  public:
@@ -46,6 +34,7 @@ class Forward {
   void run(int threads) {
     if (x_.images == 0) return;
     depth_ = std::is_same<E, Pair>::value ? x_.channels / 2 : x_.channels;
+    block_ = sum_block(x_.channels);
     panels_ = (x_.channels + kernel_.width - 1) / kernel_.width;
     // A cache line between tiles that are written side by side keeps them off the same sets; small
     // ones have no need of it.
@@ -140,7 +129,7 @@ class Forward {
         task.state[r] = state_of(state, b);
         if (++p == x_.pixels) p = 0, ++b;
       }
-      kernel_.tile(task, !direct_, panel, depth_);
+      kernel_.tile(task, !direct_, panel, depth_, block_);
     }
     for (int64_t i = 0; i < images; ++i) {
       const PoolState s = state_of(state, i);
@@ -164,7 +153,8 @@ class Forward {
   const PoolState out_;
   const TileKernel<E>& kernel_;
   const bool direct_;
-  int64_t depth_ = 0, panels_ = 0, chunk_ = 0, group_ = 0, group_tiles_ = 0, tile_size_ = 0;
+  int64_t depth_ = 0, block_ = 0, panels_ = 0, chunk_ = 0, group_ = 0, group_tiles_ = 0,
+          tile_size_ = 0;
 };
 
 }  // namespace

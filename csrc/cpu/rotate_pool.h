@@ -21,8 +21,20 @@ void rotate_pool(const Map<T>& x,
                  int32_t* neg_index,  // [n, C]
                  int threads, int isa);
 
-// The same where U is bfloat16 too and C even, by instructions that multiply pairs of bfloat16 and
-// add up in float. Denormals count as zero in them.
+// The first images of the same, at least one if there is any, by way of rotate_pool_screen.h, bit
+// for bit what rotate_pool gives; returns how many. Takes at most 16 MiB (one image, where that is
+// more) beside its arguments, and 1.5 panels of U for each thread. `isa`: a ScreenIsa.
+template <typename T>
+int64_t rotate_pool_screened(const Map<T>& x,
+                             const float* u,      // [C, C]
+                             float* pos,          // [n, C]
+                             float* neg,          // [n, C]
+                             int32_t* pos_index,  // [n, C]
+                             int32_t* neg_index,  // [n, C]
+                             int threads, int isa);
+
+// The same as rotate_pool where U is bfloat16 too and C even, by instructions that multiply pairs
+// of bfloat16 and add up in float. Denormals count as zero in them.
 void rotate_pool_pairs(const Map<BFloat16>& x,
                        const BFloat16* u,   // [C, C]
                        float* pos,          // [n, C]

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "transpose.h"
+#include "rotate_pool_panel.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define INFODISENT_X86 1
@@ -13,13 +13,14 @@
 namespace infodisent {
 namespace {
 
-// Products that are added up before they join the sum: shorter chains, smaller rounding errors.
-// At 128 they are below those of the library's product; 64 costs 5 % of the speed.
-constexpr int64_t kDepth = 128;
+// Most products that are added up before they join the sum: shorter chains, smaller rounding
+// errors. At 128 they are below those of the library's product; 64 costs 1 %, 32 costs 3 % of the
+// speed.
+constexpr int64_t kMostSummed = 128;
 
-template <int kLanes>
+template <int kCount>
 struct Lanes {
-  typedef float value __attribute__((vector_size(4 * kLanes)));
+  typedef float value __attribute__((vector_size(4 * kCount)));
 };
 
 // Row `r` of the result joins the pool of its image. !(v <= high) holds for a NaN too, which is
@@ -39,16 +40,16 @@ INFODISENT_INLINE void join(const TileTask<E>& task, int r, const float* row) {
   }
 }
 
-template <int kLanes, int kVectors, int kStep>
-INFODISENT_INLINE void float_product(const TileTask<float>& task, const float* panel,
-                                     int64_t depth) {
-  using V = typename Lanes<kLanes>::value;
-  constexpr int kWidth = kLanes * kVectors;
+template <int kCount, int kVectors, int kStep>
+INFODISENT_INLINE void float_product(const TileTask<float>& task, const float* panel, int64_t depth,
+                                     int64_t block) {
+  using V = typename Lanes<kCount>::value;
+  constexpr int kWidth = kCount * kVectors;
   const float* row[kRows];
   for (int r = 0; r < kRows; ++r) row[r] = task.row[r];
   alignas(64) float sum[kRows][kWidth];
-  for (int64_t start = 0; start < depth; start += kDepth) {
-    const int64_t end = std::min(depth, start + kDepth);
+  for (int64_t start = 0; start < depth; start += block) {
+    const int64_t end = std::min(depth, start + block);
     V part[kRows][kVectors];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
@@ -59,8 +60,8 @@ INFODISENT_INLINE void float_product(const TileTask<float>& task, const float* p
       const float* from = panel + k * kWidth;
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
-        std::memcpy(&u[v], from + v * kLanes, sizeof(V));
-        __builtin_prefetch(from + 8 * kWidth + v * kLanes);
+        std::memcpy(&u[v], from + v * kCount, sizeof(V));
+        __builtin_prefetch(from + 8 * kWidth + v * kCount);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
@@ -73,7 +74,7 @@ INFODISENT_INLINE void float_product(const TileTask<float>& task, const float* p
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
-        float* to = sum[r] + v * kLanes;
+        float* to = sum[r] + v * kCount;
         if (start != 0) {
           V before;
           std::memcpy(&before, to, sizeof before);
@@ -85,39 +86,16 @@ INFODISENT_INLINE void float_product(const TileTask<float>& task, const float* p
   for (int r = 0; r < task.rows; ++r) join<kWidth>(task, r, sum[r]);
 }
 
-template <int kWidth, typename E>
-INFODISENT_INLINE void pack_panel(const E* u, int64_t channels, int64_t depth, E* panel) {
-  static_assert(sizeof(E) == sizeof(uint32_t) && kWidth % 8 == 0, "words of 32 bits");
-  const int width = static_cast<int>(std::min<int64_t>(kWidth, channels));
-  int64_t done = 0;
-  if (kWidth % kSquare == 0 && width == kWidth) {
-    for (; done + kSquare <= depth; done += kSquare)
-      for (int c = 0; c < kWidth; c += kSquare) {
-        Words square[kSquare];
-#pragma GCC unroll 16
-        for (int i = 0; i < kSquare; ++i)
-          std::memcpy(&square[i], u + (c + i) * depth + done, sizeof(Words));
-        transpose(square);
-#pragma GCC unroll 16
-        for (int i = 0; i < kSquare; ++i)
-          std::memcpy(panel + (done + i) * kWidth + c, &square[i], sizeof(Words));
-      }
-  }
-  for (; done < depth; ++done)
-    for (int j = 0; j < kWidth; ++j)
-      panel[done * kWidth + j] = j < width ? u[j * depth + done] : E{};
-}
-
 #define FLOAT_TILE(suffix, TARGET, LANES, VECTORS)                                                \
   TARGET void pack_##suffix(const float* u, int64_t channels, int64_t depth, float* panel) {      \
     pack_panel<LANES * VECTORS>(u, channels, depth, panel);                                       \
   }                                                                                               \
   TARGET void tile_##suffix(const TileTask<float>& task, bool packed, const float* panel,         \
-                            int64_t depth) {                                                      \
+                            int64_t depth, int64_t block) {                                       \
     if (packed)                                                                                   \
-      float_product<LANES, VECTORS, kRows>(task, panel, depth);                                   \
+      float_product<LANES, VECTORS, kRows>(task, panel, depth, block);                            \
     else                                                                                          \
-      float_product<LANES, VECTORS, 1>(task, panel, depth);                                       \
+      float_product<LANES, VECTORS, 1>(task, panel, depth, block);                                \
   }                                                                                               \
   constexpr TileKernel<float> k_##suffix{LANES * VECTORS, pack_##suffix, tile_##suffix, #suffix}; \
   static_assert(LANES * VECTORS <= kMostWidth, "too large a tile");
@@ -169,7 +147,8 @@ V4_BF16 INFODISENT_INLINE void pair_product(const TileTask<Pair>& task, const Pa
 V4_BF16 void pack_pairs(const Pair* u, int64_t channels, int64_t depth, Pair* panel) {
   pack_panel<16 * kPairVectors>(u, channels, depth, panel);
 }
-V4_BF16 void tile_pairs(const TileTask<Pair>& task, bool packed, const Pair* panel, int64_t depth) {
+V4_BF16 void tile_pairs(const TileTask<Pair>& task, bool packed, const Pair* panel, int64_t depth,
+                        int64_t) {
   if (packed)
     pair_product<kRows>(task, panel, depth);
   else
@@ -178,7 +157,17 @@ V4_BF16 void tile_pairs(const TileTask<Pair>& task, bool packed, const Pair* pan
 constexpr TileKernel<Pair> k_pairs{16 * kPairVectors, pack_pairs, tile_pairs, "avx512bf16"};
 #endif
 
+#ifdef __aarch64__  // 32 registers of 4 numbers, also where SVE has longer ones
+FLOAT_TILE(neon, , 4, 4)
+#endif
+
 }  // namespace
+
+int64_t sum_block(int64_t channels) {
+  if (channels < kScreened) return kMostSummed;
+  const int64_t groups = (channels + kLanes * kMostSummed - 1) / (kLanes * kMostSummed);
+  return (channels + groups * kLanes - 1) / (groups * kLanes);
+}
 
 const TileKernel<float>* float_tile(Isa isa) {
 #ifdef INFODISENT_X86
@@ -189,6 +178,9 @@ const TileKernel<float>* float_tile(Isa isa) {
                   __builtin_cpu_supports("avx512cd");
   if (v4 && (isa == Isa::kAuto || isa == Isa::kAvx512)) return &k_avx512;
   if (v3 && (isa == Isa::kAuto || isa == Isa::kAvx2)) return &k_avx2;
+#endif
+#ifdef __aarch64__
+  if (isa == Isa::kAuto) return &k_neon;
 #endif
   (void)isa;
   return nullptr;

@@ -41,9 +41,19 @@ struct TileKernel {
   int width;  // columns of a panel of U
   // panel[k * width + j] = U[c0 + j][k], 0 beyond the last channel; `channels` rows are left.
   void (*pack)(const E* u /* [channels, depth] */, int64_t channels, int64_t depth, E* panel);
-  void (*tile)(const TileTask<E>& task, bool packed, const E* panel, int64_t depth);
+  // `block`: products that are added up before they join the sum, see sum_block; no matter for
+  // pairs.
+  void (*tile)(const TileTask<E>& task, bool packed, const E* panel, int64_t depth, int64_t block);
   const char* name;
 };
+
+// The sum of a product of float32 is made of sums of so many of its terms, one after the other,
+// which are added up in their order. From kScreened channels on there are kLanes of them, or a
+// multiple, of one size, so that a product can be had by itself, a block to a lane
+// (rotate_pool_screen.h).
+constexpr int64_t kScreened = 512;
+constexpr int kLanes = 16;
+int64_t sum_block(int64_t channels);
 
 enum class Isa : int { kAuto = 0, kAvx2 = 1, kAvx512 = 2 };
 

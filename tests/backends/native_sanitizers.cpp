@@ -12,6 +12,7 @@
 
 #include "mx_pool.h"
 #include "rotate_pool.h"
+#include "rotate_pool_screen.h"
 #include "rotation.h"
 
 namespace {
@@ -220,6 +221,32 @@ std::vector<double> rotated(const std::vector<double>& x, const std::vector<U>& 
   return y;
 }
 
+// Screening gives what the float tiles gave, bit for bit, with every kernel that this processor
+// has.
+template <typename T>
+void screened(const infodisent::Map<T>& x, const std::vector<float>& u, const Pool<float>& wanted,
+              int threads) {
+  for (int isa : {1, 2, 3}) {
+    Pool<float> pool(x.images, x.channels);
+    int64_t done = 0;
+    try {
+      done = infodisent::rotate_pool_screened(x, u.data(), pool.pos.data(), pool.neg.data(),
+                                              pool.pos_index.data(), pool.neg_index.data(), threads,
+                                              isa);
+    } catch (const std::invalid_argument&) {
+      continue;
+    }
+    require(done >= 1 && done <= x.images, "rotate_pool_screened: images done");
+    const size_t count = static_cast<size_t>(done * x.channels);
+    const auto same = [count](const auto& a, const auto& b) {
+      return std::memcmp(a.data(), b.data(), count * sizeof a[0]) == 0;
+    };
+    require(same(pool.pos, wanted.pos) && same(pool.neg, wanted.neg) &&
+                same(pool.pos_index, wanted.pos_index) && same(pool.neg_index, wanted.neg_index),
+            "rotate_pool_screened");
+  }
+}
+
 template <typename T>
 void rotation_and_pool(int64_t n, int64_t p, int64_t c, int layout, int threads) {
   const auto x = owned<T>(n, p, c, layout);
@@ -230,7 +257,7 @@ void rotation_and_pool(int64_t n, int64_t p, int64_t c, int layout, int threads)
   const auto u = numbers<float>(static_cast<size_t>(c * c), 5);
   const auto y = rotated(plain, u, n * p, c);
   Pool<float> pool(n, c);
-  for (int isa : {1, 2}) {
+  for (int isa : {0, 1, 2}) {
     try {
       infodisent::rotate_pool(x.map, u.data(), pool.pos.data(), pool.neg.data(),
                               pool.pos_index.data(), pool.neg_index.data(), threads, isa);
@@ -238,6 +265,7 @@ void rotation_and_pool(int64_t n, int64_t p, int64_t c, int layout, int threads)
       continue;  // this processor has no such instructions
     }
     require_pool(pool, y, n, p, c, 1e-4, "rotate_pool");
+    screened(x.map, u, pool, threads);
   }
   if constexpr (std::is_same<T, BFloat16>::value) {
     std::vector<BFloat16> half;

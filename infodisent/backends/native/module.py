@@ -52,6 +52,16 @@ def describe() -> str:
     return f"built ({_module.dispatch}; {threads}; {fused})"
 
 
+def screen_name() -> str:
+    """Instructions that `rotate_pool` can screen by, see ``csrc/cpu/rotate_pool_screen.h``."""
+    return str(_module.screen(0))
+
+
+def screen_gain() -> float:
+    """How many times faster screening is on this processor; timed once per process, 0.1 s."""
+    return float(_module.screen_gain())
+
+
 def multiplies(x: torch.dtype, u: torch.dtype, channels: int) -> torch.dtype | None:
     """What `rotate_pool` wants U in for a map of dtype `x`; None where it has no product."""
     if not _module.tiles or torch.float64 in (x, u):
@@ -133,11 +143,13 @@ def mx_pool(y: Tensor, pos: Tensor, neg: Tensor, pos_index: Tensor, neg_index: T
     )
 
 
-def rotate_pool(x: Tensor, u: Tensor, instructions: int = 0) -> Extremes:
+def rotate_pool(x: Tensor, u: Tensor, instructions: int = 0, screen: int = 0) -> Extremes:
     """Rotate x [B, P, C], any dtype but float64, any strides, by u [C, C] and pool.
 
-    `u` in the dtype `multiplies` says. `instructions`: 0 the best there are, 1 AVX2, 2 AVX-512
-    (for tests and measurements). Values are float32; see ``csrc/cpu/rotate_pool.h``.
+    `u` in the dtype `multiplies` says. Values are float32; see ``csrc/cpu/rotate_pool.h``. For
+    tests and measurements, none of which changes a bit of the result: `instructions`: 0 the best
+    there are, 1 AVX2, 2 AVX-512; `screen`: 0 where it pays here, 1 never, 2 always, 3 always and in
+    plain arithmetic.
     """
     shape = (x.shape[0], x.shape[2])
     if u.data_ptr() % 4:  # half numbers at an odd place are read two at a time
@@ -155,6 +167,7 @@ def rotate_pool(x: Tensor, u: Tensor, instructions: int = 0) -> Extremes:
         *(t.data_ptr() for t in outputs),
         torch.get_num_threads(),
         instructions,
+        screen,
     )
     return outputs
 

@@ -1,0 +1,41 @@
+// Memory for the length of a call, on cache lines.
+#pragma once
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace infodisent {
+
+constexpr std::size_t kHugePage = 2 << 20;
+
+struct AlignedDelete {
+  std::align_val_t alignment{64};
+  void operator()(void* p) const { ::operator delete(p, alignment); }
+};
+template <typename E>
+using Buffer = std::unique_ptr<E[], AlignedDelete>;
+
+// Not initialised. Large ones ask for huge pages: the first touch of 4 KiB takes as long as 10,000
+// products.
+template <typename E>
+Buffer<E> buffer(int64_t count) {
+  const std::size_t bytes = static_cast<std::size_t>(std::max<int64_t>(count, 1)) * sizeof(E);
+#if defined(__linux__)
+  if (bytes >= kHugePage) {
+    const std::size_t whole = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    const std::align_val_t alignment{kHugePage};
+    void* p = ::operator new(whole, alignment);
+    madvise(p, whole, MADV_HUGEPAGE);  // advice: without it everything works, too
+    return Buffer<E>(static_cast<E*>(p), AlignedDelete{alignment});
+  }
+#endif
+  return Buffer<E>(static_cast<E*>(::operator new(bytes, std::align_val_t{64})));
+}
+
+}  // namespace infodisent

@@ -1,0 +1,73 @@
+// rotate_pool of float32 accuracy at the speed of 16-bit integers: screen, then multiply what
+// counts.
+//
+// Rows of U and X are rounded to integers of 16 bits, each row with a scale of its own, and
+// multiplied exactly in 32 bits. With U' = t u + a and X' = s x + b, where a and b are what
+// rounding left over (their norms are computed),
+//
+//   |U'.X' / s - t u.x| <= |U'| |b| / s + |a| |x|                          (Cauchy-Schwarz)
+//
+// and the float32 product differs from u.x by no more than a known multiple of |u| |x|. A pixel
+// whose upper bound lies below another one's lower bound cannot win; what is left, a little more
+// than one pixel a side, is multiplied in float32 by `dots`, which adds up in the order of the
+// float tiles. So values and places are those of rotate_pool, bit for bit. Where a bound cannot be
+// had (Inf, NaN, numbers out of range) every pixel is left.
+#pragma once
+#include <cstdint>
+
+#include "rotate_pool_tiles.h"
+
+namespace infodisent {
+
+// A row rounded to integers.
+struct RoundedRow {
+  float inverse;  // of its scale; 0 for a row of zeros
+  float norm;     // not below |x|; Inf where there is no bound
+  float error;    // not below |b|
+};
+
+// A row in the order that `dots` reads: the first number of kLanes blocks, the second of each, ...
+struct DotOrder {
+  int64_t block;   // numbers that a lane adds up, as a float tile does: sum_block(channels)
+  int64_t groups;  // of kLanes blocks
+  int64_t size() const { return block * kLanes * groups; }
+};
+DotOrder dot_order(int64_t channels);
+
+struct ScreenKernel {
+  int width;  // channels of a panel of U, at most 64
+  // panel[k * width + j] = row j's words at k, as in TileKernel.
+  void (*pack)(const Pair* rows /* [width, depth] */, int64_t depth, Pair* panel);
+  // z[r][j] = inverse[r] (row r of X' . column j of the panel) for kRows rows.
+  void (*tile)(const Pair* const* row, const float* inverse, const Pair* panel, int64_t depth,
+               float* z /* [kRows, width] */);
+  // Bit j of left[p]: pixel p may be an extreme of channel j, z being off by `error` at most.
+  void (*leave)(const float* z /* [pixels, width] */, const float* error /* [pixels] */,
+                int64_t pixels, uint64_t* left);
+  // value[i] = x . u[i], rows in the order `order`, added up as the float tiles do.
+  void (*dots)(const float* x, const float* const* u, int count, const DotOrder& order,
+               float* value /* [count] */);
+  const char* name;
+};
+
+enum class ScreenIsa : int { kAuto = 0, kAvx2 = 1, kAvx512 = 2, kPlain = 3 };
+
+// The kernels for `isa`; nullptr where this processor or build lacks them. kPlain
+// needs no more than float_tile.
+const ScreenKernel* screen_kernel(ScreenIsa isa);
+
+// Largest norm of a row of integers: products of two such rows, and their partial sums, stay below
+// 2^31.
+float rounded_norm(int64_t channels);
+// Rounds a row; `words` has (channels + 1) / 2.
+RoundedRow round_row(const float* row, int64_t channels, float limit, Pair* words);
+// Both have order.size() numbers, zeros beyond the channels.
+void reorder_row(const float* row, const DotOrder& order, float* out);
+
+// Whether `auto` screens a product of this size here, by its size and by screen_gain().
+bool screen_pays(int64_t images, int64_t pixels, int64_t channels);
+// How many times faster screening is than the float tiles on this processor: timed on the first
+// call (about 0.1 s), on numbers drawn at random. 0 where there is nothing to compare.
+double screen_gain();
+
+}  // namespace infodisent
