@@ -82,6 +82,18 @@ def test_pixels_that_are_equal_or_nearly_so():
     assert_same_bits(torch.zeros(2, 49, 512), u)
 
 
+def test_rounding_errors_that_all_point_the_same_way():
+    """The bound is reached: rows that are constant but for a few numbers round all one way."""
+    channels, pixels = 1024, 200
+    x = torch.ones(2, pixels, channels, dtype=torch.float64)
+    for p in range(pixels):  # where it falls between two integers follows from the norm
+        x[:, p, : 2 + p] *= 1.5
+    x *= channels / x.sum(-1, keepdim=True) * (1 + 1e-6 * torch.rand(2, pixels, 1))
+    u = torch.full((channels, channels), channels**-0.5)
+    u[1::2] *= -1
+    assert_same_bits(x.float(), u, WAYS[:3])
+
+
 def test_rows_that_use_the_whole_range():
     """Products of rows in one direction reach the limit of 32 bits, and must not go over it."""
     u = _rotation(512)
