@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "address.h"
+#include "matrix_product.h"
 #include "mx_pool.h"
 #include "parallel.h"
 #include "rotate_pool.h"
@@ -42,6 +43,14 @@ void combine_any(const std::vector<Address>& in, const std::vector<Address>& out
   if (coefficient.size() != in.size() * out.size() || parity.size() != out.size() || n < 1)
     throw std::invalid_argument("combine: sizes of the arguments do not match");
   (wide ? combine<double> : combine<float>)(in, out, coefficient, parity, n, threads);
+}
+
+void matrix_product(Address a, bool a_transposed, Address b, bool b_transposed, Address out,
+                    Address addend, double scale, int parity, int64_t n, int threads) {
+  py::gil_scoped_release free;
+  infodisent::matrix_product({at<const float>(a), a_transposed}, {at<const float>(b), b_transposed},
+                             at<float>(out), at<const float>(addend), static_cast<float>(scale),
+                             parity, n, threads);
 }
 
 void mirror(Address x, int64_t n, double sign, bool wide, int threads) {
@@ -190,6 +199,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("parity"), py::arg("n"), py::arg("wide"), py::arg("threads"));
   m.def("mirror", &mirror, py::arg("x"), py::arg("n"), py::arg("sign"), py::arg("wide"),
         py::arg("threads"));
+  m.def("matrix_product", &matrix_product);
   m.def("norms", &norms, py::arg("x"), py::arg("n"), py::arg("wide"), py::arg("threads"));
   m.def("mx_pool", &mx_pool);
   m.def("rotate_pool", &rotate_pool);

@@ -41,13 +41,12 @@ INFODISENT_INLINE void join(const TileTask<E>& task, int r, const float* row) {
 }
 
 template <int kCount, int kVectors, int kStep>
-INFODISENT_INLINE void float_product(const TileTask<float>& task, const float* panel, int64_t depth,
-                                     int64_t block) {
+INFODISENT_INLINE void float_product(const float* const* rows, const float* panel, int64_t depth,
+                                     int64_t block, float* sum /* [kRows, kWidth] */) {
   using V = typename Lanes<kCount>::value;
   constexpr int kWidth = kCount * kVectors;
   const float* row[kRows];
-  for (int r = 0; r < kRows; ++r) row[r] = task.row[r];
-  alignas(64) float sum[kRows][kWidth];
+  for (int r = 0; r < kRows; ++r) row[r] = rows[r];
   for (int64_t start = 0; start < depth; start += block) {
     const int64_t end = std::min(depth, start + block);
     V part[kRows][kVectors];
@@ -74,7 +73,7 @@ INFODISENT_INLINE void float_product(const TileTask<float>& task, const float* p
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
-        float* to = sum[r] + v * kCount;
+        float* to = sum + r * kWidth + v * kCount;
         if (start != 0) {
           V before;
           std::memcpy(&before, to, sizeof before);
@@ -83,22 +82,27 @@ INFODISENT_INLINE void float_product(const TileTask<float>& task, const float* p
         std::memcpy(to, &part[r][v], sizeof(V));
       }
   }
-  for (int r = 0; r < task.rows; ++r) join<kWidth>(task, r, sum[r]);
 }
-
-#define FLOAT_TILE(suffix, TARGET, LANES, VECTORS)                                                \
-  TARGET void pack_##suffix(const float* u, int64_t channels, int64_t depth, float* panel) {      \
-    pack_panel<LANES * VECTORS>(u, channels, depth, panel);                                       \
-  }                                                                                               \
-  TARGET void tile_##suffix(const TileTask<float>& task, bool packed, const float* panel,         \
-                            int64_t depth, int64_t block) {                                       \
-    if (packed)                                                                                   \
-      float_product<LANES, VECTORS, kRows>(task, panel, depth, block);                            \
-    else                                                                                          \
-      float_product<LANES, VECTORS, 1>(task, panel, depth, block);                                \
-  }                                                                                               \
-  constexpr TileKernel<float> k_##suffix{LANES * VECTORS, pack_##suffix, tile_##suffix, #suffix}; \
-  static_assert(LANES * VECTORS <= kMostWidth, "too large a tile");
+#define FLOAT_TILE(suffix, TARGET, LANES, VECTORS)                                                 \
+  static_assert(LANES * VECTORS <= kMostWidth, "too large a tile");                                \
+  TARGET void pack_##suffix(const float* u, int64_t channels, int64_t depth, float* panel) {       \
+    pack_panel<LANES * VECTORS>(u, channels, depth, panel);                                        \
+  }                                                                                                \
+  TARGET void product_##suffix(const float* const* row, bool packed, const float* panel,           \
+                               int64_t depth, int64_t block, float* out) {                         \
+    if (packed)                                                                                    \
+      float_product<LANES, VECTORS, kRows>(row, panel, depth, block, out);                         \
+    else                                                                                           \
+      float_product<LANES, VECTORS, 1>(row, panel, depth, block, out);                             \
+  }                                                                                                \
+  TARGET void tile_##suffix(const TileTask<float>& task, bool packed, const float* panel,          \
+                            int64_t depth, int64_t block) {                                        \
+    alignas(64) float sum[kRows * LANES * VECTORS];                                                \
+    product_##suffix(task.row, packed, panel, depth, block, sum);                                  \
+    for (int r = 0; r < task.rows; ++r) join<LANES * VECTORS>(task, r, sum + r * LANES * VECTORS); \
+  }                                                                                                \
+  constexpr TileKernel<float> k_##suffix{LANES * VECTORS, pack_##suffix, tile_##suffix, #suffix,   \
+                                         product_##suffix};
 
 // As many sums as the registers hold beside one row of the panel.
 #ifdef INFODISENT_X86
@@ -154,7 +158,8 @@ V4_BF16 void tile_pairs(const TileTask<Pair>& task, bool packed, const Pair* pan
   else
     pair_product<1>(task, panel, depth);
 }
-constexpr TileKernel<Pair> k_pairs{16 * kPairVectors, pack_pairs, tile_pairs, "avx512bf16"};
+constexpr TileKernel<Pair> k_pairs{16 * kPairVectors, pack_pairs, tile_pairs, "avx512bf16",
+                                   nullptr};
 #endif
 
 #ifdef __aarch64__  // 32 registers of 4 numbers, also where SVE has longer ones

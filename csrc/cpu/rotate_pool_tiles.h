@@ -45,6 +45,9 @@ struct TileKernel {
   // pairs.
   void (*tile)(const TileTask<E>& task, bool packed, const E* panel, int64_t depth, int64_t block);
   const char* name;
+  // The product alone, out[r][j] [kRows, width]; nullptr for pairs.
+  void (*product)(const E* const* row, bool packed, const E* panel, int64_t depth, int64_t block,
+                  float* out);
 };
 
 // The sum of a product of float32 is made of sums of so many of its terms, one after the other,

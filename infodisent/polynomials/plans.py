@@ -144,3 +144,66 @@ def norm_bound(*powers: tuple[int, float, float]) -> float:
     # the norms are sums in working precision
     smallest: float = min(bounds)
     return smallest * (1 + 1e-5)
+
+
+def moment_bound(moments: Sequence[float]) -> float:
+    """An upper bound of ``||S||_2``, S skew, from five moments of its spectrum.
+
+    With ``x = |eigenvalue|^2``, every x comes twice, and no x with ``2 K(x) > 1`` can be there:
+    ``1 / K(x)`` is the Christoffel function, the most that measures of these moments can have in one
+    point (Akhiezer, "The classical moment problem", 1965, section 2.5). ``K(x) = v^T H^-1 v`` with
+    ``v = (1, x, x^2)`` and the Hankel matrix H of the moments.
+
+    Args:
+        moments: sums of x^k over the spectrum, k = 0 ... 4, which are C and the inner products
+            ``<S, S>, <S^2, S^2>, |<S^2, S^4>|, <S^4, S^4>``. Errors of 1e-6, relative to the norms
+            in an inner product, are allowed for.
+
+    Returns:
+        At most ``(moments[4] / 2)^(1/8)``, and closer the fewer large eigenvalues there are: within
+        1e-3 for A after training, 1.3 times the norm for independent normal entries (where that
+        simpler bound is 1.6 times it). NaN from NaN, Inf where it does not exist.
+    """
+    if any(math.isnan(m) for m in moments):
+        return math.nan
+    largest = (moments[4] / 2) ** 0.25  # of x
+    if not 0 < largest < math.inf:
+        return math.sqrt(largest)
+    m = [value / largest**k for k, value in enumerate(moments)]
+    if not all(math.isfinite(value) for value in m):
+        return math.sqrt(largest)
+    hankel = [[m[i + j] * (1 + 1e-5 * (i == j)) for j in range(3)] for i in range(3)]
+    inverse = _inverse(hankel)
+    if inverse is None:
+        return math.sqrt(largest)
+
+    def excess(x: float) -> float:
+        v = (1.0, x, x * x)
+        return 2 * sum(inverse[i][j] * v[i] * v[j] for i in range(3) for j in range(3)) - 1
+
+    # K grows from the last zero of the orthogonal polynomial of degree 2 on
+    c, b, a = inverse[2]
+    low = (-b + math.sqrt(max(b * b - 4 * a * c, 0.0))) / (2 * a)
+    high = 1 + 1e-4  # there 2 K >= 1, since 1 / K(x) <= moments[4] / x^4
+    if not 0 <= low <= high or not excess(high) >= 0:
+        return math.sqrt(largest)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if excess(middle) > 0 else (middle, high)
+    return math.sqrt(high * largest) * (1 + 1e-5)
+
+
+def _inverse(h: list[list[float]]) -> list[list[float]] | None:
+    """Of a symmetric positive definite 3 x 3 matrix; None where rounding leaves no such thing."""
+    rows = [
+        [
+            h[(j + 1) % 3][(i + 1) % 3] * h[(j + 2) % 3][(i + 2) % 3]
+            - h[(j + 1) % 3][(i + 2) % 3] * h[(j + 2) % 3][(i + 1) % 3]
+            for j in range(3)
+        ]
+        for i in range(3)
+    ]
+    determinant = sum(h[0][j] * rows[j][0] for j in range(3))
+    if not determinant > 0:
+        return None
+    return [[value / determinant for value in row] for row in rows]

@@ -107,6 +107,42 @@ def mirror(x: Tensor, sign: float) -> None:
     _module.mirror(_address(x, n), n, sign, x.dtype == torch.float64, torch.get_num_threads())
 
 
+def has_product(dtype: torch.dtype) -> bool:
+    """Whether `matrix_product` exists for this dtype on this processor."""
+    return dtype == torch.float32 and bool(_module.tiles)
+
+
+def _factor(x: Tensor, n: int) -> tuple[int, bool]:
+    """A matrix, or the transpose of one, as the compiled code takes it."""
+    transposed = not x.is_contiguous()
+    return _address(x.mT if transposed else x, n), transposed
+
+
+def matrix_product(
+    a: Tensor,
+    b: Tensor,
+    out: Tensor,
+    addend: Tensor | None = None,
+    scale: float = 1.0,
+    parity: int = 0,
+) -> None:
+    """``out = a b + scale * addend``, float32 [n, n], see ``csrc/cpu/matrix_product.h``.
+
+    `a` and `b` may be transposes of contiguous matrices. `out` overlaps neither.
+    """
+    n = len(out)
+    _module.matrix_product(
+        *_factor(a, n),
+        *_factor(b, n),
+        _address(out, n),
+        0 if addend is None else _address(addend, n),
+        scale,
+        parity,
+        n,
+        torch.get_num_threads(),
+    )
+
+
 def norms(x: Tensor) -> tuple[float, float]:
     """Largest row sum of ``|x|``, and the sum of squares, of x [n, n]."""
     n = len(x)

@@ -26,12 +26,15 @@ class CompiledPasses(TorchPasses):
         module.combine(inputs, outputs, coefficient, parity)
 
     def product(self, a: Tensor, b: Tensor, out: Tensor, sign: int) -> None:
-        """See `TorchPasses.product`: the lower half, in a few block rows, and then mirrored.
+        """See `TorchPasses.product`: the lower half, mirrored.
 
         What that gains is the difference to "no compiled passes" in
         ``benchmarks/rotation_report.py``.
         """
         n = len(a)
+        if n >= _MIN_SPLIT and module.has_product(a.dtype):
+            module.matrix_product(a, b, out, parity=sign)
+            return
         if n < _MIN_SPLIT:
             super().product(a, b, out, sign)
             return
@@ -40,6 +43,15 @@ class CompiledPasses(TorchPasses):
             end = min(n, i + rows)
             torch.mm(a[i:end], b[:, :end], out=out[i:end, :end])
         module.mirror(out, sign)
+
+    def multiply(
+        self, a: Tensor, b: Tensor, out: Tensor, addend: Tensor | None = None, scale: float = 1.0
+    ) -> None:
+        """See `TorchPasses.multiply`."""
+        if len(a) >= _MIN_SPLIT and module.has_product(a.dtype):
+            module.matrix_product(a, b, out, addend, scale)
+        else:
+            super().multiply(a, b, out, addend, scale)
 
     def norms(self, x: Tensor) -> tuple[float, float]:
         """See `TorchPasses.norms`."""

@@ -47,9 +47,28 @@ class TorchPasses:
         """``out = a b`` where the result is known to be symmetric (sign 1) or skew (-1)."""
         torch.mm(a, b, out=out)
 
+    def multiply(
+        self,
+        a: Tensor,  # [C, C], or the transpose of such a matrix
+        b: Tensor,  # [C, C], or the transpose of such a matrix
+        out: Tensor,  # [C, C]
+        addend: Tensor | None = None,  # [C, C], may be `out`
+        scale: float = 1.0,
+    ) -> None:
+        """``out = a b + scale * addend``."""
+        if addend is None:
+            torch.mm(a, b, out=out)
+        else:
+            torch.addmm(addend, a, b, beta=scale, out=out)
+
     def norms(self, x: Tensor) -> tuple[float, float]:
         """1-norm of a symmetric matrix [C, C], and its sum of squares; waits for the device."""
         one = torch.linalg.vector_norm(x, 1, dim=1).amax()
         squares = torch.linalg.vector_norm(x).square()
         both: list[float] = torch.stack([one, squares]).tolist()
         return both[0], both[1]
+
+    def inner(self, x: Tensor, y: Tensor) -> float:
+        """Sum over x · y, both [C, C]; waits for the device."""
+        total: float = torch.dot(x.reshape(-1), y.reshape(-1)).item()
+        return total

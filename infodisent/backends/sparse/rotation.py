@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from infodisent.backends.sparse.passes import TorchPasses
-from infodisent.polynomials.plans import Plan, choose, norm_bound, plans
+from infodisent.polynomials.plans import Plan, choose, moment_bound, norm_bound, plans
 
 Terms = list[tuple[float, Tensor]]
 Gather = Callable[[int, int, Tensor, Sequence[tuple[float, Tensor]]], Tensor]
@@ -104,7 +104,7 @@ class SkewExponential:
         for k in range(1, squarings + 1):
             spare = right if current is left else left
             target = u if k == squarings else chain[k] if k < CHAIN else spare
-            torch.addmm(current, current, current, beta=2, out=target)
+            self.passes.multiply(current, current, target, current, 2.0)
             current = target
         u.diagonal().add_(1)
         if poison is not None:
@@ -127,13 +127,14 @@ class SkewExponential:
         plan = plans(a.dtype, precision)[number].scaled(squarings)
         powers, chain = _blocks(kept)
         while len(chain) < squarings:
-            chain.append(torch.addmm(chain[-1], chain[-1], chain[-1], beta=2))
+            chain.append(torch.empty_like(a))
+            self.passes.multiply(chain[-2], chain[-2], chain[-1], chain[-2], 2.0)
         s, g, spare = torch.empty_like(a), grad.contiguous(), torch.empty_like(a)
         self._skew(a, s)
         for k in reversed(range(squarings)):  # 2 W + W W: dW = 2 g + g W^T + W^T g
             target = torch.empty_like(a) if g is grad else spare
-            torch.addmm(g, g, chain[k].mT, beta=2, out=target)
-            target.addmm_(chain[k].mT, g)
+            self.passes.multiply(g, chain[k].mT, target, g, 2.0)
+            self.passes.multiply(chain[k].mT, g, target, target)
             g, spare = target, (spare if target is not spare else g)
         return self._base_backward(plan, s, powers, g)
 
@@ -153,7 +154,14 @@ class SkewExponential:
 
     def _bound(self, s: Tensor, powers: list[Tensor]) -> float:
         formed = self._form_powers(s, powers)
-        return norm_bound(*((k, *self.passes.norms(power)) for k, power in formed))
+        norms = [self.passes.norms(power) for _, power in formed]
+        bound = norm_bound(*((k, *norm) for (k, _), norm in zip(formed, norms, strict=True)))
+        if formed[1][0] != 4 or not math.isfinite(bound) or bound <= plans(s.dtype)[0].theta:
+            return bound  # the cheapest polynomial serves it already
+        square, fourth = powers[:2]
+        mixed = abs(self.passes.inner(square, fourth))
+        second = -square.diagonal().sum(dtype=torch.float64).item()  # S is skew: tr S^2 = -<S, S>
+        return min(bound, moment_bound((len(s), second, norms[0][1], mixed, norms[1][1])))
 
     def _device_bound(self, s: Tensor, powers: list[Tensor]) -> Tensor:
         """The same without reading anything back from the device."""
@@ -189,9 +197,9 @@ class SkewExponential:
         basis = _basis(plan, s, powers)
         if len(plan.products) > 1:
             self._sum(list(plan.products[0]), basis[:-1], [left, right])
-            torch.mm(left, right, out=powers[3])
+            self.passes.multiply(left, right, powers[3])
         self._sum([*plan.products[-1], plan.last], basis, [left, right, out])
-        torch.addmm(out, left, right, out=out)
+        self.passes.multiply(left, right, out, out)
 
     def _base_backward(self, plan: Plan, s: Tensor, powers: list[Tensor], g: Tensor) -> Tensor:
         """The adjoint of `_base`, as dA."""
@@ -209,9 +217,9 @@ class SkewExponential:
             for factor in (0, 1):
                 out = torch.empty_like(s)
                 if factor == 0:
-                    torch.mm(g, right.mT, out=out)
+                    self.passes.multiply(g, right.mT, out)
                 else:
-                    torch.mm(left.mT, g, out=out)
+                    self.passes.multiply(left.mT, g, out)
                 grads.append(out)
                 rows.append(pair[factor])
 
@@ -250,10 +258,10 @@ class SkewExponential:
         if plan.q:
             t = torch.empty_like(s)
             self._sum([plan.q], [s, square, fourth], [q])
-            torch.mm(gather(3, 1, left, ()), q, out=t)  # dq = dQ q + q dQ
+            self.passes.multiply(gather(3, 1, left, ()), q, t)  # dq = dQ q + q dQ
             of_square, of_fourth = [(plan.q[1], t)], [(plan.q[2], t)]
-        torch.mm(gather(2, 1, left, of_fourth), square, out=q)
-        torch.mm(gather(1, 1, left, [*of_square, (1.0, q)]), s, out=right)
+        self.passes.multiply(gather(2, 1, left, of_fourth), square, q)
+        self.passes.multiply(gather(1, 1, left, [*of_square, (1.0, q)]), s, right)
         return [(-2.0, right)]  # S is skew: dS = -(dX S + S dX)
 
     def _cube_backward(
@@ -268,10 +276,10 @@ class SkewExponential:
         square, cube = powers[:2]
         left, right = work
         t = torch.empty_like(s)
-        torch.mm(gather(3, 1, left, ()), cube, out=t)  # S^3 is skew: -(dS^6 S^3 + S^3 dS^6)
+        self.passes.multiply(gather(3, 1, left, ()), cube, t)  # S^3 is skew: -(dS^6 S^3 + S^3 dS^6)
         g_cube = gather(2, -1, left, [(-1.0, t)])
-        torch.mm(s, g_cube, out=t)  # dX = -S dS^3
+        self.passes.multiply(s, g_cube, t)  # dX = -S dS^3
         g_square = gather(1, 1, right, [(-0.5, t)])
-        torch.mm(g_cube, square, out=t)  # dS = dS^3 X
-        torch.mm(g_square, s, out=left)
+        self.passes.multiply(g_cube, square, t)  # dS = dS^3 X
+        self.passes.multiply(g_square, s, left)
         return [(1.0, t), (-2.0, left)]
