@@ -28,6 +28,9 @@ from infodisent.layout import to_bpc
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 FLUSH = 10.0
 """Seconds between two parts."""
+CACHED = 8
+"""Images of a pass on the CPU. Measured with EfficientNet-Lite0 on two cores with 1 MiB of L2 each:
+8 take a quarter less time an image than 32."""
 
 
 @dataclass
@@ -160,10 +163,12 @@ class ShardWriter:
             )
             if batch is not None:
                 batch = batch.to(weight.device, weight.dtype, memory_format=torch.channels_last)
-                maps, logits = _forward(self.backbone, batch, DTYPES[self.dtype])
-                rows.maps.append(maps)
-                if logits is not None:
-                    rows.logits.append(logits)
+                # a few images at a time stay in a CPU's caches from one layer to the next
+                for images in batch.split(CACHED if weight.device.type == "cpu" else len(batch)):
+                    maps, logits = _forward(self.backbone, images, DTYPES[self.dtype])
+                    rows.maps.append(maps)
+                    if logits is not None:
+                        rows.logits.append(logits)
             yield rows
 
     def _save(self, path: Path, rows: Rows, start: int, pixels: int, channels: int) -> None:
