@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from infodisent.backbones.backbone import Backbone
 from infodisent.data.images import ImageDataset, ImageItem, collate
+from infodisent.data.prefetch import prefetched
 from infodisent.data.store import read_rows, shard_path
 from infodisent.files import write_tensors
 from infodisent.layout import to_bpc
@@ -154,7 +155,8 @@ class ShardWriter:
             num_workers=self.num_workers,
             collate_fn=collate,
         )
-        for good, batch, bad, notes in loader:
+        # worker processes read ahead by themselves
+        for good, batch, bad, notes in loader if self.num_workers else prefetched(loader):
             self.notes.update(notes)
             rows = Rows(
                 seen=len(good) + len(bad),
