@@ -16,6 +16,12 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// Where the dynamic shared memory of the block begins.
+__device__ __forceinline__ uint32_t dynamic_shared() {
+  extern __shared__ uint8_t dynamic_memory[];
+  return shared_address(dynamic_memory);
+}
+
 // --- mbarrier: `arrivals` arrivals, and all bytes announced, complete a phase ---
 
 __device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals) {

@@ -194,15 +194,12 @@ Status rotate_pool(const Rows& x, Dtype dtype, const void* u, const void* u_low,
   }
   const Status status = run(a, options.device, processors, stream);
   if (status.error != cudaSuccess || options.tile != kFlat) return status;
-  if (options.exact)
-    unpack_kernel<<<blocks_of(count), 256, 0, stream>>>(static_cast<const uint64_t*>(keys), pos,
-                                                        neg, pos_index, neg_index, a.u_scale,
-                                                        a.x_scale, count, a.channels, a.mask);
-  else
-    unpack_kernel<<<blocks_of(count), 256, 0, stream>>>(static_cast<const uint32_t*>(keys), pos,
-                                                        neg, pos_index, neg_index, a.u_scale,
-                                                        a.x_scale, count, a.channels, a.mask);
-  return {cudaGetLastError(), "unpacking"};
+  const auto unpack = [&](auto* kernel, auto* merged_keys) {
+    return launch("unpacking", kernel, blocks_of(count), 256, stream, merged_keys, pos, neg,
+                  pos_index, neg_index, a.u_scale, a.x_scale, count, a.channels, a.mask);
+  };
+  return options.exact ? unpack(unpack_kernel<uint64_t>, static_cast<const uint64_t*>(keys))
+                       : unpack(unpack_kernel<uint32_t>, static_cast<const uint32_t*>(keys));
 }
 
 Status split(const Rows& x, void* high, void* low, int device_index, cudaStream_t stream) {
@@ -213,11 +210,10 @@ Status split(const Rows& x, void* high, void* low, int device_index, cudaStream_
   if (device.error() != cudaSuccess) return {device.error(), "the device"};
   const int64_t quads = x.images * x.pixels * x.channels / 4;
   if (quads == 0) return {cudaSuccess, ""};
-  split_kernel<<<std::min(blocks_of(quads), 132u * 16u), 256, 0, stream>>>(
-      static_cast<const float*>(x.data), static_cast<__nv_bfloat16*>(high),
-      static_cast<__nv_bfloat16*>(low), quads, static_cast<int32_t>(x.channels / 4),
-      static_cast<int32_t>(x.pixels), x.image_stride, x.pixel_stride);
-  return {cudaGetLastError(), "split"};
+  return launch("split", split_kernel, std::min(blocks_of(quads), 132u * 16u), 256, stream,
+                static_cast<const float*>(x.data), static_cast<__nv_bfloat16*>(high),
+                static_cast<__nv_bfloat16*>(low), quads, static_cast<int32_t>(x.channels / 4),
+                static_cast<int32_t>(x.pixels), x.image_stride, x.pixel_stride);
 }
 
 Status split_rotation(const float* u, void* high, void* low, int64_t channels, int device_index,
@@ -226,9 +222,9 @@ Status split_rotation(const float* u, void* high, void* low, int64_t channels, i
   if (device.error() != cudaSuccess) return {device.error(), "the device"};
   const int64_t count = channels * channels;
   if (count == 0) return {cudaSuccess, ""};
-  split_rotation_kernel<<<std::min(blocks_of(count), 132u * 16u), 256, 0, stream>>>(
-      u, static_cast<__nv_bfloat16*>(high), static_cast<__nv_bfloat16*>(low), count);
-  return {cudaGetLastError(), "split_rotation"};
+  return launch("split_rotation", split_rotation_kernel, std::min(blocks_of(count), 132u * 16u),
+                256, stream, u, static_cast<__nv_bfloat16*>(high), static_cast<__nv_bfloat16*>(low),
+                count);
 }
 
 }  // namespace sm90

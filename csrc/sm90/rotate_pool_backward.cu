@@ -151,23 +151,20 @@ Status grad_u(const Rows& x, Dtype dtype, const float* grad_pos, const float* gr
   a.out_half = a.grid.splits == 1 && options.out_half;
   if (dtype == kFloat16) {
     const unsigned blocks = (a.channels + kScaleChannels - 1) / kScaleChannels;
-    scales_kernel<<<blocks, dim3(kScaleChannels, kScaleRows), 0, stream>>>(
-        grad_pos, grad_neg, pos_index, neg_index, scales, a.images, a.channels);
-    const cudaError_t launched = cudaGetLastError();
-    if (launched != cudaSuccess) return {launched, "scales"};
+    const Status scaled =
+        launch("scales", scales_kernel, blocks, dim3(kScaleChannels, kScaleRows), stream, grad_pos,
+               grad_neg, pos_index, neg_index, scales, a.images, a.channels);
+    if (scaled.error != cudaSuccess) return scaled;
   }
   const Status status =
       grad_launcher(piece, dtype, options.cluster)(a, options.device, processors, stream);
   if (status.error != cudaSuccess || a.grid.splits == 1) return status;
   const int64_t quads = x.channels * x.channels / 4;
-  if (!options.out_half)
-    add_kernel<float><<<blocks_of(quads), 256, 0, stream>>>(parts, out, quads, a.grid.splits);
-  else if (dtype == kFloat16)
-    add_kernel<__half><<<blocks_of(quads), 256, 0, stream>>>(parts, out, quads, a.grid.splits);
-  else
-    add_kernel<__nv_bfloat16>
-        <<<blocks_of(quads), 256, 0, stream>>>(parts, out, quads, a.grid.splits);
-  return {cudaGetLastError(), "adding the parts"};
+  const auto add = !options.out_half   ? add_kernel<float>
+                   : dtype == kFloat16 ? add_kernel<__half>
+                                       : add_kernel<__nv_bfloat16>;
+  return launch("adding the parts", add, blocks_of(quads), 256, stream, parts, out, quads,
+                a.grid.splits);
 }
 
 }  // namespace sm90

@@ -293,8 +293,7 @@ template <int PIECE, int CLUSTER, typename T>
 __global__ void __launch_bounds__(kThreads, 1)
     grad_u_kernel(const __grid_constant__ GradArguments a) {
   using K = GradKernel<PIECE, CLUSTER, T>;
-  extern __shared__ uint8_t memory[];
-  const typename K::Ring ring = {K::Ring::base_of(memory)};
+  const typename K::Ring ring = {K::Ring::first_slot()};
   // the same in all lanes, and known to be to the compiler
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {

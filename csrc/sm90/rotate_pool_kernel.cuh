@@ -252,8 +252,7 @@ template <int KIND, bool EXACT, int CLUSTER, typename T>
 __global__ void __launch_bounds__(kThreads, 1)
     rotate_pool_kernel(const __grid_constant__ Arguments a) {
   using K = Kernel<KIND, EXACT, CLUSTER, T>;
-  extern __shared__ uint8_t memory[];
-  const typename K::Ring ring = {{K::Ring::base_of(memory)}};
+  const typename K::Ring ring = {{K::Ring::first_slot()}};
   const int32_t rank = block_rank<CLUSTER>();
   const int32_t cluster_id = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
   // the same in all lanes, and known to be to the compiler

@@ -1,9 +1,6 @@
-// A model of csrc/sm90/rotate_pool_kernel.cuh on the CPU: what it shares with the kernel
-// (packed_key.h, tile_schedule.h) is run against plain loops, and its barriers are simulated with
-// copies, arrivals and warps interleaved at random. Prints "clean", or what is wrong and exits 1.
-//
-//   rotate_pool_model [mutant]    the protocol with one thing left out, which must be found
-#include <array>
+// What csrc/sm90/rotate_pool_kernel.cuh is made of that holds nothing of CUDA (packed_key.h,
+// tile_schedule.h, float8.h) against plain loops, on every value and size that is hard on it.
+// Prints "clean", or what is wrong and exits 1. The kernel as a whole: emulator/.
 #include <cmath>
 #include <cstdio>
 #include <vector>
@@ -302,120 +299,21 @@ void float8_pool() {
         "what underflows is nowhere");
 }
 
-// --- the barriers ---
-
-// A slot has three parts: U, and two halves of x.
-struct Simulation : SimulatedRing<Simulation, 3> {
-  int steps, units;
-  std::vector<std::array<Barrier, kGroups>> turns;  // of each block
-
-  struct Warp {
-    int block, group, turn = 0, step = 0, state = 0, before = -1;
-    uint32_t turn_parity;
-    int number;  // of the first step of the unit
-    Slot slot = {0, 0};
-    bool done = false;
-  };
-  std::vector<Warp> warps;
-
-  Simulation(int cluster, int steps, int units, int stages)
-      : SimulatedRing(cluster, stages, steps * units, mutant == "own" ? 4 : 4 * cluster),
-        steps(steps),
-        units(units),
-        turns(cluster) {
-    for (int b = 0; b < cluster; ++b) {
-      for (Barrier& barrier : turns[b]) barrier.init(4);
-      for (int group = 0; group < kGroups; ++group)
-        for (int w = 0; w < 4; ++w) {
-          Warp warp;
-          warp.block = b;
-          warp.group = group;
-          warp.turn_parity = group == 0 ? 1 : 0;
-          warp.number = group * steps;
-          warps.push_back(warp);
-        }
-      blocks[b].running += 4 * kGroups;
-    }
-  }
-
-  // U for itself, and of x all or the half of this block, for both.
-  void send(const Producer& p, int stage) {
-    flights.push_back({p.block, stage, p.step, 0});
-    if (cluster == 1)
-      for (int half : {1, 2}) flights.push_back({0, stage, p.step, half});
-    else
-      for (int b = 0; b < cluster; ++b) flights.push_back({b, stage, p.step, 1 + p.block});
-  }
-
-  bool move(Warp& w) {
-    if (w.done) return false;
-    switch (w.state) {
-      case 0:  // next unit
-        if (w.group + kGroups * w.turn >= units) {
-          w.done = true;
-          --blocks[w.block].running;
-          return true;
-        }
-        w.slot = Slot::at(w.number, stages);
-        w.step = 0;
-        w.state = 1;
-        return true;
-      case 1:
-        if (mutant != "turn" && !turns[w.block][w.group].passed(w.turn_parity)) return false;
-        w.turn_parity ^= 1;
-        w.state = 2;
-        return true;
-      case 2:  // start the products of a step
-        if (!read(w.block, w.slot, w.number + w.step)) return false;
-        w.state = 3;
-        return true;
-      case 3:  // those of the step before are complete
-        if (w.step != 0) release(w.block, w.before, w.number + w.step - 1);
-        w.before = static_cast<int>(w.slot.stage);
-        w.slot.advance(stages);
-        w.state = ++w.step == steps ? 4 : 2;
-        return true;
-      case 4:
-        turns[w.block][w.group ^ 1].arrive();
-        w.state = 5;
-        return true;
-      default:
-        release(w.block, w.before, w.number + steps - 1);
-        w.number += kGroups * steps;
-        ++w.turn;
-        w.state = 0;
-        return true;
-    }
-  }
-};
-
-void protocol() {
-  for (int repeat = 0; repeat < 4000; ++repeat) {
-    const int cluster = 1 + static_cast<int>(below(2)), stages = 2 + static_cast<int>(below(5));
-    Simulation(cluster, 1 + static_cast<int>(below(9)), 1 + static_cast<int>(below(7)), stages)
-        .run();
-  }
-}
-
 }  // namespace
 
-int main(int count, char** arguments) {
-  if (count > 1) mutant = arguments[1];
-  protocol();
-  if (count == 1) {
-    tile_of_images<0>();
-    tile_of_images<1>();
-    tile_of_images<2>();
-    tile_of_images<3>();
-    tile_of_images<4>();
-    for (bool contiguous : {true, false})
-      for (int pixels : {1, 7, 48, 50, 64, 65, 192, 256, 257, 576, 577, 1024})
-        for (int images : {1, 2, 3, 5, 9}) flat(images, pixels, contiguous);
-    schedule();
-    operands<2>();
-    operands<1>();
-    float8_scales();
-    float8_pool();
-  }
+int main() {
+  tile_of_images<0>();
+  tile_of_images<1>();
+  tile_of_images<2>();
+  tile_of_images<3>();
+  tile_of_images<4>();
+  for (bool contiguous : {true, false})
+    for (int pixels : {1, 7, 48, 50, 64, 65, 192, 256, 257, 576, 577, 1024})
+      for (int images : {1, 2, 3, 5, 9}) flat(images, pixels, contiguous);
+  schedule();
+  operands<2>();
+  operands<1>();
+  float8_scales();
+  float8_pool();
   std::printf("clean\n");
 }

@@ -1,0 +1,31 @@
+"""The CUDA kernels on a CPU: their own sources, barriers, copies and products in random order."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cuda import emulation
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory):
+    return emulation.build(tmp_path_factory.mktemp("emulator"))
+
+
+def test_random_problems(emulator):
+    """Every kernel and the host functions, against plain loops; also contexts and errors."""
+    assert emulation.run(emulator, 150) == (0, "clean\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2, 7))
+def test_many_random_problems(emulator, seed):
+    assert emulation.run(emulator, 200, seed) == (0, "clean\n")
+
+
+@pytest.mark.parametrize("fault", emulation.FAULTS)
+def test_planted_faults_are_found(emulator, fault):
+    """A switch in the copy of a source; each must be found, and be what the report says."""
+    code, report = emulation.run(emulator, 400, 1, fault)
+    assert code == 1, fault
+    assert emulation.FAULTS[fault][0] in report
