@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_cuda_problems import HALF, Row, call, make, variants, wrong
+from benchmarks.gpu_cuda_problems import HALF, Row, call, make, make_gradients, variants, wrong
 from infodisent.backends.cuda import float8 as emulation
 from infodisent.backends.cuda import module as cuda
+from infodisent.backends.cuda.rotate_pool_backward import grad_u
 from infodisent.contract import Extremes
 from infodisent.testing import poisoned_memory
 
@@ -195,4 +196,11 @@ def few(_: argparse.Namespace) -> list[Row]:
         for variant in variants(x):
             result = cuda.rotate_pool(x, u, tile=variant[0], cluster=variant[1])
             rows.append({"variant": variant, "ok": bool((result.pos >= 0).all())})
+        if dtype == torch.float32:
+            continue
+        g = make_gradients(x)
+        for cluster, splits in ((1, 1), (2, 1), (1, 3), (2, 2)):
+            du = grad_u(*g[:2], x, *g[2:], dtype, cluster=cluster, splits=splits)
+            variant = f"dU, cluster {cluster}, splits {splits}"
+            rows.append({"variant": variant, "ok": bool(du.isfinite().all())})
     return rows

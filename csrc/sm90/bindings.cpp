@@ -132,6 +132,12 @@ py::tuple choose_grad_u(int32_t images, int32_t pixels, int32_t channels, int pr
                         backward::choose_splits(images, pixels, channels, cluster, processors));
 }
 
+// The newest version of CUDA that the GPU driver serves, as CUDART_VERSION counts; 0 without one.
+int driver() {
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+}
+
 // (name, columns, images, pixels) of every tile; images = 0: any number of pixels.
 py::list tiles() {
   py::list shapes;
@@ -146,6 +152,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("tiles") = tiles();
   m.attr("packed_pixels") = infodisent::kPackedPixels;
   m.attr("toolkit") = CUDART_VERSION;
+  m.def("driver", &driver);
   m.def("choose_tile", &infodisent::choose_tile, py::arg("images"), py::arg("pixels"),
         py::arg("channels"), py::arg("contiguous"), py::arg("processors"));
   m.def("choose_cluster", &infodisent::choose_cluster, py::arg("tile"), py::arg("images"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,6 +97,34 @@ def test_a_missing_module_says_why(monkeypatch):
     x = torch.zeros(1, 1, 8, dtype=torch.bfloat16)
     assert "cuda only" in _native_cuda.objection(x, torch.zeros(8, 8, dtype=torch.bfloat16))
     assert "no nvcc" in _native_cuda.device_objection(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("driver", "toolkit", "reason"),
+    [
+        (13000, 13000, None),
+        (13020, 12080, None),
+        (12020, 12080, None),  # older, of the same major version
+        (12080, 13000, "serves CUDA 12.8, the CUDA module was compiled with 13.0"),
+        (0, 12080, "no GPU driver"),
+    ],
+)
+def test_driver(driver, toolkit, reason):
+    objection = _native_cuda.driver_objection(driver, toolkit)
+    assert objection is None if reason is None else reason in objection
+
+
+def test_an_old_driver_is_noticed_before_a_launch(monkeypatch):
+    """Wherever torch itself, of an older CUDA, runs."""
+    module = SimpleNamespace(driver=lambda: 12040, toolkit=13000)
+    monkeypatch.setattr(_native_cuda, "_module", module)
+    monkeypatch.setattr(_native_cuda, "_missing", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    _native_cuda._this_driver_objection.cache_clear()
+    try:
+        assert "CUDA 12.4" in _native_cuda.device_objection(torch.device("cuda"))
+    finally:
+        _native_cuda._this_driver_objection.cache_clear()
 
 
 BF16 = torch.bfloat16

@@ -60,8 +60,35 @@ def describe() -> str:
     missing = _load()
     if missing is not None:
         return f"{missing}. Everything works without it"
-    toolkit = f"{_module.toolkit // 1000}.{_module.toolkit % 1000 // 10}"
+    toolkit = _version(_module.toolkit)
     return f"built (sm_90a; CUDA {toolkit}; tiles {', '.join(tile[0] for tile in _module.tiles)})"
+
+
+def _version(number: int) -> str:
+    """13020 as 13.2."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def driver_objection(driver: int, toolkit: int) -> str | None:
+    """Why what a toolkit has compiled does not run with a driver, or None; versions as 13020.
+
+    Within a major version older drivers serve newer toolkits, for code that is compiled for the
+    very GPU, as it is here.
+    """
+    if driver == 0:
+        return "there is no GPU driver"
+    if driver // 1000 < toolkit // 1000:
+        return (
+            f"the GPU driver serves CUDA {_version(driver)}, the CUDA module was compiled with "
+            f"{_version(toolkit)}: update the driver to CUDA {toolkit // 1000}, or install again "
+            f"with nvcc {driver // 1000} in CUDA_HOME"
+        )
+    return None
+
+
+@functools.cache
+def _this_driver_objection() -> str | None:
+    return driver_objection(_module.driver(), _module.toolkit)
 
 
 def device_objection(device: torch.device) -> str | None:
@@ -73,6 +100,9 @@ def device_objection(device: torch.device) -> str | None:
         return missing
     if not torch.cuda.is_available():
         return "torch sees no GPU, which the CUDA module needs"
+    too_old = _this_driver_objection()
+    if too_old is not None:
+        return too_old
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) != (9, 0):
         return f"the CUDA module is for compute capability 9.0, {device} has {major}.{minor}"
