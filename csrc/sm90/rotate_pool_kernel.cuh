@@ -33,7 +33,7 @@ struct Arguments {
   int32_t units;       // groups * layout.tiles
   int32_t segments;    // products to add up: 1, or 3
   uint32_t box_bytes;  // of x, that one block's slot gets
-  uint32_t mask;       // of kind kFlat
+  uint32_t mask;       // of packed keys
   float *pos, *neg;
   int32_t *pos_index, *neg_index;
   void* keys;
@@ -196,7 +196,7 @@ struct Kernel {
           const Extremes extremes = across(extremes_of_image<N, kTile.pixels>(d, h, i, quad));
           if (quad == i) mine = extremes;
         } else {
-          const Keys keys = across(keys_of_image<N, kTile.pixels>(d, h, i, quad));
+          const Keys keys = across(keys_of_image<N, kTile.pixels>(d, h, i, quad, ~a.mask));
           if (quad == i) mine = keys;
         }
       }

@@ -51,7 +51,7 @@ FAULTS: dict[str, tuple[str, tuple[Edit, ...]]] = {
         (
             (
                 "packed_key.h",
-                "(mask - static_cast<uint32_t>(pixel))",
+                "mask - static_cast<uint32_t>(pixel)",
                 "static_cast<uint32_t>(pixel)",
             ),
         ),

@@ -52,7 +52,7 @@ void tile_of_images() {
       for (int image = 0; image < IMAGES; ++image) {
         const float* y = &matrix[row * N + image * HW];
         const Keys keys = across(row, [&](int thread, int lane) {
-          return keys_of_image<N, HW>(fragment.d[thread], row / 8, image, lane);
+          return keys_of_image<N, HW>(fragment.d[thread], row / 8, image, lane, ~mask_of(HW));
         });
         const Sides sides = sides_of(keys.largest, keys.smallest);
         compare(unpacked(sides, mask_of(HW)), scanned(y, HW, mask_of(HW)), where);
@@ -289,7 +289,7 @@ void float8_pool() {
         y[p] = value_of(kind);
         // what is cleared goes first, since the product is what is packed
         after[p] = y[p] != y[p] ? y[p] : float_of(bits_of(y[p]) & ~mask) * u_scale * x_scale;
-        add(keys, packed(bits_of(y[p]), p, mask));
+        add(keys, packed(bits_of(y[p]), low_bits(p, mask), ~mask));
       }
       const Pooled pool = unpacked(sides_of(keys.largest, keys.smallest), mask);
       compare(scaled(pool, u_scale, x_scale), scanned(after, pixels, 0), "float8");

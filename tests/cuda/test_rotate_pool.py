@@ -51,6 +51,7 @@ def test_resources_float8(compiled_float8):
 
 
 COLUMNS = {"0": 200, "1": 152, "2": 200, "3": 200, "4": 144, "5": 192}
+FLAT = "5"
 TILE = r"rotate_pool_kernelILi(\d)ELb([01])ELi([12])E"
 
 
@@ -72,7 +73,15 @@ def test_machine_code(compiled):
         assert len(products) == 8, name  # 4 steps of 16 along K, 2 of 64 channels
         assert all(bool(kind) == (dtype == "BF16") for kind in products), name
         check_copies_and_loop(name, text, "HGMMA", copies_of(tile))
+        check_packing(name, text, tile)
     assert seen == 38
+
+
+def check_packing(name: str, text: str, tile: re.Match) -> None:
+    """A value of a whole image becomes its key by one instruction, not two, each of a constant."""
+    if tile[2] == "0" and tile[1] != FLAT:
+        values = COLUMNS[tile[1]]  # of a thread: two products of half as many
+        assert len(re.findall(r"\bLOP3\b", text)) <= 1.45 * values, name
 
 
 def test_machine_code_float8(compiled_float8):
@@ -87,6 +96,7 @@ def test_machine_code_float8(compiled_float8):
         assert len(products) == 8, name  # 4 steps of 32 along K, 2 of 64 channels
         assert "HGMMA" not in text, name
         check_copies_and_loop(name, text, "QGMMA", copies_of(tile))
+        check_packing(name, text, tile)
     assert seen == 12
 
 
