@@ -23,7 +23,7 @@ from infodisent.testing import poisoned_memory
 def smoke(_: argparse.Namespace) -> list[Row]:
     """Every kernel once: a small problem, then one of several tiles a block."""
     rows = []
-    for pixels in (49, 144, 196, 197, 60, 1100):
+    for pixels in (49, 64, 144, 196, 197, 60, 1100):
         for batch, channels in ((5, 192), (36000 // pixels, 512)):
             for dtype in (*HALF, torch.float32):
                 x, u, y = make(batch, pixels, channels, dtype)
@@ -98,7 +98,7 @@ def triton(_: argparse.Namespace) -> list[Row]:
 def float8(_: argparse.Namespace) -> list[Row]:
     """The float8 option beside its emulation: the same casts, and the same results of integers."""
     rows = []
-    for pixels in (49, 144, 196, 197, 60, 1000):
+    for pixels in (49, 64, 144, 196, 197, 60, 1000):
         for batch, channels in ((5, 208), (36000 // pixels, 512)):
             for dtype in (*HALF, torch.float32):
                 for kind in ("normal", "integers", "nan", "inf"):

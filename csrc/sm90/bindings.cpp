@@ -153,10 +153,12 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("packed_pixels") = infodisent::kPackedPixels;
   m.attr("toolkit") = CUDART_VERSION;
   m.def("driver", &driver);
+  m.def("pitch", &infodisent::pitch_of, py::arg("images"), py::arg("pixels"),
+        py::arg("image_stride"), py::arg("pixel_stride"));
   m.def("choose_tile", &infodisent::choose_tile, py::arg("images"), py::arg("pixels"),
-        py::arg("channels"), py::arg("contiguous"), py::arg("processors"));
+        py::arg("channels"), py::arg("pitch"), py::arg("processors"));
   m.def("choose_cluster", &infodisent::choose_cluster, py::arg("tile"), py::arg("images"),
-        py::arg("pixels"), py::arg("channels"), py::arg("contiguous"), py::arg("processors"));
+        py::arg("pixels"), py::arg("channels"), py::arg("pitch"), py::arg("processors"));
   m.def("rotate_pool", &rotate_pool);
   m.def("rotate_pool_float8", &rotate_pool_float8);
   m.def("to_float8", &to_float8);

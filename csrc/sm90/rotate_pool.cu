@@ -132,9 +132,9 @@ Status rotate_pool(const Rows& x, Dtype dtype, const void* u, const void* u_low,
   if (tile.images > 0 && tile.pixels != x.pixels) return refused("this tile is for other maps");
   // where there is only one image, its stride may be anything
   const int64_t image_stride = x.images > 1 ? x.image_stride : x.pixels * x.pixel_stride;
-  const bool contiguous = image_stride == x.pixels * x.pixel_stride;
+  const int32_t pitch = pitch_of(x.images, x.pixels, image_stride, x.pixel_stride);
   const Layout layout = layout_of(options.tile, static_cast<int32_t>(x.images),
-                                  static_cast<int32_t>(x.pixels), contiguous);
+                                  static_cast<int32_t>(x.pixels), pitch);
   // several images with gaps between them: one box of as many, which cannot be halved in groups of
   // 8
   const bool boxes_of_images = tile.images > 1 && !layout.rows;
@@ -173,7 +173,7 @@ Status rotate_pool(const Rows& x, Dtype dtype, const void* u, const void* u_low,
                        : options.cluster == 1 ? tile.columns
                                               : slot_rows(tile.columns) / 2;
   a.box_bytes = static_cast<uint32_t>(box_rows * box_images * options.cluster * kRowBytes);
-  const int64_t rows = layout.rows ? x.images * x.pixels : x.pixels;
+  const int64_t rows = layout.rows ? (x.images - 1) * pitch + x.pixels : x.pixels;
   const int64_t maps = layout.rows ? 1 : x.images;
   const int64_t row_bytes = x.pixel_stride * size, u_bytes = x.channels * size;
   const int64_t map_bytes = maps > 1 ? image_stride * size : rows * row_bytes;

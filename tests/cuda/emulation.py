@@ -62,11 +62,13 @@ FAULTS: dict[str, tuple[str, tuple[Edit, ...]]] = {
         (
             (
                 "tile_schedule.h",
-                "(skip + columns - 1) / pixels + 1",
-                "(skip + columns - 1) / pixels",
+                "(skip + columns - 1) / layout.pitch + 1",
+                "(skip + columns - 1) / layout.pitch",
             ),
         ),
     ),
+    # rows between images count as pixels
+    "pitch": ("not that of the product", ((FORWARD, "shift -= pitch", "shift -= a.pixels"),)),
     # two winners in one pixel
     "both": ("not the sum", (("grad_u_schedule.h", "neg = -1;", ";"),)),
     # sums that an Inf elsewhere has spoilt

@@ -81,9 +81,10 @@ void tile_of_images() {
     }
 }
 
-void flat(int images, int pixels, bool contiguous) {
+// pitch: rows from image to image, 0 for none.
+void flat(int images, int pixels, int pitch) {
   constexpr int N = kTiles[kFlat].columns;
-  const Layout layout = layout_of(kFlat, images, pixels, contiguous);
+  const Layout layout = layout_of(kFlat, images, pixels, pitch);
   const uint32_t mask = mask_of(pixels);
   static Fragment<N> fragment;
   for (int kind = 0; kind < kValueKinds; ++kind) {
@@ -92,20 +93,23 @@ void flat(int images, int pixels, bool contiguous) {
     std::vector<int32_t> keys(2 * 16 * images, 0);
     std::vector<uint64_t> wide(2 * 16 * images, 0);
     for (int n = 0; n < layout.tiles; ++n) {
-      // the columns as the copy engine brings them: rows of the map, zeros beyond
+      // the columns as the copy engine brings them: rows of the map, those between images too (NaN,
+      // and Inf), zeros beyond
       const int row0 = n % layout.blocks * layout.row_step, map = n / layout.blocks;
       std::vector<float> matrix(16 * N, 0.0f);
       for (int c = 0; c < N; ++c) {
         const int at = row0 + c;
-        const int image = contiguous ? at / pixels : map, pixel = contiguous ? at % pixels : at;
-        if (image >= images || pixel >= pixels) continue;
+        const int image = layout.rows ? at / pitch : map, pixel = layout.rows ? at % pitch : at;
+        if (image >= images || (!layout.rows && pixel >= pixels)) continue;
         for (int row = 0; row < 16; ++row)
-          matrix[row * N + c] = y[(image * 16 + row) * pixels + pixel];
+          matrix[row * N + c] = pixel < pixels ? y[(image * 16 + row) * pixels + pixel]
+                                : c % 2        ? float_of(0x7fffffffu)
+                                               : -float_of(kInfinity);
       }
       fragment.load(matrix);
-      const Run run = run_of(n, images, pixels, N, layout);
+      const Run run = run_of(n, images, N, layout);
       int shift = run.pixel;
-      for (int i = 0; i < run.images; ++i, shift -= pixels)
+      for (int i = 0; i < run.images; ++i, shift -= pitch)
         for (int row = 0; row < 16; ++row) {
           const Keys packed_keys = across(row, [&](int thread, int lane) {
             return keys_of_run<N>(fragment.d[thread], row / 8, lane, shift, pixels, mask);
@@ -136,9 +140,9 @@ void flat(int images, int pixels, bool contiguous) {
 
 // --- the schedule ---
 
-void covered_once(int kind, int images, int pixels, int channels, bool contiguous, int cluster,
+void covered_once(int kind, int images, int pixels, int channels, int pitch, int cluster,
                   int processors, int element_bytes) {
-  const Layout layout = layout_of(kind, images, pixels, contiguous);
+  const Layout layout = layout_of(kind, images, pixels, pitch);
   const int groups = channel_groups(channels, cluster), units = groups * layout.tiles;
   const int clusters = smaller(units, larger(1, processors / cluster));
   const int down = channel_groups(channels, 1);
@@ -173,14 +177,15 @@ void covered_once(int kind, int images, int pixels, int channels, bool contiguou
     const int image = n / layout.blocks * layout.image_step;
     const int side_by_side = kTiles[kind].images;
     if (kind == kFlat) {
-      const Run run = run_of(n, images, pixels, kTiles[kind].columns, layout);
+      const Run run = run_of(n, images, kTiles[kind].columns, layout);
       for (int i = 0; i < run.images; ++i)
         for (int c = 0; c < kTiles[kind].columns; ++c) {
-          const int pixel = c + run.pixel - i * pixels;
+          const int pixel = c + run.pixel - i * pitch;
           if (pixel < 0 || pixel >= pixels) continue;
           ++columns[static_cast<size_t>(run.image + i) * pixels + pixel];
-          const int64_t at = layout.rows ? row + c : static_cast<int64_t>(image) * pixels + row + c;
-          check(at == static_cast<int64_t>(run.image + i) * pixels + pixel, "another pixel");
+          const int64_t step = layout.rows ? pitch : pixels;
+          const int64_t at = layout.rows ? row + c : image * step + row + c;
+          check(at == (run.image + i) * step + pixel, "another pixel");
         }
     } else {
       check((layout.rows ? row / pixels : image) == n * side_by_side, "another image");
@@ -199,9 +204,11 @@ void schedule() {
           for (int kind = 0; kind < kTileKinds; ++kind) {
             const int pixels = kind == kFlat ? (images % 2 ? 577 : 50) : kTiles[kind].pixels;
             if (images > 20 && pixels > 150 && images % 7) continue;
-            covered_once(kind, images, pixels, channels, true, cluster, processors, 1 + images % 2);
-            covered_once(kind, images, pixels, channels, false, cluster, processors, 2);
-            const int chosen = choose_tile(images, pixels, channels, true, processors);
+            covered_once(kind, images, pixels, channels, pixels, cluster, processors,
+                         1 + images % 2);
+            for (int pitch : {0, pixels + 1, 2 * pixels})
+              covered_once(kind, images, pixels, channels, pitch, cluster, processors, 2);
+            const int chosen = choose_tile(images, pixels, channels, pixels, processors);
             check(chosen == kFlat || kTiles[chosen].pixels == pixels, "a tile of other pixels");
           }
   for (const TileShape& tile : kTiles) {
@@ -307,9 +314,10 @@ int main() {
   tile_of_images<2>();
   tile_of_images<3>();
   tile_of_images<4>();
-  for (bool contiguous : {true, false})
-    for (int pixels : {1, 7, 48, 50, 64, 65, 192, 256, 257, 576, 577, 1024})
-      for (int images : {1, 2, 3, 5, 9}) flat(images, pixels, contiguous);
+  tile_of_images<5>();
+  for (int pixels : {1, 7, 48, 50, 64, 65, 192, 256, 257, 576, 577, 1024})
+    for (int images : {1, 2, 3, 5, 9})
+      for (int pitch : {0, pixels, pixels + 1, pixels + 200}) flat(images, pixels, pitch);
   schedule();
   operands<2>();
   operands<1>();

@@ -42,16 +42,16 @@ def compiled_float8(tmp_path_factory):
 
 
 def test_resources(compiled):
-    # bfloat16: 6 tiles x rounded, whole; float16: 6 x rounded, 1 x whole; with and without clusters
-    check_resources(compiled[1], "rotate_pool_kernel", 2 * (12 + 7))
+    # bfloat16: 7 tiles x rounded, whole; float16: 7 x rounded, 1 x whole; with and without clusters
+    check_resources(compiled[1], "rotate_pool_kernel", 2 * (14 + 8))
 
 
 def test_resources_float8(compiled_float8):
-    check_resources(compiled_float8[1], "rotate_pool_kernel", 2 * 6)
+    check_resources(compiled_float8[1], "rotate_pool_kernel", 2 * 7)
 
 
-COLUMNS = {"0": 200, "1": 152, "2": 200, "3": 200, "4": 144, "5": 192}
-FLAT = "5"
+COLUMNS = {"0": 200, "1": 152, "2": 200, "3": 200, "4": 144, "5": 192, "6": 192}
+FLAT = "6"
 TILE = r"rotate_pool_kernelILi(\d)ELb([01])ELi([12])E"
 
 
@@ -74,7 +74,7 @@ def test_machine_code(compiled):
         assert all(bool(kind) == (dtype == "BF16") for kind in products), name
         check_copies_and_loop(name, text, "HGMMA", copies_of(tile))
         check_packing(name, text, tile)
-    assert seen == 38
+    assert seen == 44
 
 
 def check_packing(name: str, text: str, tile: re.Match) -> None:
@@ -97,7 +97,7 @@ def test_machine_code_float8(compiled_float8):
         assert "HGMMA" not in text, name
         check_copies_and_loop(name, text, "QGMMA", copies_of(tile))
         check_packing(name, text, tile)
-    assert seen == 12
+    assert seen == 14
 
 
 def test_a_missing_module_says_why(monkeypatch):
@@ -182,18 +182,25 @@ def test_choice():
     def choose(*problem):
         return names[module.choose_tile(*problem)]
 
-    assert choose(256, 49, 2048, True, 132) == "4x49"
-    assert choose(256, 49, 1536, True, 132) == "4x49"
-    assert choose(64, 49, 768, True, 132) == "3x49"
-    assert choose(256, 197, 768, True, 132) == "1x197"
-    assert choose(256, 196, 768, False, 132) == "1x196"
-    assert choose(256, 144, 1536, True, 132) == "1x144"
-    assert choose(256, 577, 768, True, 132) == "flat"
+    assert module.pitch(256, 49, 49 * 64, 64) == 49
+    assert module.pitch(256, 196, 197 * 64, 64) == 197  # a class token
+    assert module.pitch(256, 49, 49 * 64 + 8, 64) == 0
+    assert module.pitch(256, 49, 10 * 64, 64) == 0  # images that overlap
+    assert module.pitch(1, 49, 7, 64) == 49
+    assert choose(256, 49, 2048, 49, 132) == "4x49"
+    assert choose(256, 49, 1536, 49, 132) == "4x49"
+    assert choose(64, 49, 768, 49, 132) == "3x49"
+    assert choose(256, 197, 768, 197, 132) == "1x197"
+    assert choose(256, 196, 768, 197, 132) == "1x196"
+    assert choose(256, 144, 1536, 144, 132) == "1x144"
+    assert choose(256, 577, 768, 577, 132) == "flat"
+    assert choose(256, 64, 512, 64, 132) == "3x64"
+    assert choose(256, 256, 768, 257, 132) == "flat"  # no image begins a tile of its own
     tile = names.index("4x49")
-    assert module.choose_cluster(tile, 256, 49, 2048, True, 132) == 2
-    assert module.choose_cluster(tile, 256, 49, 2048, False, 132) == 1
-    assert module.choose_cluster(tile, 8, 49, 2048, True, 132) == 1
-    assert module.choose_cluster(tile, 256, 49, 640, True, 132) == 1
+    assert module.choose_cluster(tile, 256, 49, 2048, 49, 132) == 2
+    assert module.choose_cluster(tile, 256, 49, 2048, 50, 132) == 1
+    assert module.choose_cluster(tile, 8, 49, 2048, 49, 132) == 1
+    assert module.choose_cluster(tile, 256, 49, 640, 49, 132) == 1
 
 
 @needs_module
@@ -212,7 +219,7 @@ def test_errors_are_raised():
         (2, 1, False, "other maps"),
         (9, 1, False, "no such tile"),
         (0, 3, False, "clusters"),
-        (5, 1, False, "missing"),
+        (6, 1, False, "missing"),
     ]:
         with pytest.raises(ValueError, match=message):
             module.rotate_pool(16, 16, 1, *sizes, *pointers, 0, tile, cluster, exact, 0)
@@ -230,7 +237,7 @@ def test_errors_are_raised_float8():
         module.rotate_pool_float8(16, 16, 1, 49, 64, 16, 16, *(16,) * 4, 0, 0, 0, 1, 0)
     for channels, pixels, scale, tile, message in [
         (24, 49, 16, 0, "multiples of 16"),
-        (64, 1025, 16, 5, "whole values"),
+        (64, 1025, 16, 6, "whole values"),
         (64, 49, 0, 0, "missing"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -293,7 +293,7 @@ def _float8(
     for start in range(0, batch, step):
         codes, x_scale = _to_float8(x[start : start + step])
         count = len(codes)
-        kind, pairs = _choose(codes, True, False, tile, cluster)
+        kind, pairs = _choose(codes, False, tile, cluster)
         keys = _keys(kind, count, channels, False, x.device)
         index, stream = _where(x.device)
         _module.rotate_pool_float8(
@@ -315,19 +315,23 @@ def _float8(
 
 def _choose(
     x: Tensor,  # [B, P, C]
-    contiguous: bool,
     flat: bool,
     tile: str | None,
     cluster: int | None,
 ) -> tuple[int, int]:
     """Index of the tile and blocks that share pixels; `flat`: by default that tile and no other."""
     names = [name for name, *_ in _module.tiles]
-    problem = *x.shape, contiguous, _processors(x.device)
+    problem = *x.shape, _pitch(x), _processors(x.device)
     if tile is None:
         kind = names.index("flat") if flat else _module.choose_tile(*problem)
     else:
         kind = names.index(tile)
     return kind, _module.choose_cluster(kind, *problem) if cluster is None else cluster
+
+
+def _pitch(x: Tensor) -> int:
+    """Rows from one image of x [B, P, C] to the next, or 0; pitch_of of tile_schedule.h."""
+    return int(_module.pitch(x.shape[0], x.shape[1], *row_strides(x)))
 
 
 def _keys(kind: int, batch: int, channels: int, exact: bool, device: torch.device) -> Tensor | None:
@@ -350,10 +354,9 @@ def _launch(
 ) -> None:
     batch, pixels, channels = x.shape
     image, pixel = row_strides(x)
-    contiguous = batch == 1 or image == pixels * pixel
     exact = dtype == torch.float32 or pixels > _module.packed_pixels
     flat = exact and dtype == torch.float16
-    kind, cluster = _choose(x, contiguous, flat, tile, cluster)
+    kind, cluster = _choose(x, flat, tile, cluster)
     keys = _keys(kind, batch, channels, exact, x.device)
     index, stream = _where(x.device)
     _module.rotate_pool(

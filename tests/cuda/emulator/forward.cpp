@@ -22,7 +22,7 @@ Forward random_forward(int kind) {
   f.dtype = static_cast<Dtype>(below(4));
   f.exact = f.dtype == kFloat32Parts || (f.dtype != kFloat8 && below(3) == 0);
   if (f.dtype == kFloat16 && f.kind != kFlat) f.exact = false;
-  f.pixels = f.kind == kFlat ? one_of({1, 5, 50, 64, 192, 200, 400}) : kTiles[f.kind].pixels;
+  f.pixels = f.kind == kFlat ? one_of({1, 5, 50, 64, 192, 200, 256, 400}) : kTiles[f.kind].pixels;
   f.images = static_cast<int>(1 + below(f.pixels > 100 ? 4 : 11));
   if (f.kind == kFlat && f.dtype != kFloat8 && below(12) == 0) {  // more than a packed key holds
     f.pixels = 1100;
