@@ -71,6 +71,13 @@ FAULTS: dict[str, tuple[str, tuple[Edit, ...]]] = {
     "pitch": ("not that of the product", ((FORWARD, "shift -= pitch", "shift -= a.pixels"),)),
     # two winners in one pixel
     "both": ("not the sum", (("grad_u_schedule.h", "neg = -1;", ";"),)),
+    # winners of the image that begins in a piece
+    "next": (
+        "not the sum",
+        ((GRAD, "backward::fragment(after[i % 2], backward::row_of_register(i))", "0u"),),
+    ),
+    # winners of an image of another part of the batch
+    "part": ("not the sum", ((GRAD, "image < last", "image < a.images"),)),
     # sums that an Inf elsewhere has spoilt
     "again": ("not the sum", ((GRAD, "check != 0.0f", "false"),)),
     "blocks": (

@@ -35,12 +35,26 @@ Choice random_choice(int pixels) {
 int wanted_of(const Choice& c, int pixel) {
   return (c.pos == pixel ? c.g_pos : 0) + (c.neg == pixel ? c.g_neg : 0);
 }
-// As the kernel makes it from what it has loaded.
-Winners kernel_winners(const Choice& c, int lane) {
+// As the kernel makes it from what it has loaded, of an image that begins at this row.
+Winners kernel_winners(const Choice& c, int first, int lane) {
   float g_pos = static_cast<float>(c.g_pos);
   int32_t neg = c.neg;
   merge(g_pos, static_cast<float>(c.g_neg), c.pos, neg);
-  return winners_of(static_cast<uint32_t>(g_pos), static_cast<uint32_t>(c.g_neg), c.pos, neg, lane);
+  return winners_of(static_cast<uint32_t>(g_pos), static_cast<uint32_t>(c.g_neg), c.pos, neg, first,
+                    lane);
+}
+// All registers of a lane for 16 rows from `row` on: `wanted(fragment row, row)` is what they hold.
+template <typename F, typename W>
+void check_fragments(int row, F fragment_of, W wanted) {
+  for (int lane = 0; lane < 32; ++lane)
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t both = fragment_of(lane, i % 2, row + pixel_of(i));
+      check(row_of(i) == 8 * (i % 2), "a row of the fragment");
+      for (int e = 0; e < 2; ++e)
+        check(static_cast<int>(both >> (16 * e) & 0xffff) ==
+                  wanted(fragment_row(lane, 2 * i + e), row + fragment_column(lane, 2 * i + e)),
+              "a lane holds another gradient");
+    }
 }
 
 void left_operand() {
@@ -50,21 +64,61 @@ void left_operand() {
       for (Choice& c : choice) c = random_choice(pixels);
       // whole images, or the ends of one that is too large for that
       const int begin = pixels > 1000 ? pixels / 16 * 16 - 64 : 0;
-      for (int pixel0 = begin; pixel0 < pixels + 64; pixel0 += 16)
-        for (int lane = 0; lane < 32; ++lane) {
-          const Winners winners[2] = {kernel_winners(choice[lane / 4], lane),
-                                      kernel_winners(choice[lane / 4 + 8], lane)};
-          for (int i = 0; i < 4; ++i) {
-            const uint32_t both = fragment(winners[i % 2], pixel0 + pixel_of(i));
-            check(row_of(i) == 8 * (i % 2), "a row of the fragment");
-            for (int e = 0; e < 2; ++e)
-              check(static_cast<int>(both >> (16 * e) & 0xffff) ==
-                        wanted_of(choice[fragment_row(lane, 2 * i + e)],
-                                  pixel0 + fragment_column(lane, 2 * i + e)),
-                    "a lane holds another gradient");
-          }
-        }
+      for (int row = begin; row < pixels + 64; row += 16)
+        check_fragments(
+            row,
+            [&](int lane, int h, int at) {
+              return fragment(kernel_winners(choice[lane / 4 + 8 * h], 0, lane), at);
+            },
+            [&](int r, int pixel) { return wanted_of(choice[r], pixel); });
     }
+}
+
+// Pieces across the borders of images, as the kernel makes one after the other: winners of the
+// image that a piece begins in, and of the next.
+void left_operand_through() {
+  for (int kind = 0; kind < kPieceKinds; ++kind) {
+    if (!kPieces[kind].through) continue;
+    const int rows = 16 * kPieces[kind].parts;
+    for (int pixels : {31, 47, 48, 49, 64, 144, 197})
+      for (int gap : {0, 1, 5}) {
+        const int pitch = pixels + gap, images = 7;
+        if (rows > pitch + 1) continue;
+        std::vector<Choice> choice(16 * (images + 2), Choice{5, 6, -1, -1});  // then none
+        for (int i = 0; i < 16 * images; ++i) choice[i] = random_choice(pixels);
+        int image = 0, pixel = 0, made = 0;
+        std::vector<Winners> here(64);  // [lane, h]
+        const auto of = [&](int image, int lane, int h, int first) {
+          return kernel_winners(choice[16 * image + lane / 4 + 8 * h], first, lane);
+        };
+        for (int i = 0; i < 64; ++i) here[i] = of(0, i / 2, i % 2, 0);
+        for (; made < steps_of(images, pixels, pitch, kPieces[kind].parts); ++made) {
+          for (int part = 0; part < kPieces[kind].parts; ++part)
+            check_fragments(
+                16 * part,
+                [&](int lane, int h, int at) {
+                  return fragment(here[2 * lane + h], at) |
+                         fragment(of(image + 1, lane, h, pitch - pixel), at);
+                },
+                [&](int r, int at) {
+                  const int row = made * rows + at;
+                  if (row / pitch >= images) return 0;
+                  return wanted_of(choice[16 * (row / pitch) + r], row % pitch);
+                });
+          for (int i = 0; i < 64; ++i) {
+            if (pixel + rows >= pitch) here[i] = of(image + 1, i / 2, i % 2, pitch - pixel);
+            move_on(here[i], rows);
+          }
+          pixel += rows;
+          if (pixel >= pitch) {
+            pixel -= pitch;
+            ++image;
+          }
+          check(pixel < pitch, "a piece of three images");
+        }
+        check(made * rows >= (images - 1) * pitch + pixels, "pieces end before the last image");
+      }
+  }
 }
 
 void scales() {
@@ -100,7 +154,8 @@ void copy_box(std::vector<int>& memory, uint32_t to, int rows, F value) {
 }
 
 void right_operand() {
-  for (int piece : kPieces) {
+  for (const Piece& kind : kPieces) {
+    const int piece = kind.parts;
     const int stages = stages_of(piece);
     check(stages >= 3 && shared_bytes(piece, stages) <= kSharedLimit, "shared memory");
     check(stages == 8 || shared_bytes(piece, stages + 1) > kSharedLimit, "room for one more slot");
@@ -125,12 +180,17 @@ void right_operand() {
 
 // --- the schedule ---
 
-void covered_once(int images, int pixels, int channels, int cluster, int splits) {
+void covered_once(int images, int pixels, int channels, int pitch, int cluster, int splits) {
   const Grid grid = grid_of(images, channels, splits, cluster);
   const int down = channel_groups(channels, 1);
-  const int piece = kPieces[choose_piece(pixels)], blocks = blocks_of(pixels, piece);
+  const Cut cut = choose_cut(pixels, pitch);
+  const Piece& piece = kPieces[cut.kind];
   check(grid.splits <= splits && grid.splits >= 1, "more parts than asked for");
-  check((blocks - 1) * 16 * piece < pixels && blocks * 16 * piece >= pixels, "pieces of an image");
+  const int rows = steps_of(images, pixels, cut.pitch, piece.parts) * 16 * piece.parts;
+  check(rows >= (images - 1) * cut.pitch + pixels, "pieces of an image");
+  check(piece.through ? cut.pitch == pitch && 16 * piece.parts <= pitch + 1
+                      : cut.pitch >= pixels && cut.pitch % (16 * piece.parts) == 0,
+        "rows from image to image");
   check(down * kTileChannels >= channels && grid.across * kTileColumns >= channels, "all of dU");
   // [tile of channels, tile of columns, image]: each unit does all pieces of its images
   std::vector<int> seen(static_cast<size_t>(down) * grid.across * images, 0);
@@ -159,20 +219,23 @@ void schedule() {
       for (int pixels : {1, 7, 49, 144, 196, 197, 577}) {
         for (int processors : {1, 2, 7, 132}) {
           const int cluster = choose_cluster(channels, processors);
-          const int splits = choose_splits(images, pixels, channels, cluster, processors);
+          const int splits = choose_splits(images, pixels, channels, pixels, cluster, processors);
           check(splits >= 1 && splits <= images && splits <= 32, "a number of parts");
           check(grid_of(images, channels, splits, cluster).splits == splits, "an empty part");
-          covered_once(images, pixels, channels, cluster, splits);
+          covered_once(images, pixels, channels, pixels, cluster, splits);
         }
         if (pixels == 49)
           for (int cluster : {1, 2})
-            covered_once(images, pixels, channels, cluster, 1 + below(images));
+            for (int pitch : {0, pixels + 1})
+              covered_once(images, pixels, channels, pitch, cluster, 1 + below(images));
       }
-  // few empty rows
+  // few empty rows: none where images follow each other
   for (int pixels : {49, 144, 196, 197, 577}) {
-    const int piece = kPieces[choose_piece(pixels)];
-    check(blocks_of(pixels, piece) * piece <= (pixels + 15) / 16 + 3, "many empty rows");
+    check(choose_cut(pixels, pixels).pitch == pixels, "empty rows between images");
+    const Cut cut = choose_cut(pixels, 0);
+    check(cut.pitch / 16 <= (pixels + 15) / 16 + 3, "many empty rows");
   }
+  check(!kPieces[choose_cut(7, 7).kind].through, "pieces of more than two images");
 }
 
 }  // namespace
@@ -183,6 +246,7 @@ using namespace infodisent::backward;
 
 int main() {
   left_operand();
+  left_operand_through();
   scales();
   right_operand();
   schedule();

@@ -25,6 +25,10 @@ void backward() {
   const size_t count = static_cast<size_t>(images) * channels;
   const size_t size = static_cast<size_t>(channels) * channels;
   Buffer<uint16_t> x_data(x.span());
+  // rows between images may be multiplied by zeros: where they are finite, nothing is computed
+  // again
+  if (below(2))
+    for (size_t i = 0; i < x.span(); ++i) x_data[i] = half_of(integer(2), dtype == kFloat16);
   x.write_to(x_data.data(), dtype);
   Buffer<float> grads[2] = {Buffer<float>(count), Buffer<float>(count)};
   Buffer<int32_t> places[2] = {Buffer<int32_t>(count), Buffer<int32_t>(count)};
@@ -62,10 +66,7 @@ void backward() {
       found = number_of(reinterpret_cast<const uint16_t*>(out.data())[i], dtype == kFloat16);
     else
       std::memcpy(&found, out.data() + 4 * i, 4);
-    // Inf - Inf depends on the order
-    if (found != wanted[i] && !(found != found && std::fabs(wanted[i]) != std::fabs(wanted[i])) &&
-        !(found != found && std::isinf(wanted[i])))
-      fail("a gradient that is not the sum over the winners");
+    if (!same(found, wanted[i])) fail("a gradient that is not the sum over the winners");
   }
 }
 
