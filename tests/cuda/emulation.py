@@ -147,12 +147,15 @@ def build(folder: Path) -> Path:
         pytest.skip("needs g++")
     sources = write_sources(folder)
     flags = ["-std=c++17", "-O1", "-fno-strict-aliasing", "-ffp-contract=off", "-Wno-psabi"]
-    flags += [f"-I{path}" for path in (folder, CSRC, FOLDER, FOLDER.parent, headers_of_cuda())]
+    flags += [f"-I{path}" for path in (folder, CSRC, FOLDER, FOLDER.parent)]
+    flags += ["-isystem", headers_of_cuda()]
 
     def compiled(source: Path) -> str:
         target = str(folder / source.with_suffix(".o").name)
-        before = "kernel.h" if source.stem in KERNELS else "device.h"
-        command = ["g++", *flags, "-include", before, "-c", str(source), "-o", target]
+        kernels = source.stem in KERNELS  # unused there is what only nvcc uses
+        more = ["-include", "kernel.h"] if kernels else ["-Wall", "-Wextra", "-Werror"]
+        more += [] if kernels else ["-include", "device.h"]
+        command = ["g++", *flags, *more, "-c", str(source), "-o", target]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return target

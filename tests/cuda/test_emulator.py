@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.cuda import emulation
+from tests.cuda.common import CSRC
+
+
+def test_the_stand_in_has_the_functions_of_ptx():
+    """And no others, so that what kernels call is what the emulator knows."""
+    texts = ((folder / "ptx.cuh").read_text() for folder in (CSRC / "sm90", emulation.FOLDER))
+    real, ours = (set(re.findall(r"^(?:\w+ )+(\w+)\((?!.*;$)", text, re.M)) for text in texts)
+    assert {"barrier_init", "load_box", "wgmma_wait", "elected"} < real
+    assert real == ours
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,10 @@ float random_number() {
       return std::ldexp(static_cast<float>(below(1 << 24)) - (1 << 23), below(60) - 50);
   }
 }
+void write_floats(const Map& x, float* to) {
+  for (int b = 0; b < x.images; ++b)
+    std::memcpy(to + b * x.image_stride(), x.row(b, 0), sizeof(float) * x.pixels * x.channels);
+}
 float number(uint16_t bits) { return float_of(static_cast<uint32_t>(bits) << 16); }
 }  // namespace
 
@@ -30,16 +34,20 @@ float number(uint16_t bits) { return float_of(static_cast<uint32_t>(bits) << 16)
 void cast() {
   const int images = static_cast<int>(1 + below(4)), pixels = one_of({1, 7, 50, 197});
   const int channels = one_of({16, 48, 272}), gap = below(2) && images > 1 ? 2 : 0;
-  const Dtype dtype = below(2) ? kFloat16 : kBFloat16;
-  std::snprintf(problem, sizeof problem, "cast B %d P %d C %d gap %d", images, pixels, channels,
-                gap);
+  const Dtype dtype = one_of({kFloat16, kBFloat16, kFloat32Parts});
+  std::snprintf(problem, sizeof problem, "cast dtype %d B %d P %d C %d gap %d", dtype, images,
+                pixels, channels, gap);
   Map x(images, pixels, channels, gap, 0);
   for (float& value : x.values) {
     value = random_number();
-    value = number_of(half_of(value, dtype == kFloat16), dtype == kFloat16);
+    if (dtype != kFloat32Parts)
+      value = number_of(half_of(value, dtype == kFloat16), dtype == kFloat16);
   }
-  Buffer<uint16_t> data(x.span());
-  x.write_to(data.data(), dtype);
+  Buffer<uint8_t> data(x.span() * (dtype == kFloat32Parts ? 4 : 2));
+  if (dtype == kFloat32Parts)
+    write_floats(x, reinterpret_cast<float*>(data.data()));
+  else
+    x.write_to(data.data(), dtype);
   const size_t each = static_cast<size_t>(pixels) * channels;
   Buffer<uint8_t> codes(images * each);
   Buffer<uint32_t> largest(images);
@@ -74,8 +82,7 @@ void split() {
   Map x(images, pixels, channels, gap, 0);
   for (float& value : x.values) value = random_number();
   Buffer<float> data(x.span()), u(static_cast<size_t>(channels) * channels);
-  for (int b = 0; b < images; ++b)
-    std::memcpy(data.data() + b * x.image_stride(), x.row(b, 0), 4ul * pixels * channels);
+  write_floats(x, data.data());
   const size_t count = x.values.size(), size = static_cast<size_t>(channels) * channels;
   for (size_t i = 0; i < size; ++i) u[i] = random_number();
   Buffer<uint16_t> high(count), low(count), u_high(size), u_low(size);

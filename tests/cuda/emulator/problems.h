@@ -3,6 +3,7 @@
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <limits>
@@ -26,9 +27,9 @@ template <typename T>
 class Buffer {
  public:
   explicit Buffer(size_t count) : bytes_(count * sizeof(T)), all_(bytes_ + 2 * kGuard + 64, 0xa5) {
-    const auto begin = reinterpret_cast<uintptr_t>(all_.data()) + kGuard + 63;
-    data_ = reinterpret_cast<T*>(begin / 64 * 64);
-    std::memset(data_, 0xff, bytes_);
+    const size_t begin = kGuard + 64 - reinterpret_cast<uintptr_t>(all_.data()) % 64;
+    std::fill_n(all_.begin() + static_cast<long>(begin), bytes_, uint8_t{0xff});
+    data_ = reinterpret_cast<T*>(all_.data() + begin);
   }
   ~Buffer() {
     const auto* const inside = reinterpret_cast<const uint8_t*>(data_);

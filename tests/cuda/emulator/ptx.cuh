@@ -38,7 +38,6 @@ inline bool elected() { return emulator::lane() == 0; }
 inline int32_t anew(int32_t value) {  // all lanes must call it, as they must there
   return static_cast<int32_t>(emulator::shuffle(static_cast<uint32_t>(value), emulator::lane()));
 }
-inline uint32_t opaque(uint32_t value) { return value; }
 template <int COUNT>
 void fewer_registers() {
   emulator::change_registers(COUNT, false);
