@@ -4,9 +4,10 @@
 
 From the repository root. Every stage is a process with a time limit, so that a kernel that hangs
 ends its stage alone; later stages are skipped once one has failed. The stages: every kernel once;
-1,000 random problems against float64; locations and values of the Triton kernels; float8 beside its
-emulation; a CUDA graph and the same bits in every run; compute-sanitizer; times beside a bare
-product and Triton, by CUDA events, medians of interleaved runs over inputs that do not fit in L2.
+1,000 random problems against float64; the gradient of U by every kernel; locations and values of
+the Triton kernels; float8 beside its emulation; a CUDA graph and the same bits in every run;
+compute-sanitizer; times beside a bare product and Triton, of replayed CUDA graphs with L2 flushed,
+medians of interleaved runs, so that no time of the host is in them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gpu_cuda_checks, gpu_cuda_times
+from benchmarks import gpu_cuda_checks, gpu_cuda_gradient, gpu_cuda_times
 from benchmarks.gpu_cuda_problems import Row
 from infodisent.backends.cuda import module as cuda
 from infodisent.files import read_json, write_json
@@ -30,6 +31,7 @@ from infodisent.files import read_json, write_json
 LIMITS = {
     "smoke": 70,
     "random": 100,
+    "gradient": 100,
     "triton": 100,
     "float8": 60,
     "graph": 40,
@@ -40,6 +42,7 @@ LIMITS = {
 STAGES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "smoke": gpu_cuda_checks.smoke,
     "random": gpu_cuda_checks.randomly,
+    "gradient": gpu_cuda_gradient.gradient,
     "triton": gpu_cuda_checks.triton,
     "float8": gpu_cuda_checks.float8,
     "graph": gpu_cuda_checks.graph,

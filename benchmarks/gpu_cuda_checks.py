@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_cuda_problems import HALF, Row, call, make, variants, wrong
+from benchmarks.gpu_cuda_problems import HALF, Row, call, make, make_gradients, variants, wrong
 from infodisent.backends.cuda import float8 as emulation
 from infodisent.backends.cuda import module as cuda
+from infodisent.backends.cuda.rotate_pool_backward import grad_u
 from infodisent.contract import Extremes
 from infodisent.testing import poisoned_memory
 
@@ -22,7 +23,7 @@ from infodisent.testing import poisoned_memory
 def smoke(_: argparse.Namespace) -> list[Row]:
     """Every kernel once: a small problem, then one of several tiles a block."""
     rows = []
-    for pixels in (49, 144, 196, 197, 60, 1100):
+    for pixels in (49, 64, 144, 196, 197, 60, 1100):
         for batch, channels in ((5, 192), (36000 // pixels, 512)):
             for dtype in (*HALF, torch.float32):
                 x, u, y = make(batch, pixels, channels, dtype)
@@ -97,7 +98,7 @@ def triton(_: argparse.Namespace) -> list[Row]:
 def float8(_: argparse.Namespace) -> list[Row]:
     """The float8 option beside its emulation: the same casts, and the same results of integers."""
     rows = []
-    for pixels in (49, 144, 196, 197, 60, 1000):
+    for pixels in (49, 64, 144, 196, 197, 60, 1000):
         for batch, channels in ((5, 208), (36000 // pixels, 512)):
             for dtype in (*HALF, torch.float32):
                 for kind in ("normal", "integers", "nan", "inf"):
@@ -195,4 +196,11 @@ def few(_: argparse.Namespace) -> list[Row]:
         for variant in variants(x):
             result = cuda.rotate_pool(x, u, tile=variant[0], cluster=variant[1])
             rows.append({"variant": variant, "ok": bool((result.pos >= 0).all())})
+        if dtype == torch.float32:
+            continue
+        g = make_gradients(x)
+        for cluster, splits in ((1, 1), (2, 1), (1, 3), (2, 2)):
+            du = grad_u(*g[:2], x, *g[2:], dtype, cluster=cluster, splits=splits)
+            variant = f"dU, cluster {cluster}, splits {splits}"
+            rows.append({"variant": variant, "ok": bool(du.isfinite().all())})
     return rows

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from infodisent.backends.cuda import module as cuda
 from infodisent.contract import Extremes
-from infodisent.testing import WrongResultError, check_extremes, random_map
+from infodisent.testing import (
+    WrongResultError,
+    check_extremes,
+    gradient_truth,
+    random_map,
+    require,
+)
 
 Row = dict[str, Any]
+DEVICE = "cuda"  # tests run all this without one
 HALF = (torch.bfloat16, torch.float16)
 PRODUCT_ERROR = {torch.float32: 2.0**-14, torch.bfloat16: 2.0**-16, torch.float16: 2.0**-16}
 """Of a sum of products, relative to the sum of their magnitudes."""
@@ -32,7 +39,7 @@ def make(
         pixels,
         channels,
         dtype=dtype,
-        device="cuda",
+        device=DEVICE,
         seed=seed,
         kind=kind,  # type: ignore[arg-type]
         prefix=int(gaps),
@@ -88,3 +95,72 @@ def call(x: Tensor, u: Tensor, variant: tuple[str, int] | None = None) -> Extrem
     result = cuda.rotate_pool(x, u, **options)
     torch.cuda.synchronize()
     return result
+
+
+class Gradients(NamedTuple):
+    """What `grad_u` takes beside the map: gradients and places of its winners, each [B, C]."""
+
+    pos: Tensor
+    neg: Tensor
+    pos_index: Tensor
+    neg_index: Tensor
+
+
+def make_gradients(
+    x: Tensor,  # [B, P, C]
+    kind: str = "normal",
+    seed: int = 0,
+) -> Gradients:
+    """Random winners, some of them none, the last pixel, or both the same; NaN beside none."""
+    batch, pixels, channels = x.shape
+    g = torch.Generator("cpu").manual_seed(seed)
+    size = (2, batch, channels)
+    index = torch.randint(-1, pixels, size, generator=g)
+    index[0][torch.rand(size[1:], generator=g) < 0.2] = pixels - 1
+    both = torch.rand(size[1:], generator=g) < 0.2
+    index[1] = torch.where(both, index[0], index[1])
+    grads = torch.randn(size, generator=g)
+    if kind == "integers":
+        grads = (2 * grads).round().clamp(-4, 4)
+    else:  # of very different magnitudes, as channels have them
+        grads = grads * torch.logspace(-6, 2, channels)
+    grads = torch.where(index < 0, torch.nan, grads)
+    return Gradients(*grads.to(DEVICE), *index.int().to(DEVICE))
+
+
+def wrong_gradient(
+    du: Tensor,  # [C, C]
+    x: Tensor,  # [B, P, C], bfloat16 or float16
+    g: Gradients,
+    kind: str = "normal",
+) -> str:
+    """What is wrong with a gradient of u, or nothing.
+
+    Gradients are rounded to the dtype of x once and sums to that of du; what is not finite must be
+    as the formula has it, and where the formula is finite nothing of it may be seen.
+    """
+    u = x.new_zeros(x.shape[2], x.shape[2])
+    truth = gradient_truth(*g[:2], x, u, *g[2:]).du
+    plain = x.nan_to_num(0, 0, 0).abs()
+    size = gradient_truth(g.pos.abs(), g.neg.abs(), plain, u, *g[2:]).du
+    finite = truth.isfinite()
+    try:
+        require(du.shape == truth.shape, f"dU is {tuple(du.shape)}, not {tuple(truth.shape)}")
+        found = du.double()
+        same = (found == truth) | (found.isnan() & truth.isnan())
+        require(same[~finite].all(), "dU: another Inf or NaN than that of the winners")
+        require(found[finite].isfinite().all(), "dU: Inf or NaN that no winner has")
+        if kind == "integers":
+            require(torch.equal(du, truth.to(du.dtype)), "dU of whole numbers is not exact")
+        eps, out_eps = (torch.finfo(dtype).eps for dtype in (x.dtype, du.dtype))
+        least = torch.finfo(du.dtype).smallest_normal
+        # the scale of a channel lets what is 2^-37 of its largest gradient vanish in float16
+        lost = g.pos.abs().nan_to_num().amax(0).maximum(g.neg.abs().nan_to_num().amax(0))
+        lost = 2 * len(x) * plain.amax().double() * lost.double()[:, None] * 2.0**-37
+        allowed = (eps / 2 + 2.0**-18) * size + out_eps * (truth.abs() + least) + lost
+        over = ((found - truth).abs() - allowed)[finite]
+        worst = over.amax().item() if over.numel() else 0.0
+        require(worst <= 0, f"dU is off by {worst:.3g} more than allowed")
+    except WrongResultError as error:
+        return str(error)
+    return ""

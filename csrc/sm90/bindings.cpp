@@ -125,11 +125,18 @@ void grad_u(Address x, int dtype, int64_t images, int64_t pixels, int64_t channe
 }
 
 // (cluster, splits) of grad_u.
-py::tuple choose_grad_u(int32_t images, int32_t pixels, int32_t channels, int processors) {
+py::tuple choose_grad_u(int32_t images, int32_t pixels, int32_t channels, int32_t pitch,
+                        int processors) {
   using namespace infodisent;
   const int cluster = backward::choose_cluster(channels, processors);
-  return py::make_tuple(cluster,
-                        backward::choose_splits(images, pixels, channels, cluster, processors));
+  return py::make_tuple(
+      cluster, backward::choose_splits(images, pixels, channels, pitch, cluster, processors));
+}
+
+// The newest version of CUDA that the GPU driver serves, as CUDART_VERSION counts; 0 without one.
+int driver() {
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
 }
 
 // (name, columns, images, pixels) of every tile; images = 0: any number of pixels.
@@ -146,16 +153,19 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("tiles") = tiles();
   m.attr("packed_pixels") = infodisent::kPackedPixels;
   m.attr("toolkit") = CUDART_VERSION;
+  m.def("driver", &driver);
+  m.def("pitch", &infodisent::pitch_of, py::arg("images"), py::arg("pixels"),
+        py::arg("image_stride"), py::arg("pixel_stride"));
   m.def("choose_tile", &infodisent::choose_tile, py::arg("images"), py::arg("pixels"),
-        py::arg("channels"), py::arg("contiguous"), py::arg("processors"));
+        py::arg("channels"), py::arg("pitch"), py::arg("processors"));
   m.def("choose_cluster", &infodisent::choose_cluster, py::arg("tile"), py::arg("images"),
-        py::arg("pixels"), py::arg("channels"), py::arg("contiguous"), py::arg("processors"));
+        py::arg("pixels"), py::arg("channels"), py::arg("pitch"), py::arg("processors"));
   m.def("rotate_pool", &rotate_pool);
   m.def("rotate_pool_float8", &rotate_pool_float8);
   m.def("to_float8", &to_float8);
   m.def("grad_u", &grad_u);
   m.def("choose_grad_u", &choose_grad_u, py::arg("images"), py::arg("pixels"), py::arg("channels"),
-        py::arg("processors"));
+        py::arg("pitch"), py::arg("processors"));
   m.def("split", &split);
   m.def("split_rotation", &split_rotation);
 }

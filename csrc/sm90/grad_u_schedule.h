@@ -4,6 +4,9 @@
 // dU = sum_b dY_b X_b is one product whose K runs over the pixels of all images. dY_b [C, P] has at
 // most two entries a row, gradients at the winners; it exists only as registers of the threads that
 // multiply by it.
+//
+// K is cut into pieces of 32 to 112 rows. Where images follow each other pieces go on across their
+// borders ("through"): 49 pixels then take 49 rows of K and not 64.
 #pragma once
 #include <cstdint>
 
@@ -17,9 +20,17 @@ constexpr int kTileColumns = 256;  // of dU; the rows of a tile are kTileChannel
 constexpr int kBoxColumns = 64;    // 128 bytes, the span of the swizzle
 constexpr int kBoxes = kTileColumns / kBoxColumns;
 
-// A slot holds one piece of an image: kPieces[i] times 16 pixels, as zeros where the image ends.
-constexpr int kPieces[] = {2, 3, 4, 7};
+// A slot holds one piece of K: `parts` times 16 rows of x, zeros beyond its end. Through: pieces
+// may begin anywhere in an image; else each image begins with one. Longer ones are not there
+// through: with winners of two images they spill.
+struct Piece {
+  int parts;
+  bool through;
+};
+constexpr Piece kPieces[] = {{2, false}, {3, false}, {4, false}, {7, false}, {2, true}, {3, true}};
 constexpr int kPieceKinds = sizeof(kPieces) / sizeof(kPieces[0]);
+// What distances to a winner, 16 for each row, are counted modulo is 2^28 rows: of two images.
+constexpr int32_t kMostPixels = 1 << 26;
 
 INFODISENT_BOTH constexpr int box_bytes(int piece) { return piece * 16 * kBoxColumns * 2; }
 constexpr int slot_bytes(int piece) { return kBoxes * box_bytes(piece); }
@@ -33,20 +44,32 @@ constexpr int stages_of(int piece) {
   return stages;
 }
 
-// Pieces of an image.
-INFODISENT_BOTH int32_t blocks_of(int32_t pixels, int piece) {
-  return (pixels + 16 * piece - 1) / (16 * piece);
-}
-// The kind of piece with the least products; a piece costs about a quarter of one besides (an
-// estimate, not measured).
-inline int choose_piece(int32_t pixels) {
-  const auto cost = [&](int kind) {
-    return blocks_of(pixels, kPieces[kind]) * (4 * kPieces[kind] + 1);
-  };
-  int best = 0;
-  for (int kind = 1; kind < kPieceKinds; ++kind)
-    if (cost(kind) < cost(best)) best = kind;
+// How K is cut.
+struct Cut {
+  int kind;       // of kPieces
+  int32_t pitch;  // rows of K from one image to the next
+};
+// The one with the least products; a piece costs about a quarter of one besides (an estimate, not
+// measured). Through: only where a piece has rows of two images at most. `pitch`: of the map, see
+// pitch_of in tile_schedule.h; rows between images are multiplied by zeros then.
+inline Cut choose_cut(int32_t pixels, int32_t pitch) {
+  Cut best = {};
+  double least = 0.0;
+  for (int kind = 0; kind < kPieceKinds; ++kind) {
+    const Piece& piece = kPieces[kind];
+    const int rows = 16 * piece.parts;
+    if (piece.through && (pitch == 0 || pitch >= kMostPixels || rows > pitch + 1)) continue;
+    const Cut cut = {kind, piece.through ? pitch : (pixels + rows - 1) / rows * rows};
+    const double cost = static_cast<double>(cut.pitch) / rows * (4 * piece.parts + 1);
+    if (kind != 0 && cost >= least) continue;
+    best = cut;
+    least = cost;
+  }
   return best;
+}
+// Pieces of so many images.
+INFODISENT_BOTH int32_t steps_of(int32_t images, int32_t pixels, int32_t pitch, int piece) {
+  return ((images - 1) * pitch + pixels + 16 * piece - 1) / (16 * piece);
 }
 
 // --- work ---
@@ -90,11 +113,10 @@ inline int choose_cluster(int32_t channels, int processors) {
 // Parts of the batch, for work on every multiprocessor. Clocks of a model: 2048 multiply-adds a
 // clock and multiprocessor, and 1700 bytes a clock from memory for the parts, which are written and
 // read. Not measured.
-inline int choose_splits(int32_t images, int32_t pixels, int32_t channels, int cluster,
-                         int processors) {
-  const int piece = kPieces[choose_piece(pixels)];
-  const double image = static_cast<double>(kTileChannels) * kTileColumns * 16 * piece *
-                       blocks_of(pixels, piece) / 2048;
+inline int choose_splits(int32_t images, int32_t pixels, int32_t channels, int32_t pitch,
+                         int cluster, int processors) {
+  const double image =
+      static_cast<double>(kTileChannels) * kTileColumns * choose_cut(pixels, pitch).pitch / 2048;
   const int32_t clusters = larger(1, processors / cluster);
   const auto clocks = [&](int splits) {
     const Grid grid = grid_of(images, channels, splits, cluster);
@@ -116,12 +138,12 @@ INFODISENT_BOTH float scale_of(float most) {
   return float_of(static_cast<uint32_t>(smaller(13 - exponent, 126) + 127) << 23);
 }
 
-// Both winners of one channel of one image, as one lane needs them. The lane holds pixels
-// 2 (lane % 4) + {0, 1} and, in another register, those + 8, of every 16. The first of two pixels
-// is the low half of a register.
+// Both winners of one channel of one image, as one lane needs them. The lane holds rows
+// 2 (lane % 4) + {0, 1} and, in another register, those + 8, of every 16. The first of two rows is
+// the low half of a register.
 struct Winners {
-  uint32_t pos_bits, neg_bits;  // gradients, 16 bits
-  uint32_t pos_at, neg_at;      // 16 times (pixel - 2 (lane % 4)), as the shifts below want it
+  uint32_t pos_bits, neg_bits;  // gradients, 16 bits; 0 where there is none
+  uint32_t pos_at, neg_at;      // 16 times (row - 2 (lane % 4)), as the shifts below want it
 };
 // Where both are the same pixel it counts once, with both gradients.
 INFODISENT_BOTH void merge(float& g_pos, float g_neg, int32_t pos, int32_t& neg) {
@@ -129,11 +151,17 @@ INFODISENT_BOTH void merge(float& g_pos, float g_neg, int32_t pos, int32_t& neg)
   g_pos += g_neg;
   neg = -1;
 }
+// `first`: the row of the piece at which the image begins.
 INFODISENT_BOTH Winners winners_of(uint32_t pos_bits, uint32_t neg_bits, int32_t pos, int32_t neg,
-                                   int lane) {
-  const int32_t column = 2 * (lane % 4);
-  return {pos_bits, neg_bits, static_cast<uint32_t>(pos - column) * 16u,
-          static_cast<uint32_t>(neg - column) * 16u};
+                                   int32_t first, int lane) {
+  const int32_t from = first - 2 * (lane % 4);
+  return {pos < 0 ? 0 : pos_bits, neg < 0 ? 0 : neg_bits, static_cast<uint32_t>(pos + from) * 16u,
+          static_cast<uint32_t>(neg + from) * 16u};
+}
+// The same for the piece that begins `rows` later.
+INFODISENT_BOTH void move_on(Winners& w, int32_t rows) {
+  w.pos_at -= static_cast<uint32_t>(rows) * 16u;
+  w.neg_at -= static_cast<uint32_t>(rows) * 16u;
 }
 // 0 from 32 on, as the instruction does it and C++ does not.
 INFODISENT_BOTH uint32_t shifted(uint32_t bits, uint32_t by) {
@@ -145,19 +173,19 @@ INFODISENT_BOTH uint32_t shifted(uint32_t bits, uint32_t by) {
   return by < 32 ? bits << by : 0;
 #endif
 }
-// The register for pixels `pixel` + 2 (lane % 4) + {0, 1}, `pixel` a multiple of 8. A winner that
-// is k pixels away is shifted by 16 k bits: in for k = 0 and 1, out for all others, since negative
-// distances are large ones. Pixel -1, none, is at a distance of -1 or less: out. Both winners never
-// meet in one half: where they are the same pixel, `merge` has made one of them. Distances
-// count modulo 2^28, which images have fewer pixels than.
-constexpr int32_t kMostPixels = 1 << 27;
-INFODISENT_BOTH uint32_t fragment(const Winners& w, int32_t pixel) {
-  const uint32_t at = static_cast<uint32_t>(pixel) * 16u;
+// The register for rows `row` + 2 (lane % 4) + {0, 1} of a piece, `row` a multiple of 8. A winner
+// that is k rows away is shifted by 16 k bits: in for k = 0 and 1, out for all others, since
+// negative distances are large ones. Both winners never meet in one half: where they are the same
+// pixel, `merge` has made one of them. Nor do those of two images.
+INFODISENT_BOTH uint32_t fragment(const Winners& w, int32_t row) {
+  const uint32_t at = static_cast<uint32_t>(row) * 16u;
   return shifted(w.pos_bits, w.pos_at - at) | shifted(w.neg_bits, w.neg_at - at);
 }
-// Register i of the four that a lane passes for 16 pixels: (row + 8 (i % 2), pixels + 8 (i / 2)).
+// Register i of the four that a lane passes for 16 pixels: (channel + 8 (i % 2), rows + 8 (i / 2)).
 INFODISENT_BOTH constexpr int row_of(int i) { return i % 2 * 8; }
 INFODISENT_BOTH constexpr int pixel_of(int i) { return i / 2 * 8; }
+// The first row of a piece that register i of it holds, besides those of its lane.
+INFODISENT_BOTH constexpr int row_of_register(int i) { return i / 4 * 16 + pixel_of(i % 4); }
 
 // --- the right operand: x, in shared memory ---
 

@@ -25,20 +25,22 @@ inline void* of_driver(const char* name) {
 #endif
   return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? entry : nullptr;
 }
-// Makes a device current for the calling thread, and then the context that was. The runtime linked
-// here is not the one that the caller uses, so what both share counts: the driver's context.
+// Makes a device current for the calling thread, and then the context that was, or none where there
+// was none. The runtime linked here is not the one that the caller uses, so what both share counts:
+// the driver's context.
 class Device {
  public:
   explicit Device(int device) {
     static const auto current =
         reinterpret_cast<CUresult (*)(CUcontext*)>(of_driver("cuCtxGetCurrent"));
+    // a driver that was never initialised has no context of this thread: before_ stays null
     if (current != nullptr && current(&before_) != CUDA_SUCCESS) before_ = nullptr;
     error_ = cudaSetDevice(device);
   }
   ~Device() {
     static const auto make_current =
         reinterpret_cast<CUresult (*)(CUcontext)>(of_driver("cuCtxSetCurrent"));
-    if (before_ != nullptr && make_current != nullptr) make_current(before_);
+    if (make_current != nullptr) make_current(before_);
   }
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
@@ -95,6 +97,20 @@ inline bool encode(CUtensorMap* map, Dtype dtype, const void* data, int64_t chan
 
 // --- launches ---
 
+// Launches a kernel and says what became of that. Not `<<<>>>` and cudaGetLastError, which would
+// report, and take away, an error that an earlier call of somebody else has left behind.
+template <typename... P, typename... A>
+Status launch(const char* what, void (*kernel)(P...), const cudaLaunchConfig_t& config,
+              const A&... arguments) {
+  return {cudaLaunchKernelEx(&config, kernel, arguments...), what};
+}
+template <typename... P, typename... A>
+Status launch(const char* what, void (*kernel)(P...), unsigned blocks, dim3 threads,
+              cudaStream_t stream, const A&... arguments) {
+  const cudaLaunchConfig_t config = {dim3(blocks), threads, 0, stream, nullptr, 0};
+  return launch(what, kernel, config, arguments...);
+}
+
 // Launches a kernel whose blocks stay and take one of `units` units of work after the other, in
 // clusters of CLUSTER. `KERNEL` is a parameter of the template so that each remembers for itself on
 // which devices it may have its shared memory.
@@ -112,15 +128,11 @@ Status launch_persistent(const A& arguments, int32_t units, int threads, int sha
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {CLUSTER, 1, 1};
-  cudaLaunchConfig_t config = {};
   const int clusters = std::min(units, std::max(1, processors / CLUSTER));
-  config.gridDim = dim3(clusters * CLUSTER);
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = CLUSTER == 1 ? 0 : 1;
-  return {cudaLaunchKernelEx(&config, KERNEL, arguments), "the product"};
+  const cudaLaunchConfig_t config = {
+      dim3(clusters * CLUSTER), dim3(threads), static_cast<size_t>(shared), stream, &attribute,
+      CLUSTER == 1 ? 0u : 1u};
+  return launch("the product", KERNEL, config, arguments);
 }
 
 }  // namespace sm90

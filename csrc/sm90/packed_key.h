@@ -115,8 +115,14 @@ INFODISENT_BOTH Extremes moved(Extremes extremes, int32_t columns) {
 // Bits of a value, the same ones for every NaN, so that the first of them is found.
 INFODISENT_BOTH uint32_t plain_bits(float value) { return value != value ? kNaN : bits_of(value); }
 
-INFODISENT_BOTH uint32_t packed(uint32_t bits, int32_t pixel, uint32_t mask) {
-  return (bits & ~mask) | (mask - static_cast<uint32_t>(pixel));
+// `keep` is ~mask. A function argument of its own, because a kernel that gets it at run time needs
+// one logical operation where `low` is a constant, and two where both are: an instruction holds
+// one.
+INFODISENT_BOTH uint32_t packed(uint32_t bits, uint32_t low, uint32_t keep) {
+  return (bits & keep) | low;
+}
+INFODISENT_BOTH uint32_t low_bits(int32_t pixel, uint32_t mask) {
+  return mask - static_cast<uint32_t>(pixel);
 }
 
 // Fragment of wgmma: of an m64 x N product, the thread with lane l of warp w (of 4) holds
@@ -135,12 +141,15 @@ INFODISENT_BOTH bool has(int pixel, int32_t lane) {
   return inside;
 }
 
-// Until the last lines keys are those of lane 3, whose pixels are the highest: their low bits are
-// constants, and what a column costs is one logical operation and two maxima.
+// Until the last lines keys are those of one lane: lane 0, where images begin with it, else lane 3,
+// whose pixels are the highest, so that no low bits are negative or too large. So they are
+// constants, and what a column costs is one logical operation and two maxima. `keep`:
+// ~mask_of(HW), which the compiler should not know.
 template <int N, int HW>
-INFODISENT_BOTH Keys keys_of_image(const float (&d)[N / 2], int h, int image, int32_t lane) {
-  constexpr int32_t mask = mask_of(HW);
-  static_assert(HW + 6 <= mask + 1, "low bits of lane 3's keys must not be negative");
+INFODISENT_BOTH Keys keys_of_image(const float (&d)[N / 2], int h, int image, int32_t lane,
+                                   uint32_t keep) {
+  constexpr int32_t mask = mask_of(HW), base = HW % 8 == 0 ? 0 : 6;
+  static_assert(base == 0 || HW + base <= mask + 1, "low bits must not be negative");
   const int begin = image * HW;
   Keys keys = {0, 0};
   INFODISENT_UNROLL
@@ -148,13 +157,15 @@ INFODISENT_BOTH Keys keys_of_image(const float (&d)[N / 2], int h, int image, in
     INFODISENT_UNROLL
     for (int e = 0; e < 2; ++e) {
       const int pixel = 8 * j + e - begin;
-      const uint32_t key = packed(bits_of(d[4 * j + 2 * h + e]), pixel + 6, mask);
+      const uint32_t low = low_bits(pixel + base, mask);
+      const uint32_t key = packed(bits_of(d[4 * j + 2 * h + e]), low, keep);
       add(keys, has<HW>(pixel, lane) ? key : 0);
     }
   }
-  // Where there was nothing, what this makes of 0 is below every value still.
-  keys.largest += 6 - 2 * lane;
-  keys.smallest += 6 - 2 * lane;
+  // Where there was nothing, what this makes of 0 is below every value still; with base 0 there is
+  // something in every lane, and its low bits are no less than what is taken away.
+  keys.largest += base - 2 * lane;
+  keys.smallest += base - 2 * lane;
   return keys;
 }
 
@@ -184,7 +195,7 @@ INFODISENT_BOTH Keys keys_of_run(const float (&d)[N / 2], int h, int32_t lane, i
     INFODISENT_UNROLL
     for (int e = 0; e < 2; ++e) {
       const int32_t pixel = 8 * j + e + 2 * lane + shift;
-      const uint32_t key = packed(bits_of(d[4 * j + 2 * h + e]), pixel, mask);
+      const uint32_t key = packed(bits_of(d[4 * j + 2 * h + e]), low_bits(pixel, mask), ~mask);
       add(keys, static_cast<uint32_t>(pixel) < static_cast<uint32_t>(pixels) ? key : 0);
     }
   }

@@ -10,10 +10,12 @@
 namespace infodisent {
 namespace sm90 {
 
-// Address in the window of shared memory, as these instructions take it. It is valid as an address
-// of this block both in .shared::cta and in .shared::cluster.
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+// Where the dynamic shared memory of the block begins: an address in the window of shared memory,
+// as these instructions take it. It is valid as an address of this block both in .shared::cta and
+// in .shared::cluster.
+__device__ __forceinline__ uint32_t dynamic_shared() {
+  extern __shared__ uint8_t dynamic_memory[];
+  return static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_memory));
 }
 
 // --- mbarrier: `arrivals` arrivals, and all bytes announced, complete a phase ---

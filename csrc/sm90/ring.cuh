@@ -34,9 +34,8 @@ template <int STAGES, uint32_t SLOT, int READERS, int CLUSTER>
 struct Ring {
   uint32_t base;
 
-  // `memory`: the dynamic shared memory of the block.
-  static __device__ __forceinline__ uint32_t base_of(const void* memory) {
-    return (shared_address(memory) + 1023) & ~1023u;
+  static __device__ __forceinline__ uint32_t first_slot() {
+    return (dynamic_shared() + 1023) & ~1023u;
   }
   __device__ __forceinline__ uint32_t slot(uint32_t stage) const { return base + stage * SLOT; }
   __device__ __forceinline__ uint32_t full(uint32_t stage) const {

@@ -132,9 +132,9 @@ Status rotate_pool(const Rows& x, Dtype dtype, const void* u, const void* u_low,
   if (tile.images > 0 && tile.pixels != x.pixels) return refused("this tile is for other maps");
   // where there is only one image, its stride may be anything
   const int64_t image_stride = x.images > 1 ? x.image_stride : x.pixels * x.pixel_stride;
-  const bool contiguous = image_stride == x.pixels * x.pixel_stride;
+  const int32_t pitch = pitch_of(x.images, x.pixels, image_stride, x.pixel_stride);
   const Layout layout = layout_of(options.tile, static_cast<int32_t>(x.images),
-                                  static_cast<int32_t>(x.pixels), contiguous);
+                                  static_cast<int32_t>(x.pixels), pitch);
   // several images with gaps between them: one box of as many, which cannot be halved in groups of
   // 8
   const bool boxes_of_images = tile.images > 1 && !layout.rows;
@@ -173,7 +173,7 @@ Status rotate_pool(const Rows& x, Dtype dtype, const void* u, const void* u_low,
                        : options.cluster == 1 ? tile.columns
                                               : slot_rows(tile.columns) / 2;
   a.box_bytes = static_cast<uint32_t>(box_rows * box_images * options.cluster * kRowBytes);
-  const int64_t rows = layout.rows ? x.images * x.pixels : x.pixels;
+  const int64_t rows = layout.rows ? (x.images - 1) * pitch + x.pixels : x.pixels;
   const int64_t maps = layout.rows ? 1 : x.images;
   const int64_t row_bytes = x.pixel_stride * size, u_bytes = x.channels * size;
   const int64_t map_bytes = maps > 1 ? image_stride * size : rows * row_bytes;
@@ -194,15 +194,12 @@ Status rotate_pool(const Rows& x, Dtype dtype, const void* u, const void* u_low,
   }
   const Status status = run(a, options.device, processors, stream);
   if (status.error != cudaSuccess || options.tile != kFlat) return status;
-  if (options.exact)
-    unpack_kernel<<<blocks_of(count), 256, 0, stream>>>(static_cast<const uint64_t*>(keys), pos,
-                                                        neg, pos_index, neg_index, a.u_scale,
-                                                        a.x_scale, count, a.channels, a.mask);
-  else
-    unpack_kernel<<<blocks_of(count), 256, 0, stream>>>(static_cast<const uint32_t*>(keys), pos,
-                                                        neg, pos_index, neg_index, a.u_scale,
-                                                        a.x_scale, count, a.channels, a.mask);
-  return {cudaGetLastError(), "unpacking"};
+  const auto unpack = [&](auto* kernel, auto* merged_keys) {
+    return launch("unpacking", kernel, blocks_of(count), 256, stream, merged_keys, pos, neg,
+                  pos_index, neg_index, a.u_scale, a.x_scale, count, a.channels, a.mask);
+  };
+  return options.exact ? unpack(unpack_kernel<uint64_t>, static_cast<const uint64_t*>(keys))
+                       : unpack(unpack_kernel<uint32_t>, static_cast<const uint32_t*>(keys));
 }
 
 Status split(const Rows& x, void* high, void* low, int device_index, cudaStream_t stream) {
@@ -213,11 +210,10 @@ Status split(const Rows& x, void* high, void* low, int device_index, cudaStream_
   if (device.error() != cudaSuccess) return {device.error(), "the device"};
   const int64_t quads = x.images * x.pixels * x.channels / 4;
   if (quads == 0) return {cudaSuccess, ""};
-  split_kernel<<<std::min(blocks_of(quads), 132u * 16u), 256, 0, stream>>>(
-      static_cast<const float*>(x.data), static_cast<__nv_bfloat16*>(high),
-      static_cast<__nv_bfloat16*>(low), quads, static_cast<int32_t>(x.channels / 4),
-      static_cast<int32_t>(x.pixels), x.image_stride, x.pixel_stride);
-  return {cudaGetLastError(), "split"};
+  return launch("split", split_kernel, std::min(blocks_of(quads), 132u * 16u), 256, stream,
+                static_cast<const float*>(x.data), static_cast<__nv_bfloat16*>(high),
+                static_cast<__nv_bfloat16*>(low), quads, static_cast<int32_t>(x.channels / 4),
+                static_cast<int32_t>(x.pixels), x.image_stride, x.pixel_stride);
 }
 
 Status split_rotation(const float* u, void* high, void* low, int64_t channels, int device_index,
@@ -226,9 +222,9 @@ Status split_rotation(const float* u, void* high, void* low, int64_t channels, i
   if (device.error() != cudaSuccess) return {device.error(), "the device"};
   const int64_t count = channels * channels;
   if (count == 0) return {cudaSuccess, ""};
-  split_rotation_kernel<<<std::min(blocks_of(count), 132u * 16u), 256, 0, stream>>>(
-      u, static_cast<__nv_bfloat16*>(high), static_cast<__nv_bfloat16*>(low), count);
-  return {cudaGetLastError(), "split_rotation"};
+  return launch("split_rotation", split_rotation_kernel, std::min(blocks_of(count), 132u * 16u),
+                256, stream, u, static_cast<__nv_bfloat16*>(high), static_cast<__nv_bfloat16*>(low),
+                count);
 }
 
 }  // namespace sm90

@@ -64,34 +64,38 @@ __global__ void add_kernel(const float* parts,  // [splits, C, C]
   }
 }
 
-template <int PIECE, int CLUSTER, typename T>
+template <int KIND, int CLUSTER, typename T>
 Status launch_grad(const GradArguments& arguments, int device, int processors,
                    cudaStream_t stream) {
-  using K = GradKernel<PIECE, CLUSTER, T>;
-  return launch_persistent<grad_u_kernel<PIECE, CLUSTER, T>, CLUSTER>(
+  constexpr backward::Piece PIECE = backward::kPieces[KIND];
+  using K = GradKernel<PIECE.parts, PIECE.through, CLUSTER, T>;
+  return launch_persistent<grad_u_kernel<PIECE.parts, PIECE.through, CLUSTER, T>, CLUSTER>(
       arguments, arguments.grid.units, kThreads, K::SHARED, device, processors, stream);
 }
 
 using GradLauncher = Status (*)(const GradArguments&, int, int, cudaStream_t);
 
 template <int KIND>
-GradLauncher of_piece(Dtype dtype, int cluster) {
-  constexpr int PIECE = backward::kPieces[KIND];
+GradLauncher of_kind(Dtype dtype, int cluster) {
   if (dtype == kFloat16)
-    return cluster == 1 ? launch_grad<PIECE, 1, __half> : launch_grad<PIECE, 2, __half>;
-  return cluster == 1 ? launch_grad<PIECE, 1, __nv_bfloat16> : launch_grad<PIECE, 2, __nv_bfloat16>;
+    return cluster == 1 ? launch_grad<KIND, 1, __half> : launch_grad<KIND, 2, __half>;
+  return cluster == 1 ? launch_grad<KIND, 1, __nv_bfloat16> : launch_grad<KIND, 2, __nv_bfloat16>;
 }
 GradLauncher grad_launcher(int kind, Dtype dtype, int cluster) {
-  static_assert(backward::kPieceKinds == 4, "one line each below");
+  static_assert(backward::kPieceKinds == 6, "one line each below");
   switch (kind) {
     case 0:
-      return of_piece<0>(dtype, cluster);
+      return of_kind<0>(dtype, cluster);
     case 1:
-      return of_piece<1>(dtype, cluster);
+      return of_kind<1>(dtype, cluster);
     case 2:
-      return of_piece<2>(dtype, cluster);
+      return of_kind<2>(dtype, cluster);
+    case 3:
+      return of_kind<3>(dtype, cluster);
+    case 4:
+      return of_kind<4>(dtype, cluster);
     default:
-      return of_piece<3>(dtype, cluster);
+      return of_kind<5>(dtype, cluster);
   }
 }
 
@@ -107,17 +111,22 @@ Status grad_u(const Rows& x, Dtype dtype, const float* grad_pos, const float* gr
     return refused("addresses, strides in bytes and channels * 2 must be multiples of 16");
   if (x.images >= int64_t{1} << 24 || x.pixels >= backward::kMostPixels ||
       x.channels >= int64_t{1} << 24)
-    return refused("2^27 pixels, 2^24 images or channels, or more");
+    return refused("2^26 pixels, 2^24 images or channels, or more");
   if (options.cluster != 1 && options.cluster != 2) return refused("clusters are of 1 or 2");
   if (options.splits < 1 || options.splits > x.images) return refused("splits are 1 ... images");
-  const int piece = backward::choose_piece(static_cast<int32_t>(x.pixels));
+  // where there is only one image or pixel, the stride may be anything
+  const int64_t pixel_stride = x.pixels == 1 ? x.channels : x.pixel_stride;
+  const int64_t image_stride = x.images > 1 ? x.image_stride : x.pixels * pixel_stride;
+  const int32_t pitch = pitch_of(x.images, x.pixels, image_stride, pixel_stride);
+  const backward::Cut cut = backward::choose_cut(static_cast<int32_t>(x.pixels), pitch);
+  const backward::Piece piece = backward::kPieces[cut.kind];
   GradArguments a = {};
   a.images = static_cast<int32_t>(x.images);
   a.pixels = static_cast<int32_t>(x.pixels);
   a.channels = static_cast<int32_t>(x.channels);
   a.grid = backward::grid_of(a.images, a.channels, options.splits, options.cluster);
-  a.blocks = backward::blocks_of(a.pixels, backward::kPieces[piece]);
-  if (static_cast<int64_t>(a.grid.images) * a.blocks >= int64_t{1} << 30 ||
+  a.pitch = cut.pitch;
+  if (static_cast<int64_t>(a.grid.images + 2) * a.pitch >= int64_t{1} << 31 ||
       static_cast<int64_t>(a.grid.groups) * a.grid.across * a.grid.splits >= int64_t{1} << 30)
     return refused("too much in one call");
   if (a.grid.splits > 1 && parts == nullptr) return refused("an argument is missing");
@@ -130,14 +139,13 @@ Status grad_u(const Rows& x, Dtype dtype, const float* grad_pos, const float* gr
       cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, options.device);
   if (error != cudaSuccess) return {error, "the device"};
 
-  // where there is only one image or pixel, the stride may be anything
-  Rows rows = x;
-  if (x.pixels == 1) rows.pixel_stride = x.channels;
-  const int64_t image_stride = x.images > 1 ? x.image_stride : x.pixels * rows.pixel_stride;
-  // three dimensions, so that a box that reaches beyond the last pixel of an image gets zeros there
-  // and not pixels of the next one
-  if (!encode(&a.map, dtype, x.data, x.channels, x.pixels, x.images, rows.pixel_stride * 2,
-              image_stride * 2, 16 * backward::kPieces[piece], 1))
+  // three dimensions, so that where images are not gone through a box that reaches beyond the last
+  // pixel of one gets zeros there and not pixels of the next
+  const int64_t map_rows = piece.through ? (x.images - 1) * cut.pitch + x.pixels : x.pixels;
+  const int64_t maps = piece.through ? 1 : x.images;
+  const int64_t map_stride = piece.through ? map_rows * pixel_stride : image_stride;
+  if (!encode(&a.map, dtype, x.data, x.channels, map_rows, maps, pixel_stride * 2, map_stride * 2,
+              16 * piece.parts, 1))
     return refused("the driver refused a tensor map");
   a.grad_pos = grad_pos;
   a.grad_neg = grad_neg;
@@ -146,28 +154,25 @@ Status grad_u(const Rows& x, Dtype dtype, const float* grad_pos, const float* gr
   a.scales = scales;
   a.x = x.data;
   a.image_stride = image_stride;
-  a.pixel_stride = rows.pixel_stride;
+  a.pixel_stride = pixel_stride;
   a.out = a.grid.splits > 1 ? parts : out;
   a.out_half = a.grid.splits == 1 && options.out_half;
   if (dtype == kFloat16) {
     const unsigned blocks = (a.channels + kScaleChannels - 1) / kScaleChannels;
-    scales_kernel<<<blocks, dim3(kScaleChannels, kScaleRows), 0, stream>>>(
-        grad_pos, grad_neg, pos_index, neg_index, scales, a.images, a.channels);
-    const cudaError_t launched = cudaGetLastError();
-    if (launched != cudaSuccess) return {launched, "scales"};
+    const Status scaled =
+        launch("scales", scales_kernel, blocks, dim3(kScaleChannels, kScaleRows), stream, grad_pos,
+               grad_neg, pos_index, neg_index, scales, a.images, a.channels);
+    if (scaled.error != cudaSuccess) return scaled;
   }
   const Status status =
-      grad_launcher(piece, dtype, options.cluster)(a, options.device, processors, stream);
+      grad_launcher(cut.kind, dtype, options.cluster)(a, options.device, processors, stream);
   if (status.error != cudaSuccess || a.grid.splits == 1) return status;
   const int64_t quads = x.channels * x.channels / 4;
-  if (!options.out_half)
-    add_kernel<float><<<blocks_of(quads), 256, 0, stream>>>(parts, out, quads, a.grid.splits);
-  else if (dtype == kFloat16)
-    add_kernel<__half><<<blocks_of(quads), 256, 0, stream>>>(parts, out, quads, a.grid.splits);
-  else
-    add_kernel<__nv_bfloat16>
-        <<<blocks_of(quads), 256, 0, stream>>>(parts, out, quads, a.grid.splits);
-  return {cudaGetLastError(), "adding the parts"};
+  const auto add = !options.out_half   ? add_kernel<float>
+                   : dtype == kFloat16 ? add_kernel<__half>
+                                       : add_kernel<__nv_bfloat16>;
+  return launch("adding the parts", add, blocks_of(quads), 256, stream, parts, out, quads,
+                a.grid.splits);
 }
 
 }  // namespace sm90

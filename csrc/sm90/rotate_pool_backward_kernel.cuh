@@ -2,7 +2,7 @@
 //
 // A tile is 128 channels by 256 columns of dU; the product runs over the pixels of the images of
 // one part of the batch. Three warpgroups: one brings x into a ring of slots in shared memory by
-// TMA, one piece of an image a slot; each of the two others multiplies 64 channels with all of it.
+// TMA, one piece of K a slot; each of the two others multiplies 64 channels with all of it.
 // Their left operand, the gradients at the winners and zeros elsewhere, is made in registers while
 // the products of the piece before run. See grad_u_schedule.h for the operands.
 //
@@ -42,7 +42,7 @@ struct GradArguments {
   CUtensorMap map;  // of x
   backward::Grid grid;
   int32_t images, pixels, channels;
-  int32_t blocks;                        // pieces of an image
+  int32_t pitch;                         // rows of K from one image to the next
   const float *grad_pos, *grad_neg;      // [B, C]
   const int32_t *pos_index, *neg_index;  // [B, C]
   const float* scales;                   // [C] or null: 1
@@ -52,10 +52,10 @@ struct GradArguments {
   bool out_half;                         // in the dtype of x, for one split; else float32
 };
 
-template <int PIECE, int CLUSTER, typename T>
+template <int PIECE, bool THROUGH, int CLUSTER, typename T>
 struct GradKernel {
   static constexpr int STAGES = backward::stages_of(PIECE), GROUPS = kGroups;
-  static constexpr int M = kTileChannels, N = backward::kTileColumns;
+  static constexpr int M = kTileChannels, N = backward::kTileColumns, ROWS = 16 * PIECE;
   static constexpr uint32_t BOX = backward::box_bytes(PIECE), SLOT = backward::slot_bytes(PIECE);
   static constexpr int SHARED = backward::shared_bytes(PIECE, STAGES);
   static_assert(SHARED <= kSharedLimit, "the slots must fit");
@@ -74,22 +74,29 @@ struct GradKernel {
     for (int32_t number = blockIdx.x / CLUSTER; number < a.grid.units;
          number += gridDim.x / CLUSTER) {
       const backward::Unit unit = backward::unit_of(a.grid, number, a.images, CLUSTER, rank);
-      for (int32_t image = unit.first; image < unit.last; ++image) {
-        for (int32_t block = 0; block < a.blocks; ++block) {
-          ring.wait_until_read(slot);
-          const uint32_t full = ring.announce(slot.stage, SLOT);
-          // pixels beyond P are zeros, not those of the next image, and so are columns beyond C
+      const int32_t steps = backward::steps_of(unit.last - unit.first, a.pixels, a.pitch, PIECE);
+      // through, the map is one image of all rows
+      int32_t image = THROUGH ? 0 : unit.first;
+      int32_t row = THROUGH ? unit.first * a.pitch : 0;
+      for (int32_t step = 0; step < steps; ++step) {
+        ring.wait_until_read(slot);
+        const uint32_t full = ring.announce(slot.stage, SLOT);
+        // rows beyond the last image, or each, are zeros, and so are columns beyond C
 #pragma unroll
-          for (int i = 0; i < backward::kBoxes / CLUSTER; ++i) {
-            const int32_t box = rank * (backward::kBoxes / CLUSTER) + i;
-            const uint32_t to = ring.slot(slot.stage) + box * BOX;
-            const int32_t column = unit.n * N + box * backward::kBoxColumns;
-            if (CLUSTER == 1)
-              load_box(to, &a.map, column, block * 16 * PIECE, image, full);
-            else
-              load_box_everywhere(to, &a.map, column, block * 16 * PIECE, image, full, 3);
-          }
-          slot.advance(STAGES);
+        for (int i = 0; i < backward::kBoxes / CLUSTER; ++i) {
+          const int32_t box = rank * (backward::kBoxes / CLUSTER) + i;
+          const uint32_t to = ring.slot(slot.stage) + box * BOX;
+          const int32_t column = unit.n * N + box * backward::kBoxColumns;
+          if (CLUSTER == 1)
+            load_box(to, &a.map, column, row, image, full);
+          else
+            load_box_everywhere(to, &a.map, column, row, image, full, 3);
+        }
+        slot.advance(STAGES);
+        row += ROWS;
+        if (!THROUGH && row >= a.pitch) {
+          row = 0;
+          ++image;
         }
       }
     }
@@ -101,11 +108,12 @@ struct GradKernel {
     float g_pos[2], g_neg[2];
     int32_t pos[2], neg[2];
   };
+  // Nothing of images from `last` on, which are others' or none.
   static __device__ __forceinline__ void load(Loaded& loaded, const GradArguments& a, int32_t image,
-                                              int32_t channel) {
+                                              int32_t last, int32_t channel) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const bool there = channel + 8 * h < a.channels;
+      const bool there = image < last && channel + 8 * h < a.channels;
       const int64_t at = static_cast<int64_t>(image) * a.channels + channel + 8 * h;
       loaded.pos[h] = there ? __ldg(a.pos_index + at) : -1;
       loaded.neg[h] = there ? __ldg(a.neg_index + at) : -1;
@@ -122,33 +130,70 @@ struct GradKernel {
     // of the unit
     int32_t channel, last;
     float scale[2];
-    // the next piece to be made
-    int32_t image, block;
-    Loaded next;  // of the image after the current one: on its way while that is multiplied
-    backward::Winners winners[2];
+    // the next piece to be made: where it begins
+    int32_t image, pixel;
+    backward::Winners here[2];  // of that image
+    Loaded next;  // of the one after, or at its first piece of itself: on its way while the piece
+                  // before is multiplied
     // the next slot to be read
     Slot slot;
     uint32_t before;
 
+    __device__ __forceinline__ void begin(const backward::Unit& unit) {
+      image = unit.first;
+      last = unit.last;
+      pixel = 0;
+      load(next, a, image, last, channel);
+      if constexpr (THROUGH) {
+        take(here, 0);
+        load(next, a, image + 1, last, channel);
+      }
+    }
+    // What is loaded, of an image that begins at this row of the piece.
+    __device__ __forceinline__ void take(backward::Winners (&winners)[2], int32_t row) const {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float g_pos = next.g_pos[h];
+        int32_t neg = next.neg[h];
+        backward::merge(g_pos, next.g_neg[h], next.pos[h], neg);
+        winners[h] = backward::winners_of(half_bits<T>(g_pos * scale[h]),
+                                          half_bits<T>(next.g_neg[h] * scale[h]), next.pos[h], neg,
+                                          row, lane);
+      }
+    }
     __device__ __forceinline__ void make(uint32_t (&piece)[4 * PIECE]) {
-      if (block == 0) {
+      if constexpr (THROUGH) {
+        backward::Winners after[2];
+        take(after, a.pitch - pixel);
+#pragma unroll
+        for (int i = 0; i < 4 * PIECE; ++i)
+          piece[i] = backward::fragment(here[i % 2], backward::row_of_register(i)) |
+                     backward::fragment(after[i % 2], backward::row_of_register(i));
+        pixel += ROWS;
+        const bool over = pixel >= a.pitch;  // by no more than one image: choose_cut
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          float g_pos = next.g_pos[h], g_neg = next.g_neg[h];
-          int32_t neg = next.neg[h];
-          backward::merge(g_pos, g_neg, next.pos[h], neg);
-          winners[h] = backward::winners_of(half_bits<T>(g_pos * scale[h]),
-                                            half_bits<T>(g_neg * scale[h]), next.pos[h], neg, lane);
+          if (over) here[h] = after[h];
+          backward::move_on(here[h], ROWS);
         }
-        if (image + 1 < last) load(next, a, image + 1, channel);
-      }
+        if (over) {
+          pixel -= a.pitch;
+          ++image;
+          load(next, a, image + 1, last, channel);
+        }
+      } else {
+        if (pixel == 0) {
+          take(here, 0);
+          if (image + 1 < last) load(next, a, image + 1, last, channel);
+        }
 #pragma unroll
-      for (int i = 0; i < 4 * PIECE; ++i)
-        piece[i] = backward::fragment(winners[i % 2],
-                                      block * 16 * PIECE + i / 4 * 16 + backward::pixel_of(i % 4));
-      if (++block == a.blocks) {
-        block = 0;
-        ++image;
+        for (int i = 0; i < 4 * PIECE; ++i)
+          piece[i] = backward::fragment(here[i % 2], pixel + backward::row_of_register(i));
+        pixel += ROWS;
+        if (pixel >= a.pitch) {
+          pixel = 0;
+          ++image;
+        }
       }
     }
 
@@ -182,18 +227,15 @@ struct GradKernel {
       const backward::Unit unit =
           backward::unit_of(a.grid, number, a.images, CLUSTER, block_rank<CLUSTER>());
       c.channel = unit.m * M + warp * 16 + lane / 4;
-      c.last = unit.last;
-      c.image = unit.first;
-      c.block = 0;
       if (std::is_same<T, __half>::value) {
 #pragma unroll
         for (int h = 0; h < 2; ++h)
           c.scale[h] = c.channel + 8 * h < a.channels ? __ldg(a.scales + c.channel + 8 * h) : 1.0f;
       }
-      load(c.next, a, c.image, c.channel);
+      c.begin(unit);
       c.make(even);
       touch(d);
-      const int32_t steps = (unit.last - unit.first) * a.blocks;
+      const int32_t steps = backward::steps_of(unit.last - unit.first, a.pixels, a.pitch, PIECE);
       for (int32_t step = 0; step < steps; step += 2) {
         c.step(d, even, odd, step);
         if (step + 1 == steps) break;
@@ -289,12 +331,11 @@ struct GradKernel {
   }
 };
 
-template <int PIECE, int CLUSTER, typename T>
+template <int PIECE, bool THROUGH, int CLUSTER, typename T>
 __global__ void __launch_bounds__(kThreads, 1)
     grad_u_kernel(const __grid_constant__ GradArguments a) {
-  using K = GradKernel<PIECE, CLUSTER, T>;
-  extern __shared__ uint8_t memory[];
-  const typename K::Ring ring = {K::Ring::base_of(memory)};
+  using K = GradKernel<PIECE, THROUGH, CLUSTER, T>;
+  const typename K::Ring ring = {K::Ring::first_slot()};
   // the same in all lanes, and known to be to the compiler
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {

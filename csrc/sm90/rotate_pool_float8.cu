@@ -97,19 +97,22 @@ __global__ void cast_kernel(const T* x,               // [n, P, C]
 }
 
 template <typename T>
-void cast(const Rows& x, void* out, uint32_t* largest, float* scale, cudaStream_t stream) {
+Status cast(const Rows& x, void* out, uint32_t* largest, float* scale, cudaStream_t stream) {
   const int32_t vectors = static_cast<int32_t>(x.channels / kVector);
   const int32_t pixels = static_cast<int32_t>(x.pixels);
   // enough blocks for the processor, each with several vectors a thread where there are as many
   const int64_t wanted = (x.pixels * vectors + 4 * kCastThreads - 1) / (4 * kCastThreads);
-  const int64_t chunks = std::min(wanted, std::max<int64_t>(1, 132 * 16 / x.images));
+  const auto chunks =
+      static_cast<int32_t>(std::min(wanted, std::max<int64_t>(1, 132 * 16 / x.images)));
   const auto blocks = static_cast<unsigned>(x.images * chunks);
   const auto from = static_cast<const T*>(x.data);
-  largest_kernel<T><<<blocks, kCastThreads, 0, stream>>>(
-      from, largest, static_cast<int32_t>(chunks), pixels, vectors, x.image_stride, x.pixel_stride);
-  cast_kernel<T><<<blocks, kCastThreads, 0, stream>>>(from, largest, static_cast<uint2*>(out),
-                                                      scale, static_cast<int32_t>(chunks), pixels,
-                                                      vectors, x.image_stride, x.pixel_stride);
+  const Status found =
+      launch("the largest magnitudes", largest_kernel<T>, blocks, kCastThreads, stream, from,
+             largest, chunks, pixels, vectors, x.image_stride, x.pixel_stride);
+  if (found.error != cudaSuccess) return found;
+  return launch("the cast", cast_kernel<T>, blocks, kCastThreads, stream, from, largest,
+                static_cast<uint2*>(out), scale, chunks, pixels, vectors, x.image_stride,
+                x.pixel_stride);
 }
 
 }  // namespace
@@ -134,15 +137,12 @@ Status to_float8(const Rows& x, Dtype dtype, void* out, uint32_t* largest, float
   if (error != cudaSuccess) return {error, "clearing the largest magnitudes"};
   switch (dtype) {
     case kFloat32Parts:
-      cast<float>(x, out, largest, scale, stream);
-      break;
+      return cast<float>(x, out, largest, scale, stream);
     case kBFloat16:
-      cast<__nv_bfloat16>(x, out, largest, scale, stream);
-      break;
+      return cast<__nv_bfloat16>(x, out, largest, scale, stream);
     default:
-      cast<__half>(x, out, largest, scale, stream);
+      return cast<__half>(x, out, largest, scale, stream);
   }
-  return {cudaGetLastError(), "to_float8"};
 }
 
 }  // namespace sm90

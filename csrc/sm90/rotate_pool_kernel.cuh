@@ -25,7 +25,7 @@ namespace infodisent {
 namespace sm90 {
 
 struct Arguments {
-  CUtensorMap u, u_low, x, x_low;  // [C, C], [n, P, C] or [1, n P, C]; low: copies of the others
+  CUtensorMap u, u_low, x, x_low;  // [C, C], [n, P, C] or [1, rows, C]; low: copies of the others
                                    // where there is only one product
   Layout layout;
   int32_t images, pixels, channels;
@@ -33,7 +33,7 @@ struct Arguments {
   int32_t units;       // groups * layout.tiles
   int32_t segments;    // products to add up: 1, or 3
   uint32_t box_bytes;  // of x, that one block's slot gets
-  uint32_t mask;       // of kind kFlat
+  uint32_t mask;       // of packed keys
   float *pos, *neg;
   int32_t *pos_index, *neg_index;
   void* keys;
@@ -147,9 +147,10 @@ struct Kernel {
       wgmma_wait<0>();
       ring.release(before, lane);
       // The epilogue depends on this, and so comes after the release: the compiler would put the
-      // release off until half of the epilogue is done. With EXACT it spills then; its products
-      // take three times as long, and there a late release matters less.
-      const int same_lane = EXACT ? lane : anew(lane);
+      // release off until half of the epilogue is done. With EXACT it spills then (but for 3x64,
+      // which spills without); its products take three times as long, and there a late release
+      // matters less.
+      const int same_lane = EXACT && kTile.pixels != 64 ? lane : anew(lane);
       touch(d[0]);
       touch(d[1]);
       const Work work = work_of(unit, a.groups, CLUSTER, rank);
@@ -196,7 +197,7 @@ struct Kernel {
           const Extremes extremes = across(extremes_of_image<N, kTile.pixels>(d, h, i, quad));
           if (quad == i) mine = extremes;
         } else {
-          const Keys keys = across(keys_of_image<N, kTile.pixels>(d, h, i, quad));
+          const Keys keys = across(keys_of_image<N, kTile.pixels>(d, h, i, quad, ~a.mask));
           if (quad == i) mine = keys;
         }
       }
@@ -218,13 +219,14 @@ struct Kernel {
   }
 
   // Columns across the borders of images: what the tile has of each image goes into a.keys, lane 0
-  // of the four for pos and lane 1 for neg.
+  // of the four for pos and lane 1 for neg. Columns of rows between images are pixels of none.
   static __device__ __forceinline__ void merge(const Arguments& a, const float (&d)[N / 2],
                                                int32_t n, int32_t channel, int lane) {
     const int32_t quad = lane % 4;
-    const Run run = run_of(n, a.images, a.pixels, N, a.layout);
+    const Run run = run_of(n, a.images, N, a.layout);
+    const int32_t pitch = a.layout.pitch;
     int32_t shift = run.pixel;
-    for (int32_t i = 0; i < run.images; ++i, shift -= a.pixels) {
+    for (int32_t i = 0; i < run.images; ++i, shift -= pitch) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int32_t row = channel + 8 * h;
@@ -252,8 +254,7 @@ template <int KIND, bool EXACT, int CLUSTER, typename T>
 __global__ void __launch_bounds__(kThreads, 1)
     rotate_pool_kernel(const __grid_constant__ Arguments a) {
   using K = Kernel<KIND, EXACT, CLUSTER, T>;
-  extern __shared__ uint8_t memory[];
-  const typename K::Ring ring = {{K::Ring::base_of(memory)}};
+  const typename K::Ring ring = {{K::Ring::first_slot()}};
   const int32_t rank = block_rank<CLUSTER>();
   const int32_t cluster_id = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
   // the same in all lanes, and known to be to the compiler

@@ -15,6 +15,9 @@ constexpr int kGroups = 2;  // warpgroups that take turns, each with a whole til
 
 // Columns of a tile. images > 0: so many whole images of `pixels` side by side, and then columns of
 // nothing up to a multiple of 8. images == 0: any number of pixels, across the borders of images.
+//
+// There is none of 256 pixels: 256 columns of 128 channels are 256 registers of sums, and with 64
+// channels a slot brings as many bytes for half of the products. "flat" wastes no column on them.
 struct TileShape {
   const char* name;
   int columns, images, pixels, stages;
@@ -22,7 +25,8 @@ struct TileShape {
 // As many slots as 227 KiB hold, see shared_bytes.
 constexpr TileShape kTiles[] = {
     {"4x49", 200, 4, 49, 5},   {"3x49", 152, 3, 49, 6},   {"1x196", 200, 1, 196, 5},
-    {"1x197", 200, 1, 197, 5}, {"1x144", 144, 1, 144, 6}, {"flat", 192, 0, 0, 5},
+    {"1x197", 200, 1, 197, 5}, {"1x144", 144, 1, 144, 6}, {"3x64", 192, 3, 64, 5},
+    {"flat", 192, 0, 0, 5},
 };
 constexpr int kTileKinds = sizeof(kTiles) / sizeof(kTiles[0]);
 constexpr int kFlat = kTileKinds - 1;
@@ -59,27 +63,42 @@ INFODISENT_BOTH constexpr uint32_t descriptor_step(int m, int k) {
   return static_cast<uint32_t>(m * 64 * kRowBytes + k * kPartBytes) / 16;
 }
 
+// Rows from one image to the next, each of pixel_stride: as many as pixels where images follow each
+// other, more where there are others between them (class tokens, say), 0 where rows do not go on at
+// that distance.
+inline int32_t pitch_of(int64_t images, int64_t pixels, int64_t image_stride,
+                        int64_t pixel_stride) {
+  if (images == 1) return static_cast<int32_t>(pixels);
+  const int64_t pitch = image_stride / pixel_stride;
+  const bool whole = image_stride % pixel_stride == 0 && pitch >= pixels;
+  return whole && images * pitch < (int64_t{1} << 31) - 256 ? static_cast<int32_t>(pitch) : 0;
+}
+
 // How tiles lie in the map: tile n begins at row (n % blocks) * row_step of image
 // (n / blocks) * image_step of the tensor map.
 struct Layout {
   int32_t tiles;  // along the pixels
   int32_t blocks, row_step, image_step;
-  bool rows;  // the tensor map is one image of B * P rows, else B images of P rows
+  int32_t pitch;  // rows from one image to the next, where rows
+  bool rows;      // the tensor map is one image of all rows, else B images of P rows
 };
-// contiguous: the images follow each other without a gap.
-inline Layout layout_of(int kind, int32_t images, int32_t pixels, bool contiguous) {
+inline Layout layout_of(int kind, int32_t images, int32_t pixels, int32_t pitch) {
   const int columns = kTiles[kind].columns, side_by_side = kTiles[kind].images;
   Layout layout = {};
+  layout.pitch = pitch;
   if (kind == kFlat) {
-    const int32_t rows = contiguous ? images * pixels : pixels;
-    layout.blocks = (rows + columns - 1) / columns;
-    layout.tiles = contiguous ? layout.blocks : layout.blocks * images;
+    // rows between images are read and ignored, where that takes no more tiles than to begin anew
+    // with every image
+    const int32_t through = ((images - 1) * pitch + pixels + columns - 1) / columns;
+    const int32_t apart = (pixels + columns - 1) / columns;
+    layout.rows = pitch != 0 && through <= static_cast<int64_t>(apart) * images;
+    layout.blocks = layout.rows ? through : apart;
+    layout.tiles = layout.rows ? through : apart * images;
     layout.row_step = columns;
     layout.image_step = 1;
-    layout.rows = contiguous;
   } else {
     layout.tiles = (images + side_by_side - 1) / side_by_side;
-    layout.rows = contiguous && side_by_side > 1;
+    layout.rows = pitch == pixels && side_by_side > 1;
     layout.blocks = layout.rows ? layout.tiles : 1;
     layout.row_step = side_by_side * pixels;
     layout.image_step = side_by_side;
@@ -121,32 +140,31 @@ struct Slot {
   }
 };
 
-// Images in a tile of kind kFlat: the first of them, the pixel of it that is column 0, and how
-// many.
+// Images in a tile of kind kFlat: the first of them, the pixel of it that is column 0 (beyond its
+// last one, if a tile begins between two images), and how many.
 struct Run {
   int32_t image, pixel, images;
 };
-INFODISENT_BOTH Run run_of(int32_t n, int32_t images, int32_t pixels, int columns,
-                           const Layout& layout) {
+INFODISENT_BOTH Run run_of(int32_t n, int32_t images, int columns, const Layout& layout) {
   if (!layout.rows) return {n / layout.blocks, n % layout.blocks * columns, 1};
   const int32_t column = n * columns;
-  const int32_t first = column / pixels, skip = column - first * pixels;
-  return {first, skip, smaller((skip + columns - 1) / pixels + 1, images - first)};
+  const int32_t first = column / layout.pitch, skip = column - first * layout.pitch;
+  return {first, skip, smaller((skip + columns - 1) / layout.pitch + 1, images - first)};
 }
 
 // Tiles of a problem.
 inline int64_t count_tiles(int kind, int32_t images, int32_t pixels, int32_t channels,
-                           bool contiguous) {
-  return static_cast<int64_t>(layout_of(kind, images, pixels, contiguous).tiles) *
+                           int32_t pitch) {
+  return static_cast<int64_t>(layout_of(kind, images, pixels, pitch).tiles) *
          channel_groups(channels, 1);
 }
 // The kind for a problem: that with the least columns in its longest sequence of tiles, of which
 // `processors` run at a time. Not measured on a GPU yet, nor is the 1.1 for the merge across
 // borders.
-inline int choose_tile(int32_t images, int32_t pixels, int32_t channels, bool contiguous,
+inline int choose_tile(int32_t images, int32_t pixels, int32_t channels, int32_t pitch,
                        int processors) {
   const auto cost = [&](int kind) {
-    const int64_t tiles = count_tiles(kind, images, pixels, channels, contiguous);
+    const int64_t tiles = count_tiles(kind, images, pixels, channels, pitch);
     return static_cast<double>((tiles + processors - 1) / processors) * kTiles[kind].columns *
            (kind == kFlat ? 1.1 : 1.0);
   };
@@ -157,11 +175,11 @@ inline int choose_tile(int32_t images, int32_t pixels, int32_t channels, bool co
 }
 // Blocks that share pixels: 2 where tiles of channels come in pairs, there is work for every
 // processor, and each block can load its half. Not measured on a GPU yet.
-inline int choose_cluster(int kind, int32_t images, int32_t pixels, int32_t channels,
-                          bool contiguous, int processors) {
-  const bool halves = contiguous || kTiles[kind].images <= 1;
+inline int choose_cluster(int kind, int32_t images, int32_t pixels, int32_t channels, int32_t pitch,
+                          int processors) {
+  const bool halves = pitch == pixels || kTiles[kind].images <= 1;
   return halves && channel_groups(channels, 1) % 2 == 0 &&
-                 count_tiles(kind, images, pixels, channels, contiguous) >= processors
+                 count_tiles(kind, images, pixels, channels, pitch) >= processors
              ? 2
              : 1;
 }

@@ -52,13 +52,6 @@ def check_model(program: Path) -> None:
     assert (ran.returncode, ran.stdout) == (0, "clean\n"), ran.stdout + ran.stderr
 
 
-def check_mutant(program: Path, mutant: str, report: str) -> None:
-    """With one thing left out the model fails, and says so with `report`."""
-    ran = subprocess.run([str(program), mutant], capture_output=True, text=True, timeout=600)
-    assert ran.returncode == 1
-    assert report in ran.stdout
-
-
 def compile_source(source: str, folder: Path) -> tuple[Path, str]:
     """Machine code of one file of csrc/sm90, and what ptxas printed."""
     nvcc = tool("nvcc")

@@ -1,9 +1,6 @@
-// A model of csrc/sm90/rotate_pool_kernel.cuh on the CPU: what it shares with the kernel
-// (packed_key.h, tile_schedule.h) is run against plain loops, and its barriers are simulated with
-// copies, arrivals and warps interleaved at random. Prints "clean", or what is wrong and exits 1.
-//
-//   rotate_pool_model [mutant]    the protocol with one thing left out, which must be found
-#include <array>
+// What csrc/sm90/rotate_pool_kernel.cuh is made of that holds nothing of CUDA (packed_key.h,
+// tile_schedule.h, float8.h) against plain loops, on every value and size that is hard on it.
+// Prints "clean", or what is wrong and exits 1. The kernel as a whole: emulator/.
 #include <cmath>
 #include <cstdio>
 #include <vector>
@@ -55,7 +52,7 @@ void tile_of_images() {
       for (int image = 0; image < IMAGES; ++image) {
         const float* y = &matrix[row * N + image * HW];
         const Keys keys = across(row, [&](int thread, int lane) {
-          return keys_of_image<N, HW>(fragment.d[thread], row / 8, image, lane);
+          return keys_of_image<N, HW>(fragment.d[thread], row / 8, image, lane, ~mask_of(HW));
         });
         const Sides sides = sides_of(keys.largest, keys.smallest);
         compare(unpacked(sides, mask_of(HW)), scanned(y, HW, mask_of(HW)), where);
@@ -84,9 +81,10 @@ void tile_of_images() {
     }
 }
 
-void flat(int images, int pixels, bool contiguous) {
+// pitch: rows from image to image, 0 for none.
+void flat(int images, int pixels, int pitch) {
   constexpr int N = kTiles[kFlat].columns;
-  const Layout layout = layout_of(kFlat, images, pixels, contiguous);
+  const Layout layout = layout_of(kFlat, images, pixels, pitch);
   const uint32_t mask = mask_of(pixels);
   static Fragment<N> fragment;
   for (int kind = 0; kind < kValueKinds; ++kind) {
@@ -95,20 +93,23 @@ void flat(int images, int pixels, bool contiguous) {
     std::vector<int32_t> keys(2 * 16 * images, 0);
     std::vector<uint64_t> wide(2 * 16 * images, 0);
     for (int n = 0; n < layout.tiles; ++n) {
-      // the columns as the copy engine brings them: rows of the map, zeros beyond
+      // the columns as the copy engine brings them: rows of the map, those between images too (NaN,
+      // and Inf), zeros beyond
       const int row0 = n % layout.blocks * layout.row_step, map = n / layout.blocks;
       std::vector<float> matrix(16 * N, 0.0f);
       for (int c = 0; c < N; ++c) {
         const int at = row0 + c;
-        const int image = contiguous ? at / pixels : map, pixel = contiguous ? at % pixels : at;
-        if (image >= images || pixel >= pixels) continue;
+        const int image = layout.rows ? at / pitch : map, pixel = layout.rows ? at % pitch : at;
+        if (image >= images || (!layout.rows && pixel >= pixels)) continue;
         for (int row = 0; row < 16; ++row)
-          matrix[row * N + c] = y[(image * 16 + row) * pixels + pixel];
+          matrix[row * N + c] = pixel < pixels ? y[(image * 16 + row) * pixels + pixel]
+                                : c % 2        ? float_of(0x7fffffffu)
+                                               : -float_of(kInfinity);
       }
       fragment.load(matrix);
-      const Run run = run_of(n, images, pixels, N, layout);
+      const Run run = run_of(n, images, N, layout);
       int shift = run.pixel;
-      for (int i = 0; i < run.images; ++i, shift -= pixels)
+      for (int i = 0; i < run.images; ++i, shift -= pitch)
         for (int row = 0; row < 16; ++row) {
           const Keys packed_keys = across(row, [&](int thread, int lane) {
             return keys_of_run<N>(fragment.d[thread], row / 8, lane, shift, pixels, mask);
@@ -139,9 +140,9 @@ void flat(int images, int pixels, bool contiguous) {
 
 // --- the schedule ---
 
-void covered_once(int kind, int images, int pixels, int channels, bool contiguous, int cluster,
+void covered_once(int kind, int images, int pixels, int channels, int pitch, int cluster,
                   int processors, int element_bytes) {
-  const Layout layout = layout_of(kind, images, pixels, contiguous);
+  const Layout layout = layout_of(kind, images, pixels, pitch);
   const int groups = channel_groups(channels, cluster), units = groups * layout.tiles;
   const int clusters = smaller(units, larger(1, processors / cluster));
   const int down = channel_groups(channels, 1);
@@ -176,14 +177,15 @@ void covered_once(int kind, int images, int pixels, int channels, bool contiguou
     const int image = n / layout.blocks * layout.image_step;
     const int side_by_side = kTiles[kind].images;
     if (kind == kFlat) {
-      const Run run = run_of(n, images, pixels, kTiles[kind].columns, layout);
+      const Run run = run_of(n, images, kTiles[kind].columns, layout);
       for (int i = 0; i < run.images; ++i)
         for (int c = 0; c < kTiles[kind].columns; ++c) {
-          const int pixel = c + run.pixel - i * pixels;
+          const int pixel = c + run.pixel - i * pitch;
           if (pixel < 0 || pixel >= pixels) continue;
           ++columns[static_cast<size_t>(run.image + i) * pixels + pixel];
-          const int64_t at = layout.rows ? row + c : static_cast<int64_t>(image) * pixels + row + c;
-          check(at == static_cast<int64_t>(run.image + i) * pixels + pixel, "another pixel");
+          const int64_t step = layout.rows ? pitch : pixels;
+          const int64_t at = layout.rows ? row + c : image * step + row + c;
+          check(at == (run.image + i) * step + pixel, "another pixel");
         }
     } else {
       check((layout.rows ? row / pixels : image) == n * side_by_side, "another image");
@@ -202,9 +204,11 @@ void schedule() {
           for (int kind = 0; kind < kTileKinds; ++kind) {
             const int pixels = kind == kFlat ? (images % 2 ? 577 : 50) : kTiles[kind].pixels;
             if (images > 20 && pixels > 150 && images % 7) continue;
-            covered_once(kind, images, pixels, channels, true, cluster, processors, 1 + images % 2);
-            covered_once(kind, images, pixels, channels, false, cluster, processors, 2);
-            const int chosen = choose_tile(images, pixels, channels, true, processors);
+            covered_once(kind, images, pixels, channels, pixels, cluster, processors,
+                         1 + images % 2);
+            for (int pitch : {0, pixels + 1, 2 * pixels})
+              covered_once(kind, images, pixels, channels, pitch, cluster, processors, 2);
+            const int chosen = choose_tile(images, pixels, channels, pixels, processors);
             check(chosen == kFlat || kTiles[chosen].pixels == pixels, "a tile of other pixels");
           }
   for (const TileShape& tile : kTiles) {
@@ -292,7 +296,7 @@ void float8_pool() {
         y[p] = value_of(kind);
         // what is cleared goes first, since the product is what is packed
         after[p] = y[p] != y[p] ? y[p] : float_of(bits_of(y[p]) & ~mask) * u_scale * x_scale;
-        add(keys, packed(bits_of(y[p]), p, mask));
+        add(keys, packed(bits_of(y[p]), low_bits(p, mask), ~mask));
       }
       const Pooled pool = unpacked(sides_of(keys.largest, keys.smallest), mask);
       compare(scaled(pool, u_scale, x_scale), scanned(after, pixels, 0), "float8");
@@ -302,120 +306,22 @@ void float8_pool() {
         "what underflows is nowhere");
 }
 
-// --- the barriers ---
-
-// A slot has three parts: U, and two halves of x.
-struct Simulation : SimulatedRing<Simulation, 3> {
-  int steps, units;
-  std::vector<std::array<Barrier, kGroups>> turns;  // of each block
-
-  struct Warp {
-    int block, group, turn = 0, step = 0, state = 0, before = -1;
-    uint32_t turn_parity;
-    int number;  // of the first step of the unit
-    Slot slot = {0, 0};
-    bool done = false;
-  };
-  std::vector<Warp> warps;
-
-  Simulation(int cluster, int steps, int units, int stages)
-      : SimulatedRing(cluster, stages, steps * units, mutant == "own" ? 4 : 4 * cluster),
-        steps(steps),
-        units(units),
-        turns(cluster) {
-    for (int b = 0; b < cluster; ++b) {
-      for (Barrier& barrier : turns[b]) barrier.init(4);
-      for (int group = 0; group < kGroups; ++group)
-        for (int w = 0; w < 4; ++w) {
-          Warp warp;
-          warp.block = b;
-          warp.group = group;
-          warp.turn_parity = group == 0 ? 1 : 0;
-          warp.number = group * steps;
-          warps.push_back(warp);
-        }
-      blocks[b].running += 4 * kGroups;
-    }
-  }
-
-  // U for itself, and of x all or the half of this block, for both.
-  void send(const Producer& p, int stage) {
-    flights.push_back({p.block, stage, p.step, 0});
-    if (cluster == 1)
-      for (int half : {1, 2}) flights.push_back({0, stage, p.step, half});
-    else
-      for (int b = 0; b < cluster; ++b) flights.push_back({b, stage, p.step, 1 + p.block});
-  }
-
-  bool move(Warp& w) {
-    if (w.done) return false;
-    switch (w.state) {
-      case 0:  // next unit
-        if (w.group + kGroups * w.turn >= units) {
-          w.done = true;
-          --blocks[w.block].running;
-          return true;
-        }
-        w.slot = Slot::at(w.number, stages);
-        w.step = 0;
-        w.state = 1;
-        return true;
-      case 1:
-        if (mutant != "turn" && !turns[w.block][w.group].passed(w.turn_parity)) return false;
-        w.turn_parity ^= 1;
-        w.state = 2;
-        return true;
-      case 2:  // start the products of a step
-        if (!read(w.block, w.slot, w.number + w.step)) return false;
-        w.state = 3;
-        return true;
-      case 3:  // those of the step before are complete
-        if (w.step != 0) release(w.block, w.before, w.number + w.step - 1);
-        w.before = static_cast<int>(w.slot.stage);
-        w.slot.advance(stages);
-        w.state = ++w.step == steps ? 4 : 2;
-        return true;
-      case 4:
-        turns[w.block][w.group ^ 1].arrive();
-        w.state = 5;
-        return true;
-      default:
-        release(w.block, w.before, w.number + steps - 1);
-        w.number += kGroups * steps;
-        ++w.turn;
-        w.state = 0;
-        return true;
-    }
-  }
-};
-
-void protocol() {
-  for (int repeat = 0; repeat < 4000; ++repeat) {
-    const int cluster = 1 + static_cast<int>(below(2)), stages = 2 + static_cast<int>(below(5));
-    Simulation(cluster, 1 + static_cast<int>(below(9)), 1 + static_cast<int>(below(7)), stages)
-        .run();
-  }
-}
-
 }  // namespace
 
-int main(int count, char** arguments) {
-  if (count > 1) mutant = arguments[1];
-  protocol();
-  if (count == 1) {
-    tile_of_images<0>();
-    tile_of_images<1>();
-    tile_of_images<2>();
-    tile_of_images<3>();
-    tile_of_images<4>();
-    for (bool contiguous : {true, false})
-      for (int pixels : {1, 7, 48, 50, 64, 65, 192, 256, 257, 576, 577, 1024})
-        for (int images : {1, 2, 3, 5, 9}) flat(images, pixels, contiguous);
-    schedule();
-    operands<2>();
-    operands<1>();
-    float8_scales();
-    float8_pool();
-  }
+int main() {
+  tile_of_images<0>();
+  tile_of_images<1>();
+  tile_of_images<2>();
+  tile_of_images<3>();
+  tile_of_images<4>();
+  tile_of_images<5>();
+  for (int pixels : {1, 7, 48, 50, 64, 65, 192, 256, 257, 576, 577, 1024})
+    for (int images : {1, 2, 3, 5, 9})
+      for (int pitch : {0, pixels, pixels + 1, pixels + 200}) flat(images, pixels, pitch);
+  schedule();
+  operands<2>();
+  operands<1>();
+  float8_scales();
+  float8_pool();
   std::printf("clean\n");
 }

@@ -60,8 +60,35 @@ def describe() -> str:
     missing = _load()
     if missing is not None:
         return f"{missing}. Everything works without it"
-    toolkit = f"{_module.toolkit // 1000}.{_module.toolkit % 1000 // 10}"
+    toolkit = _version(_module.toolkit)
     return f"built (sm_90a; CUDA {toolkit}; tiles {', '.join(tile[0] for tile in _module.tiles)})"
+
+
+def _version(number: int) -> str:
+    """13020 as 13.2."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def driver_objection(driver: int, toolkit: int) -> str | None:
+    """Why what a toolkit has compiled does not run with a driver, or None; versions as 13020.
+
+    Within a major version older drivers serve newer toolkits, for code that is compiled for the
+    very GPU, as it is here.
+    """
+    if driver == 0:
+        return "there is no GPU driver"
+    if driver // 1000 < toolkit // 1000:
+        return (
+            f"the GPU driver serves CUDA {_version(driver)}, the CUDA module was compiled with "
+            f"{_version(toolkit)}: update the driver to CUDA {toolkit // 1000}, or install again "
+            f"with nvcc {driver // 1000} in CUDA_HOME"
+        )
+    return None
+
+
+@functools.cache
+def _this_driver_objection() -> str | None:
+    return driver_objection(_module.driver(), _module.toolkit)
 
 
 def device_objection(device: torch.device) -> str | None:
@@ -73,6 +100,9 @@ def device_objection(device: torch.device) -> str | None:
         return missing
     if not torch.cuda.is_available():
         return "torch sees no GPU, which the CUDA module needs"
+    too_old = _this_driver_objection()
+    if too_old is not None:
+        return too_old
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) != (9, 0):
         return f"the CUDA module is for compute capability 9.0, {device} has {major}.{minor}"
@@ -263,7 +293,7 @@ def _float8(
     for start in range(0, batch, step):
         codes, x_scale = _to_float8(x[start : start + step])
         count = len(codes)
-        kind, pairs = _choose(codes, True, False, tile, cluster)
+        kind, pairs = _choose(codes, False, tile, cluster)
         keys = _keys(kind, count, channels, False, x.device)
         index, stream = _where(x.device)
         _module.rotate_pool_float8(
@@ -285,19 +315,23 @@ def _float8(
 
 def _choose(
     x: Tensor,  # [B, P, C]
-    contiguous: bool,
     flat: bool,
     tile: str | None,
     cluster: int | None,
 ) -> tuple[int, int]:
     """Index of the tile and blocks that share pixels; `flat`: by default that tile and no other."""
     names = [name for name, *_ in _module.tiles]
-    problem = *x.shape, contiguous, _processors(x.device)
+    problem = *x.shape, _pitch(x), _processors(x.device)
     if tile is None:
         kind = names.index("flat") if flat else _module.choose_tile(*problem)
     else:
         kind = names.index(tile)
     return kind, _module.choose_cluster(kind, *problem) if cluster is None else cluster
+
+
+def _pitch(x: Tensor) -> int:
+    """Rows from one image of x [B, P, C] to the next, or 0; pitch_of of tile_schedule.h."""
+    return int(_module.pitch(x.shape[0], x.shape[1], *row_strides(x)))
 
 
 def _keys(kind: int, batch: int, channels: int, exact: bool, device: torch.device) -> Tensor | None:
@@ -320,10 +354,9 @@ def _launch(
 ) -> None:
     batch, pixels, channels = x.shape
     image, pixel = row_strides(x)
-    contiguous = batch == 1 or image == pixels * pixel
     exact = dtype == torch.float32 or pixels > _module.packed_pixels
     flat = exact and dtype == torch.float16
-    kind, cluster = _choose(x, contiguous, flat, tile, cluster)
+    kind, cluster = _choose(x, flat, tile, cluster)
     keys = _keys(kind, batch, channels, exact, x.device)
     index, stream = _where(x.device)
     _module.rotate_pool(

@@ -14,8 +14,8 @@ def map_objection(x: Tensor) -> str | None:
     batch, pixels, channels = x.shape
     if x.dtype not in (torch.bfloat16, torch.float16):
         return f"x is {x.dtype}, must be bfloat16 or float16 for the gradient of u"
-    if pixels >= 2**27 or batch >= 2**24:
-        return f"x is {tuple(x.shape)}: 2^27 pixels or 2^24 images, or more"
+    if pixels >= 2**26 or batch >= 2**24:
+        return f"x is {tuple(x.shape)}: 2^26 pixels or 2^24 images, or more"
     return module.map_objection(x, torch.empty(channels, channels, dtype=x.dtype, device="meta"))
 
 
@@ -70,7 +70,7 @@ def grad_u(
         return out.zero_()
     grads = [t.to(torch.float32).contiguous() for t in (grad_pos, grad_neg)]
     indices = [t.to(torch.int32).contiguous() for t in (pos_index, neg_index)]
-    problem = batch, pixels, channels, module._processors(x.device)
+    problem = batch, pixels, channels, module._pitch(x), module._processors(x.device)
     pairs, parts_of_batch = module._module.choose_grad_u(*problem)
     cluster = pairs if cluster is None else cluster
     splits = parts_of_batch if splits is None else splits

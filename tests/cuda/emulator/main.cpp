@@ -1,0 +1,32 @@
+// The kernels of csrc/sm90 on a CPU: their own sources, and those of their host functions, on
+// random problems. Prints "clean", or what is wrong and exits 1.
+//
+//   emulator COUNT [SEED] [FAULT]    so many problems; with this fault, which must be found
+#include <cstdlib>
+
+#include "problems.h"
+
+using namespace infodisent::emulator;
+
+int main(int count, char** arguments) {
+  const int problems = count > 1 ? std::atoi(arguments[1]) : 100;
+  infodisent::model::generator.seed(count > 2 ? std::strtoul(arguments[2], nullptr, 10) : 1);
+  if (count > 3) planted = arguments[3];
+  infodisent::model::context = problem;
+  host();
+  for (int i = 0; i < problems; ++i) {
+    const uint32_t kind = below(20);
+    if (kind < 12)
+      forward();
+    else if (kind < 18)
+      backward();
+    else if (kind < 19)
+      cast();
+    else
+      split();
+    if (i % 50 == 49)
+      std::fprintf(stderr, "%d problems, %ld copies, %ld products of a warp\n", i + 1, copies,
+                   products_of_warps);
+  }
+  std::printf("clean\n");
+}
