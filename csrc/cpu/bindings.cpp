@@ -209,6 +209,7 @@ PYBIND11_MODULE(_C, m) {
     const auto* kernel = infodisent::screen_kernel(static_cast<infodisent::ScreenIsa>(isa));
     return kernel == nullptr ? "" : kernel->name;
   });
+  m.attr("worthwhile") = infodisent::kWorthwhile;
   m.def("screen_gain", &infodisent::screen_gain, py::call_guard<py::gil_scoped_release>());
   m.def("rows", &rows);
   m.def("grad_u", &grad_u);

@@ -21,9 +21,8 @@ namespace {
 constexpr int64_t kPartBytes = 16 << 20;
 // Pixels that a task of the first pass rounds.
 constexpr int64_t kPixels = 16;
-// Where `auto` screens; measured on two AVX-512 cores (Zen 4), see benchmarks/screen_report.py.
+// Where `auto` screens; measured on two AVX-512 cores (Zen 4).
 constexpr int64_t kMostChannels = 8192, kFewestPixels = 32, kMostPixels = 4096, kFewestRows = 512;
-constexpr double kWorthwhile = 1.08;
 // Products that are left when screening stops: beyond, the float tiles are as fast.
 constexpr double kMostLeft = 0.2;
 

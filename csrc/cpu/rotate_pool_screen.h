@@ -69,5 +69,6 @@ bool screen_pays(int64_t images, int64_t pixels, int64_t channels);
 // How many times faster screening is than the float tiles on this processor: timed on the first
 // call (about 0.1 s), on numbers drawn at random. 0 where there is nothing to compare.
 double screen_gain();
+constexpr double kWorthwhile = 1.08;  // gain from which on `auto` screens
 
 }  // namespace infodisent

@@ -20,6 +20,7 @@ from infodisent.cli.explain import explain
 from infodisent.cli.fit import fit
 from infodisent.cli.predict import predict
 from infodisent.cli.prototypes import prototypes
+from infodisent.cli.threads import settle_threads
 from infodisent.cli.tune import tune
 from infodisent.progress import console, forgiving_streams
 
@@ -67,6 +68,7 @@ def _root(
 def main() -> None:
     """Entry point: errors become one line, not a traceback; ``INFODISENT_TRACEBACK=1`` shows it."""
     forgiving_streams()
+    settle_threads()
     try:
         app()
     except KeyboardInterrupt:

@@ -12,7 +12,6 @@ from infodisent.cli.modules import ModuleOption, module_from
 from infodisent.cli.options import ImagesRootOption, OutOption, RunArgument
 from infodisent.cli.preprocessing import IntensityRangeOption, PageOption
 from infodisent.cli.tables import print_result
-from infodisent.cli.threads import wait_asleep
 from infodisent.progress import console
 
 
@@ -53,7 +52,6 @@ def explain(
 
     Example: infodisent explain --held-out 20 --wrong-only --run runs/fit
     """
-    wait_asleep()
     from infodisent.report.notices import say
     from infodisent.report.publish import report_held_out, report_sources
 

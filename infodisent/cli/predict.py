@@ -13,7 +13,6 @@ from infodisent.cli.modules import ModuleOption, module_from
 from infodisent.cli.options import RunArgument
 from infodisent.cli.preprocessing import IntensityRangeOption, PageOption
 from infodisent.cli.tables import print_result
-from infodisent.cli.threads import wait_asleep
 from infodisent.progress import console, printable
 
 if TYPE_CHECKING:
@@ -47,7 +46,6 @@ def predict(
     In folders that are called as the model's classes the true class is known, and the accuracy is
     printed. Example: infodisent predict photos/ --run runs/fit -o table.csv
     """
-    wait_asleep()
     from infodisent.explanations.predictions import accuracy_of, predict_images
     from infodisent.report.notices import say
     from infodisent.report.sources import find_sources

@@ -10,7 +10,6 @@ import typer
 from infodisent.cli.modules import ModuleOption, module_from
 from infodisent.cli.options import ImagesRootOption, RunArgument
 from infodisent.cli.tables import print_result
-from infodisent.cli.threads import wait_asleep
 
 
 def prototypes(
@@ -31,7 +30,6 @@ def prototypes(
 
     Example: infodisent prototypes --run runs/fit --channels 3,17,200 -k 8
     """
-    wait_asleep()
     from infodisent.report.publish import draw_prototypes
 
     picture = draw_prototypes(

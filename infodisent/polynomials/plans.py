@@ -149,9 +149,9 @@ def norm_bound(*powers: tuple[int, float, float]) -> float:
 def moment_bound(moments: Sequence[float]) -> float:
     """An upper bound of ``||S||_2``, S skew, from five moments of its spectrum.
 
-    With ``x = |eigenvalue|^2``, every x comes twice, and no x with ``2 K(x) > 1`` can be there:
-    ``1 / K(x)`` is the Christoffel function, the most that measures of these moments can have in one
-    point (Akhiezer, "The classical moment problem", 1965, section 2.5). ``K(x) = v^T H^-1 v`` with
+    With ``x = |eigenvalue|^2``, every x > 0 comes twice, and no x with ``2 K(x) > 1`` can be there:
+    ``1 / K(x)`` is the Christoffel function, the most that a measure of these moments can have in
+    one point (Akhiezer, "The classical moment problem", 1965). ``K(x) = v^T H^-1 v`` with
     ``v = (1, x, x^2)`` and the Hankel matrix H of the moments.
 
     Args:

@@ -234,3 +234,67 @@ def test_peak_memory(memory_format):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert 0 < int(done.stdout) < 64e6
+
+
+needs_tile = pytest.mark.skipif(
+    _native.objection() is not None or not _native.is_fused(), reason="no tile for this processor"
+)
+
+
+@needs_tile
+@pytest.mark.parametrize("n", [1, 5, 6, 63, 64, 65, 97, 200, 389, 520])
+def test_matrix_product(n, poisoned):
+    a, b, addend = (torch.randn(n, n) for _ in range(3))
+    for left in (a, a.mT):
+        for right in (b, b.mT):
+            for scale, added in ((0.0, None), (-2.0, addend)):
+                out = torch.empty(n, n)
+                _native.matrix_product(left, right, out, added, scale)
+                truth = left.double() @ right.double()
+                eager = (left @ right).double()
+                if added is not None:
+                    truth, eager = truth + scale * addend.double(), eager + scale * addend.double()
+                error, theirs = (out - truth).abs().max(), (eager - truth).abs().max()
+                assert error <= 1.5 * theirs + 1e-6, (left is a, right is b, scale)
+    out = addend.clone()
+    _native.matrix_product(a, b, out, out, 2.0)  # what is added may be where it goes
+    torch.testing.assert_close(out, a @ b + 2 * addend, rtol=1e-4, atol=1e-4)
+
+
+@needs_tile
+@pytest.mark.parametrize("n", [1, 5, 6, 63, 64, 65, 97, 200, 389, 520])
+def test_a_symmetric_or_skew_product_is_exactly_that(n, poisoned):
+    a = torch.randn(n, n)
+    skew, symmetric = a - a.mT, a + a.mT
+    cube = symmetric @ symmetric  # commutes with `symmetric`
+    cube = (cube + cube.mT) / 2
+    for left, right, parity in ((skew, skew, 1), (symmetric, symmetric, 1), (symmetric, cube, 1)):
+        out = torch.empty(n, n)
+        _native.matrix_product(left, right, out, parity=parity)
+        truth = left.double() @ right.double()
+        assert torch.equal(out, out.mT)
+        assert (out - truth).abs().max() <= 1e-5 * truth.abs().max() + 1e-6
+    square = skew @ skew
+    square = (square + square.mT) / 2
+    out = torch.empty(n, n)
+    _native.matrix_product(skew, square, out, parity=-1)
+    assert torch.equal(out, -out.mT)
+    truth = skew.double() @ skew.double() @ skew.double()
+    assert (out - truth).abs().max() <= 1e-5 * truth.abs().max() + 1e-6
+
+
+@needs_tile
+def test_matrix_products_do_not_depend_on_threads():
+    a, b = torch.randn(300, 300), torch.randn(300, 300)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            whole, half = torch.empty(300, 300), torch.empty(300, 300)
+            _native.matrix_product(a.mT, b, whole)
+            _native.matrix_product(a.mT, a, half, parity=1)
+            results.append((whole, half))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(x, y) for r in results for x, y in zip(r, results[0], strict=True))

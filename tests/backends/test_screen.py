@@ -31,8 +31,9 @@ def assert_same_bits(x: torch.Tensor, u: torch.Tensor, ways=WAYS) -> None:
     for instructions, screen in ways:
         try:
             result = _native.rotate_pool(x, u, instructions, screen)
-        except ValueError as error:  # a processor without these
-            assert "no such instructions" in str(error)
+        except ValueError as error:
+            if "no such instructions" not in str(error):  # of this processor
+                raise
             continue
         ran += 1
         for name, ours, theirs in zip(wanted._fields, result, wanted, strict=True):
@@ -140,7 +141,7 @@ def test_threads_change_nothing():
 
 
 def test_it_stops_where_too_much_is_left():
-    """More images than are rounded at a time, all of whose pixels are alike: the tiles take over."""
+    """More images than are rounded at a time, and pixels all alike: the float tiles take over."""
     x = torch.randn(90, 1, 1024).expand(90, 49, 1024).contiguous()
     assert x.numel() * 6 > 2 * (16 << 20) * 0.8
     assert_same_bits(x, _rotation(1024), WAYS[:1])

@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -94,15 +91,3 @@ def test_explain_held_out(tmp_path, run_folder, go, monkeypatch):
     page = (tmp_path / "wrong" / "report.html").read_text("utf-8")
     assert "✗ Wrong" in page
     assert "✓ Correct" not in page
-
-
-@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
-def test_threads_wait_asleep_unless_told_otherwise(given, expected):
-    code = "import os; from infodisent.cli.threads import wait_asleep as w; w(); "
-    code += "print(os.environ['OMP_WAIT_POLICY'])"
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_WAIT_POLICY": given} if given else {}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == expected

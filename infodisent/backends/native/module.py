@@ -49,7 +49,17 @@ def describe() -> str:
     threads = "OpenMP" if _module.openmp else "no OpenMP: one thread"
     tiles = " and ".join([_module.tiles, *(["avx512bf16"] if _module.pairs else [])])
     fused = f"rotate_pool fused, {tiles}" if tiles else "rotate_pool by library products"
-    return f"built ({_module.dispatch}; {threads}; {fused})"
+    return f"built ({_module.dispatch}; {threads}; {fused}{_screening()})"
+
+
+def _screening() -> str:
+    """How `rotate_pool` treats float32 here: timed, 0.1 s."""
+    name = screen_name()
+    if not name:
+        return ""
+    gain = screen_gain()
+    used = "screened" if gain > _module.worthwhile else "not screened"
+    return f"; float32 {used} by integers ({name}): {gain:.2f} times as fast here"
 
 
 def screen_name() -> str:
