@@ -41,6 +41,7 @@ def demo(
     from infodisent.data.images import scan_folder
     from infodisent.data.notices import print_notices
     from infodisent.demo import efficientnet_lite0, solar_cells
+    from infodisent.report.preview import Preview
     from infodisent.report.publish import report_run
     from infodisent.training import run as training
     from infodisent.training.fit import FitConfig
@@ -56,7 +57,12 @@ def demo(
     )
     model = efficientnet_lite0(len(classes), parametrization=parametrization)
     config = FitConfig(epochs=epochs, seed=seed)
-    run = training.fit(model, image_set, out, config, overwrite=overwrite)
+
+    def say(path: Path, epochs: int) -> None:
+        print_result(f"a first look after {epochs} epochs:", path)
+
+    preview = Preview(model, image_set, out, say)
+    run = training.fit(model, image_set, out, config, callbacks=[preview], overwrite=overwrite)
     print_metrics(run.metrics)
     page = report_run(run, count=explain)
     print_result("model", run.folder / training.MODEL)

@@ -265,7 +265,7 @@ void rotation_and_pool(int64_t n, int64_t p, int64_t c, int layout, int threads)
       continue;  // this processor has no such instructions
     }
     require_pool(pool, y, n, p, c, 1e-4, "rotate_pool");
-    screened(x.map, u, pool, threads);
+    if (isa == 0) screened(x.map, u, pool, threads);
   }
   if constexpr (std::is_same<T, BFloat16>::value) {
     std::vector<BFloat16> half;
