@@ -85,7 +85,7 @@ def _verdict(right: bool) -> list[str]:
             "own operators (which nobody has tried on a Mac yet)."
         )
     if missing is None:
-        how = "the fast path" if native.is_fused() else "as fast as without AVX2 or AVX-512"
+        how = "the fast path" if native.is_fused() else "as fast as without AVX2, AVX-512 or NEON"
         lines.append(f"[bold green]It runs here[/] on the CPU by the compiled module: {how}.")
     else:
         lines.append("[bold yellow]It runs here[/] on the CPU by PyTorch alone: right, but slower.")

@@ -16,7 +16,7 @@ class Native(Sparse):
     """As `Sparse`, with everything between the products compiled, and the forward fused."""
 
     name = "native"
-    summary = "compiled C++ for CPUs: rotates and pools in registers with AVX2 or AVX-512"
+    summary = "compiled C++ for CPUs: rotates and pools in registers with AVX2, AVX-512 or NEON"
     exponential = SkewExponential(CompiledPasses())
 
     def objection(self, call: Call) -> str | None:

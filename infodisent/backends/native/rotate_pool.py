@@ -1,7 +1,9 @@
 """Rotate and pool in one compiled pass; gradients by gather-accumulate over the winners.
 
-Where the processor has AVX2 or AVX-512, ``csrc/cpu/rotate_pool.cpp`` multiplies and pools a few
-rows at a time in registers: the rotated map never exists. Elsewhere, and for float64, chunks of
+Where the processor has AVX2, AVX-512 or NEON, ``csrc/cpu/rotate_pool.cpp`` multiplies and pools a
+few rows at a time in registers: the rotated map never exists. Products with a float32 rotation from
+512 channels on are screened by 16-bit integers where a timing shows that to be faster
+(``csrc/cpu/rotate_pool_screen.h``), with the same bits. Elsewhere, and for float64, chunks of
 images go through one flat library product and one pass over its result. There, maps with contiguous
 channels are read in place, prefix tokens included: a row more or less in the product costs less
 than a copy, and the pool steps over it; other layouts and half maps are first laid out as rows.
@@ -56,8 +58,8 @@ def rotate_pool(x: Tensor, u: Tensor) -> Extremes:
         x: [B, P, C] floating point, any strides.
         u: [C, C] floating point.
 
-    Beside the results it takes 8 MiB for the part of x in use (one image as float32, where that is
-    more) and 64 rows of U a thread; with library products, two chunks of float rows
+    Beside the results it takes 8 MiB for the part of x in use (screened 16; one image as float32,
+    where that is more) and 64 rows of U a thread (screened 128); with library products, two chunks of float rows
     (`CHUNK_ROWS` · C, or one image where that is more).
     """
     wanted = module.multiplies(x.dtype, u.dtype, len(u))
