@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,8 +85,11 @@ class FitConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "seed", "patience"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral):
                 raise TypeError(f"FitConfig: {name} is {value!r}, must be an int")
+            object.__setattr__(self, name, int(value))  # NumPy's integers, too
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"FitConfig: seed is {self.seed}, must be in [0, 2**32)")
         for name in ("epochs", "batch_size", "patience"):
@@ -111,9 +115,11 @@ class FitConfig:
 
     def _number(self, name: str) -> float:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(f"FitConfig: {name} is {value!r}, must be a number")
-        return value
+        if not isinstance(value, (int, float)):  # NumPy's
+            object.__setattr__(self, name, float(value))
+        return float(value)
 
     def _check_class_weights(self) -> None:
         given = self.class_weights

@@ -82,8 +82,8 @@ def fit_head(
         state: a file for the state after every epoch. If it exists, training goes on from it, in
             the stage where it stopped, and ends exactly where an uninterrupted run ends; a state of
             other options is refused. A *finished* run goes on if ``config.epochs`` is larger: the
-            added epochs start from its weights with a new optimiser and a cosine of their own,
-            which is not what one run of so many epochs gives.
+            added epochs start from its weights (the best, under `patience`) with a new optimiser
+            and a cosine of their own, which is not what one run of so many epochs gives.
         callbacks: called after every epoch that is trained here, in order. TensorBoard::
 
                 writer = torch.utils.tensorboard.SummaryWriter("logs")
@@ -193,6 +193,8 @@ def fit_head(
             first += count
         for number, count in enumerate([*parts, schedule[-1][1] - sum(parts)]):
             if len(history) < first + count and not stopped(history[last:], config.patience):
+                if number and best and len(history) == first:
+                    head.load_state_dict(best)  # what the earlier epochs ended with
                 training.stage(
                     stages[-1],
                     first,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -257,3 +259,31 @@ def test_curve(rows):
     assert len(training_curve(history[:1]).axes) == 2
     with pytest.raises(ValueError, match="history is empty"):
         training_curve([])
+
+
+def test_more_epochs_start_from_the_best_weights(tmp_path, rows, monkeypatch):
+    for seed in range(20):  # until the last epoch is not the best
+        state, first = tmp_path / f"{seed}.safetensors", build()
+        config = dataclasses.replace(PATIENT, epochs=12, patience=50, seed=seed)
+        history = fit_head(first, rows, config, state=state, progress=False)
+        if best_epoch(history) < 11:
+            break
+    assert best_epoch(history) < 11
+    second, begun = build(3), []
+    longer = dataclasses.replace(config, epochs=14)
+    plain = torch.optim.AdamW.step
+
+    def step(self, *arguments):
+        begun.append(same(first, second))
+        return plain(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        fit_head(second, rows, longer, state=state, progress=False)
+    assert begun[0]
+
+
+def test_options_may_be_numpy_numbers():
+    config = FitConfig(epochs=np.int64(3), lr=np.float32(0.5), seed=np.uint8(7))
+    assert (type(config.epochs), type(config.lr), config.seed) == (int, float, 7)
+    assert json.loads(json.dumps(config.as_dict()))["lr"] == 0.5

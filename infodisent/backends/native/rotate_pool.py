@@ -59,8 +59,8 @@ def rotate_pool(x: Tensor, u: Tensor) -> Extremes:
         u: [C, C] floating point.
 
     Beside the results it takes 8 MiB for the part of x in use (screened 16; one image as float32,
-    where that is more) and 64 rows of U a thread (screened 128); with library products, two chunks of float rows
-    (`CHUNK_ROWS` · C, or one image where that is more).
+    where that is more) and 64 rows of U a thread (screened 128); with library products, two chunks
+    of float rows (`CHUNK_ROWS` · C, or one image where that is more).
     """
     wanted = module.multiplies(x.dtype, u.dtype, len(u))
     if wanted is not None:
