@@ -35,6 +35,7 @@ VARIATIONS: dict[str, list[dict[str, Any]]] = {
     "l1": [{"l1": v} for v in (0.0, 0.05, 0.1, 0.2, 0.3)],
     "rotation_lr": [{"rotation_lr": v} for v in (3e-4, 1e-3, 3e-3, 1e-2)],
     "epochs": [{"epochs": v} for v in (5, 10, 20, 40)],
+    "parametrization": [{"parametrization": p} for p in ("exp", "lie")],
 }
 # The parameter of softplus moves on another scale: its best of four rates with U = I was ten times
 # the others'; |V| and ReLU were best at a third.
@@ -65,11 +66,12 @@ def runs(
 def one(store: FeatureStore, run: dict[str, Any]) -> dict[str, Any]:
     """Train and evaluate once."""
     train, test = splits(store, run["images"], run["seed"])
-    options = {k: v for k, v in run.items() if k not in ("images", "rotate", "nonneg", "seed")}
+    of_head = ("rotate", "nonneg", "parametrization")
+    options = {k: v for k, v in run.items() if k not in ("images", "seed", *of_head)}
     if run.get("nonneg") in LEARNING_RATES:
         options["lr"] = LEARNING_RATES[run["nonneg"]]
     config = FitConfig(seed=run["seed"], **options)
-    head_options = {k: run[k] for k in ("rotate", "nonneg") if k in run}
+    head_options = {k: run[k] for k in of_head if k in run}
     head = new_head(store.channels, len(store.classes), run["seed"], **head_options)
     start = time.perf_counter()
     fit_head(head, store, config, train=train, label=str(run))
@@ -108,7 +110,8 @@ def table(report: dict[str, Any]) -> str:
     ]
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for result in report["runs"].values():
-        change = {k: result[k] for k in ("nonneg", "l1", "rotation_lr", "epochs") if k in result}
+        names = ("nonneg", "parametrization", "l1", "lr", "rotation_lr", "epochs")
+        change = {k: result[k] for k in names if k in result}
         label = ("rotation" if result["rotate"] else "U = I") + "".join(
             f", {k} {v}" for k, v in change.items()
         )
