@@ -18,6 +18,7 @@ from infodisent.cli.errors import TRACEBACK, one_line
 from infodisent.cli.evaluate import evaluate
 from infodisent.cli.explain import explain
 from infodisent.cli.fit import fit
+from infodisent.cli.memory import keep_memory
 from infodisent.cli.predict import predict
 from infodisent.cli.prototypes import prototypes
 from infodisent.cli.threads import settle_threads
@@ -69,6 +70,7 @@ def main() -> None:
     """Entry point: errors become one line, not a traceback; ``INFODISENT_TRACEBACK=1`` shows it."""
     forgiving_streams()
     settle_threads()
+    keep_memory()
     try:
         app()
     except KeyboardInterrupt:
