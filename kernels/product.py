@@ -75,12 +75,15 @@ class Arithmetic:
 
     Attributes:
         terms: products of parts that are added up, 1 to 3, see `multiply`.
+        run: steps after which the sum of the matrix unit goes to one in float32; 0: never. See
+            `infodisent.kernels.precision.RUN`.
         precision: of the products, ``input_precision`` of ``tl.dot``.
         ragged: whether the channels are no multiple of a step along K.
         emulated: whether Triton's interpreter runs the kernel.
     """
 
     terms: int
+    run: int
     precision: str
     ragged: bool
     emulated: bool
@@ -160,6 +163,30 @@ def _zeros(
 
 
 @triton.jit
+def _all_zeros(
+    TILES: tl.constexpr,
+):
+    """All accumulators at the start."""
+    zeros = ()
+    for n in tl.static_range(len(TILES.widths)):
+        zeros = zeros + (_zeros(n, TILES),)  # noqa: RUF005  (no starred tuples)
+    return zeros
+
+
+@triton.jit
+def _add(
+    sums,  # one to three of [M, N] float32
+    totals,  # as many
+    TILES: tl.constexpr,
+):
+    """The sum of two tuples of accumulators, rounded to nearest."""
+    added = ()
+    for n in tl.static_range(len(TILES.widths)):
+        added = added + (sums[n] + totals[n],)  # noqa: RUF005  (no starred tuples)
+    return added
+
+
+@triton.jit
 def multiply(
     x,  # Pixels: [parts, B, P, C]
     u,  # Vectors: [parts, C, C]
@@ -188,12 +215,12 @@ def multiply(
     u_corner = u.data + i.to(tl.int64) * TILES.channels * u.row
     u_at = u_corner + (row[:, None] * u.row + inner)
     x_at = ()
-    totals = ()
     for n in tl.static_range(len(TILES.widths)):
         column = tl.arange(0, TILES.widths[n]) + (skip + TILES.starts[n])
         at = _columns_at(column, x.image, x.pixel, P, last)
         x_at = x_at + (x_corner + (at[:, None] + inner),)  # noqa: RUF005  (no starred tuples)
-        totals = totals + (_zeros(n, TILES),)  # noqa: RUF005
+    totals = _all_zeros(TILES)
+    sums = _all_zeros(TILES)
     # A product of parts is one long product, the small terms first: high u by low x if terms are 3,
     # low u by high x if they are 2 or 3, high u by high x. So it waits for no product before.
     steps = tl.cdiv(C, TILES.block_k)
@@ -217,11 +244,19 @@ def multiply(
             if ARITHMETIC.terms == 3:
                 x_k = k + (term == 0).to(tl.int32) * x.part
         a = _load(u_at + u_k, C - k, ARITHMETIC.ragged)
-        sums = ()
+        products = ()
         for n in tl.static_range(len(TILES.widths)):
             total = _add_product(totals[n], a, x_at[n] + x_k, C - k, ARITHMETIC)
-            sums = sums + (total,)  # noqa: RUF005
-        totals = sums
+            products = products + (total,)  # noqa: RUF005
+        totals = products
+        if ARITHMETIC.run > 0:
+            # both in one branch: where zeros are chosen apart from it, the accumulators are touched
+            # while the matrix unit still works on them, or waited for in every step
+            if (step + 1) % ARITHMETIC.run == 0:
+                sums = _add(sums, totals, TILES)
+                totals = _all_zeros(TILES)
+    if ARITHMETIC.run > 0:
+        totals = _add(sums, totals, TILES)
     return totals
 
 

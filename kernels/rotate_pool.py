@@ -35,7 +35,7 @@ from . import device as gpu
 from . import rotate_pool_kernels as kernels
 from . import tuned
 from .epilogues.extremes import Borders, Keys
-from .precision import ROTATE_POOL, ROTATE_POOL_PARTS, check_products, terms
+from .precision import ROTATE_POOL, ROTATE_POOL_PARTS, check_products, run, terms
 from .product import Arithmetic, Parts, Pixels, Vectors
 from .rows import rows, split
 from .tiles.rotate_pool import Tiles, candidates, choose, count
@@ -167,6 +167,7 @@ def launch(
         "TILES": tiles,
         "ARITHMETIC": Arithmetic(
             terms(products),
+            run(products, tiles.block_k),
             "ieee" if products == "ieee" else "tf32",
             ragged=channels % tiles.block_k != 0,
             emulated=gpu.emulated(),

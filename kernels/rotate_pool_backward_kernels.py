@@ -39,7 +39,11 @@ def _multiply(
     PRODUCTS: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
-    """Add ``dY · operand``, dY of the shape that pos and p broadcast to, as [M, K]."""
+    """Add ``dY · operand``, dY of the shape that pos and p broadcast to, as [M, K].
+
+    But for "half", whose result is rounded more coarsely, the step's sum is made from zero and
+    added in plain float32: see `infodisent.kernels.precision.RUN`. So does Triton for "tf32x3".
+    """
     # one pixel on both sides counts once, with both gradients
     g_pos = tl.where(pos == neg, g_pos + g_neg, g_pos)
     if PRODUCTS == "tf32x3" or PRODUCTS == "ieee":
@@ -53,23 +57,28 @@ def _multiply(
         nh = g_neg.to(tl.bfloat16)
         pl = (g_pos - ph.to(tl.float32)).to(tl.bfloat16)
         nl = (g_neg - nh.to(tl.float32)).to(tl.bfloat16)
-        total = _dot_part(total, pos, neg, pl, nl, p, high, M, K, TRANS, EMULATE)
-        total = _dot_part(total, pos, neg, ph, nh, p, low, M, K, TRANS, EMULATE)
-        total = _dot_part(total, pos, neg, ph, nh, p, high, M, K, TRANS, EMULATE)
+        step = tl.zeros(total.shape, tl.float32)
+        step = _dot_part(step, pos, neg, pl, nl, p, high, M, K, TRANS, EMULATE)
+        step = _dot_part(step, pos, neg, ph, nh, p, low, M, K, TRANS, EMULATE)
+        total += _dot_part(step, pos, neg, ph, nh, p, high, M, K, TRANS, EMULATE)
+    elif PRODUCTS == "half":
+        ph = g_pos.to(operand.dtype)
+        nh = g_neg.to(operand.dtype)
+        total = _dot_part(total, pos, neg, ph, nh, p, operand, M, K, TRANS, EMULATE)
     else:
         ph = g_pos.to(operand.dtype)
         nh = g_neg.to(operand.dtype)
-        if PRODUCTS != "half":
-            g_pos -= ph.to(tl.float32)
-            g_neg -= nh.to(tl.float32)
-            pm = g_pos.to(operand.dtype)
-            nm = g_neg.to(operand.dtype)
-            if PRODUCTS == "split3":
-                pl = (g_pos - pm.to(tl.float32)).to(operand.dtype)
-                nl = (g_neg - nm.to(tl.float32)).to(operand.dtype)
-                total = _dot_part(total, pos, neg, pl, nl, p, operand, M, K, TRANS, EMULATE)
-            total = _dot_part(total, pos, neg, pm, nm, p, operand, M, K, TRANS, EMULATE)
-        total = _dot_part(total, pos, neg, ph, nh, p, operand, M, K, TRANS, EMULATE)
+        g_pos -= ph.to(tl.float32)
+        g_neg -= nh.to(tl.float32)
+        pm = g_pos.to(operand.dtype)
+        nm = g_neg.to(operand.dtype)
+        step = tl.zeros(total.shape, tl.float32)
+        if PRODUCTS == "split3":
+            pl = (g_pos - pm.to(tl.float32)).to(operand.dtype)
+            nl = (g_neg - nm.to(tl.float32)).to(operand.dtype)
+            step = _dot_part(step, pos, neg, pl, nl, p, operand, M, K, TRANS, EMULATE)
+        step = _dot_part(step, pos, neg, pm, nm, p, operand, M, K, TRANS, EMULATE)
+        total += _dot_part(step, pos, neg, ph, nh, p, operand, M, K, TRANS, EMULATE)
     return total
 
 

@@ -59,9 +59,11 @@ def _accumulate(
             if EMULATE:  # Triton's interpreter multiplies the bits of bfloat16 as integers
                 xh, xl = xh.to(tl.float32), xl.to(tl.float32)
                 yh, yl = yh.to(tl.float32), yl.to(tl.float32)
-            total = tl.dot(xl, yh, total)
-            total = tl.dot(xh, yl, total)
-            total = tl.dot(xh, yh, total)
+            # from zero, and then added in plain float32, as Triton does for tf32x3: see
+            # `infodisent.kernels.precision.RUN`
+            step = tl.dot(xl, yh)
+            step = tl.dot(xh, yl, step)
+            total += tl.dot(xh, yh, step)
         else:
             total = tl.dot(x, y, total, input_precision=PRODUCTS)
         a += BLOCK_K * step_a

@@ -5,7 +5,8 @@
 The host code runs on meta tensors with the launcher replaced by a recorder, so that what is
 compiled is what is launched; then each distinct launch is compiled ahead of time. One JSON object a
 launch and architecture is printed: registers and bytes of spills as ptxas reports them, shared
-memory, the tensor-core instructions in the PTX, and the first line of the error if it failed.
+memory, what `tests.kernels.kernel_text.facts` reads off, and the first line of the error if it
+failed.
 
 It must run in a process without TRITON_INTERPRET: see `run`, which tests call.
 """
@@ -30,9 +31,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.kernels.kernel_text import facts
+
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Bytes of shared memory that one program may have."""
-TENSOR_CORE = re.compile(r"(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)[\w.:]*")
 
 
 def _done(
@@ -235,13 +237,14 @@ def compile_launch(kernel: Any, arguments: dict[str, Any], arch: int) -> dict[st
         return {**launch, "error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
     registers = re.search(r"Used (\d+) registers", log.getvalue())
     spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", log.getvalue())
-    instructions = sorted(set(TENSOR_CORE.findall(compiled.asm["ptx"])))
     return {
         **launch,
         "registers": int(registers[1]),
         "spills": sum(map(int, spills)),
         "shared": compiled.metadata.shared,
-        "instructions": instructions,
+        # ptxas: "wgmma.mma_async instructions are serialized due to ..."
+        "serialized": "serialized" in log.getvalue(),
+        **facts(compiled.asm["ttgir"], compiled.asm["ptx"]),
         "seconds": round(time.perf_counter() - start, 1),
     }
 

@@ -160,6 +160,7 @@ def check_compiled(results: list[dict], arch: int) -> None:
     for r in results:
         assert "error" not in r, r
         assert r["shared"] <= kernel_compile.SHARED_LIMIT[arch], r
+        assert not r["serialized"], r
         allowed = 0
         if r["kernel"] == "head_in_one_kernel" and "exact" in r["what"].split():
             cases = [v for (a, widths), v in SPILLS.items() if a == arch and widths in r["what"]]
