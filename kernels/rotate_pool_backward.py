@@ -18,6 +18,7 @@ from torch import Tensor
 from . import device as gpu
 from . import rotate_pool_backward_kernels as kernels
 from .precision import GRADIENT_OF_FLOAT, GRADIENT_OF_HALF, check_products
+from .product import common_multiple
 from .rows import rows
 from .tiles import rotate_pool_backward as tiles
 from .tiles.blocks import Block, pick
@@ -98,7 +99,7 @@ def grad_u(
     kernels.grad_u_kernel[(across * splits,)](
         *winners, _scales(winners, 1) if x.dtype == torch.float16 else None, x, parts,
         batch, pixels, channels, x.stride(0), x.stride(1), images,
-        PRODUCTS=products, EMULATE=gpu.emulated(), PIXELS=piece, BLOCKS=blocks,
+        MULTIPLE=common_multiple(channels, x.stride(0), x.stride(1)), PRODUCTS=products, EMULATE=gpu.emulated(), PIXELS=piece, BLOCKS=blocks,
         BLOCK_M=block.block_m, BLOCK_N=block.block_n, ROWS=tiles.ROWS,
         num_warps=block.num_warps, num_stages=block.num_stages,
     )  # fmt: skip
@@ -131,7 +132,7 @@ def grad_x(
     kernels.grad_x_kernel[(down * triton.cdiv(channels, block.block_n),)](
         *winners, _scales(winners, 0) if u.dtype == torch.float16 else None, u, out,
         batch, pixels, channels,
-        PRODUCTS=products, EMULATE=gpu.emulated(), PIXELS=piece, BLOCKS=blocks,
+        MULTIPLE=common_multiple(channels), PRODUCTS=products, EMULATE=gpu.emulated(), PIXELS=piece, BLOCKS=blocks,
         BLOCK_M=block.block_m, BLOCK_N=block.block_n, BLOCK_K=block.block_k, ROWS=tiles.ROWS,
         num_warps=block.num_warps, num_stages=block.num_stages,
     )  # fmt: skip

@@ -168,7 +168,12 @@ SHAPES: tuple[tuple[tuple[str, ...], int, tuple[Shape, ...]], ...] = (
     ),
 )
 NARROW = 32  # an accumulator of fewer columns takes the time of this many: it rereads all of U
-BORDERS = 1.4  # what a column costs in a tile across borders, whose pool takes a sweep an image
+BORDERS, SWEEP = (
+    1.4,
+    0.1,
+)  # what a column costs at least in a tile across borders, whose pool takes a
+# sweep of the tile an image, and what each of them adds
+MOST_IMAGES = 8  # in a tile: the pool of each is compiled apart
 FULL = 0.75  # tiles per multiprocessor from which on no smaller ones are taken
 SHORTEST = 4  # steps along K that a part should have
 
@@ -202,8 +207,9 @@ def _packings(shape: Shape, batch: int, pixels: int) -> list[tuple[int, tuple[in
     columns = min(shape.columns, max(16, triton.next_power_of_2(batch * pixels)))
     options: list[tuple[float, int, int, tuple[int, ...]]] = []
     if batch * pixels > columns:
-        options.append((BORDERS, 1, 0, shape.across))
-    for images in range(1, columns // pixels + 1):
+        cost = max(BORDERS, 1 + SWEEP * (sum(shape.across) / pixels + 1))
+        options.append((cost, len(shape.across), 0, shape.across))
+    for images in range(1, min(MOST_IMAGES, columns // pixels) + 1):
         for widths in _widths(images * pixels):
             if sum(widths) <= columns:
                 cost = sum(max(w, NARROW) for w in widths) / (images * pixels)

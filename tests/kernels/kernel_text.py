@@ -10,8 +10,11 @@ TENSOR_CORE = re.compile(r"(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)[\w.:]*")
 ADDITION = re.compile(r"arith\.addf .* : tensor<\d+x\d+xf32")
 DRAIN = re.compile(r"warp_group_dot_wait .*pendings = 0")
 LOAD = re.compile(r"= tt\.load .*tensor<(\d+)x(\d+)x")
-FENCE = re.compile(r"^\s*(?:@%p\d+ )?(?:fence\.(?:acq_rel|sc)\.gpu|membar\.gl|(?:atom|red)\.\S*"
-                   r"(?:acq_rel|release)\.gpu\S*|(?:st)\.release\.gpu\S*)", re.MULTILINE)  # fmt: skip
+FENCE = re.compile(
+    r"^[ \t]*(?:@!?%p\d+ )?(?:fence\.(?:acq_rel|sc)\.gpu|membar\.gl"
+    r"|(?:atom|red|st)\.\S*(?:acq_rel|release)\S*)",
+    re.MULTILINE,
+)
 COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global \[[^\]]*\], \[[^\]]*\], (0x[0-9a-f]+|\d+)")
 
 

@@ -39,8 +39,6 @@ def problem(batch, pixels, channels, classes, dtype, bias=True):
 def run(x, u, weight, bias, relu=True, launches="two", products=None, **options):
     given = (None if t is None else t.to(DEVICE) for t in (x, u, weight, bias))
     actual = head.infodisent_head(*given, relu, launches, products, **options)
-    for counters in pool._counters.values():
-        assert not counters.any()
     return tuple(t.cpu() for t in actual)
 
 
