@@ -105,7 +105,7 @@ def divisible(
 
     Else rows of 888 channels, say, are read number by number, past the asynchronous copies.
     """
-    if MULTIPLE == 1 or MULTIPLE == 16:  # noqa: PLR1714  (no `in` for constants)
+    if MULTIPLE == 1 or MULTIPLE == 16:
         return n
     return n // MULTIPLE * MULTIPLE
 

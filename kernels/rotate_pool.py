@@ -54,8 +54,8 @@ def zeros(device: torch.device, *sizes: int) -> list[Tensor]:
     Made anew by each call, so that a call in a CUDA graph is whole (a tensor that outlives a call
     is what ``torch.compile(mode="reduce-overhead")`` refuses), and two streams share nothing.
     """
-    if not sizes:
-        return []
+    if len(sizes) < 2:
+        return [torch.zeros(size, dtype=torch.int32, device=device) for size in sizes]
     padded = [-(-size // 4) * 4 for size in sizes]
     whole = torch.zeros(sum(padded), dtype=torch.int32, device=device)
     return [part[:size] for part, size in zip(whole.split(padded), sizes, strict=True)]

@@ -103,7 +103,7 @@ def product_kernel(
     symmetric; only the tiles of the lower triangle are launched, and each is written twice.
     """
     if numbers is not None:
-        if tl.load(numbers + flag) <= level:  # noqa: SIM102  (the first is for the compiler)
+        if tl.load(numbers + flag) <= level:
             return
     C = divisible(C, MULTIPLE)
     p = tl.program_id(0)
@@ -156,7 +156,7 @@ def combine_kernel(
     overwrites. An input whose coefficient is 0 is not read: it may never have been written.
     """
     if numbers is not None:
-        if tl.load(numbers + flag) <= 0:  # noqa: SIM102  (the first is for the compiler)
+        if tl.load(numbers + flag) <= 0:
             return
     i, j = _triangle(tl.program_id(0))
     high = i * BLOCK + tl.arange(0, BLOCK)

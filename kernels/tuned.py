@@ -87,8 +87,25 @@ def _results(named: str | None, default: Path) -> dict[str, Tiles]:
 def lookup(
     device: torch.device, products: str, batch: int, pixels: int, channels: int
 ) -> Tiles | None:
-    """What a search found for this problem, or None."""
-    results = _results(os.environ.get(ENV), default_file())
+    """What a search found for this problem, or None.
+
+    Every call of the kernels comes here, so what was found once is looked up by what could change.
+    """
+    named, cache = os.environ.get(ENV), os.environ.get("XDG_CACHE_HOME")
+    return _found(named, cache, device, products, batch, pixels, channels)
+
+
+@functools.lru_cache(maxsize=1024)
+def _found(
+    named: str | None,
+    _cache: str | None,  # where `default_file` is
+    device: torch.device,
+    products: str,
+    batch: int,
+    pixels: int,
+    channels: int,
+) -> Tiles | None:
+    results = _results(named, default_file())
     if not results:
         return None
     return results.get(key(device, products, batch, pixels, channels))
@@ -101,6 +118,7 @@ def remember(name: str, tiles: Tiles, path: Path | None = None) -> Path:
     entries[name] = dataclasses.asdict(tiles)
     write_json(path, entries)
     _results.cache_clear()
+    _found.cache_clear()
     return path
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import triton
 
 from ..precision import GRADIENT_OF_FLOAT, GRADIENT_OF_HALF
@@ -41,6 +43,7 @@ SCALE_BLOCK, SCALE_STEP = 8, 256
 ADD_BLOCK = 1024
 
 
+@functools.lru_cache(maxsize=1024)
 def piece(pixels: int, most: int) -> int:
     """Rows of a piece: a power of two from 16 to `most`.
 
@@ -51,6 +54,7 @@ def piece(pixels: int, most: int) -> int:
     return min(sizes, key=lambda size: int(triton.cdiv(pixels, size)) * (size + 4))
 
 
+@functools.lru_cache(maxsize=1024)
 def splits(
     batch: int, channels: int, rows: int, products: str, tile: Block, multiprocessors: int
 ) -> int:

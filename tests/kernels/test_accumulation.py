@@ -165,7 +165,7 @@ def test_the_gradient_of_the_rotation(kind, number):
             step = unit(step, term[:, k : k + pixels], DEPTH[kind])
             bare = unit(bare, term[:, k : k + pixels], DEPTH[kind])
         total = near(total + step)
-    assert error(total, truth) <= error(plain((grads * x)), truth)
+    assert error(total, truth) <= error(plain(grads * x), truth)
     assert error(bare, truth) > 2 * error(total, truth)
 
 
