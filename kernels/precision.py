@@ -1,7 +1,8 @@
 """How a product is computed: the names, which operator takes which, and what they cost.
 
-All of them add up in float32, but a matrix unit rounds toward zero: see `RUN`. A float32 number on tensor cores is the sum of parts of a shorter
-format, ``v = high + low``, and a product is the sum of products of parts.
+All of them add up in float32, but a matrix unit rounds toward zero: see `RUN`. A float32 number on
+tensor cores is the sum of parts of a shorter format, ``v = high + low``, and a product is the sum
+of products of parts.
 
 ``half``
     Both operands in the half dtype (float16, bfloat16) of the first, to which the other is rounded:

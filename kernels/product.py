@@ -276,7 +276,7 @@ def multiply(
             total = _add_product(totals[n], a, x_at[n] + x_k, C - k, ARITHMETIC)
             products = products + (total,)  # noqa: RUF005
         totals = products
-        if ARITHMETIC.run > 0:
+        if ARITHMETIC.run > 0:  # noqa: SIM102  (known to the compiler)
             # both in one branch: where zeros are chosen apart from it, the accumulators are touched
             # while the matrix unit still works on them, or waited for in every step
             if (step + 1) % ARITHMETIC.run == 0:

@@ -27,6 +27,11 @@ PRODUCTS = (*GRADIENT_OF_HALF, *GRADIENT_OF_FLOAT)
 """How dY is multiplied with an operand, see `infodisent.kernels.precision`."""
 
 
+def default_products(operand: torch.dtype, result: torch.dtype) -> str:
+    """How dY and an operand are multiplied where nothing is asked for."""
+    return _products(None, operand, result)
+
+
 def _products(asked: str | None, operand: torch.dtype, result: torch.dtype) -> str:
     """How dY and an operand are multiplied: as asked where that serves its dtype, or the default.
 
@@ -99,7 +104,8 @@ def grad_u(
     kernels.grad_u_kernel[(across * splits,)](
         *winners, _scales(winners, 1) if x.dtype == torch.float16 else None, x, parts,
         batch, pixels, channels, x.stride(0), x.stride(1), images,
-        MULTIPLE=common_multiple(channels, x.stride(0), x.stride(1)), PRODUCTS=products, EMULATE=gpu.emulated(), PIXELS=piece, BLOCKS=blocks,
+        MULTIPLE=common_multiple(channels, x.stride(0), x.stride(1)), PRODUCTS=products,
+        EMULATE=gpu.emulated(), PIXELS=piece, BLOCKS=blocks,
         BLOCK_M=block.block_m, BLOCK_N=block.block_n, ROWS=tiles.ROWS,
         num_warps=block.num_warps, num_stages=block.num_stages,
     )  # fmt: skip
@@ -132,7 +138,8 @@ def grad_x(
     kernels.grad_x_kernel[(down * triton.cdiv(channels, block.block_n),)](
         *winners, _scales(winners, 0) if u.dtype == torch.float16 else None, u, out,
         batch, pixels, channels,
-        MULTIPLE=common_multiple(channels), PRODUCTS=products, EMULATE=gpu.emulated(), PIXELS=piece, BLOCKS=blocks,
+        MULTIPLE=common_multiple(channels), PRODUCTS=products,
+        EMULATE=gpu.emulated(), PIXELS=piece, BLOCKS=blocks,
         BLOCK_M=block.block_m, BLOCK_N=block.block_n, BLOCK_K=block.block_k, ROWS=tiles.ROWS,
         num_warps=block.num_warps, num_stages=block.num_stages,
     )  # fmt: skip
@@ -181,4 +188,4 @@ def rotate_pool_backward(
     return dx, du
 
 
-__all__ = ["PRODUCTS", "grad_u", "grad_x", "rotate_pool_backward"]
+__all__ = ["PRODUCTS", "default_products", "grad_u", "grad_x", "rotate_pool_backward"]

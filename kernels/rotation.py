@@ -153,7 +153,8 @@ def _product(
     across = triton.cdiv(n, block.block_m)
     kernels.product_kernel[(across * (across + 1) // 2 if symmetric else across * across,)](
         a, b, add, out, numbers, flag, level, beta, n,
-        TRANS_A=trans_a, TRANS_B=trans_b, SYMMETRIC=symmetric, BOTH=both, MULTIPLE=common_multiple(n),
+        TRANS_A=trans_a, TRANS_B=trans_b, SYMMETRIC=symmetric, BOTH=both,
+        MULTIPLE=common_multiple(n),
         PRODUCTS=products, EMULATE=gpu.emulated(),
         BLOCK=block.block_m, BLOCK_K=block.block_k, GROUP=tiles.GROUP,
         num_warps=block.num_warps, num_stages=block.num_stages,
@@ -202,7 +203,8 @@ def _decide(powers: Tensor, numbers: Tensor, precision: str) -> None:
     )
     kernels.decide_kernel[(1,)](
         partial, numbers, blocks,
-        TABLE=constants, PLANS=len(constants.rows), WIDTH=WIDTH, BLOCK=triton.next_power_of_2(blocks), MOST=MOST,
+        TABLE=constants, PLANS=len(constants.rows), WIDTH=WIDTH,
+        BLOCK=triton.next_power_of_2(blocks), MOST=MOST,
         SQUARINGS=SQUARINGS, ODD=ODD, POISON=POISON, THETA=THETA, COST=COST,
     )  # fmt: skip
 

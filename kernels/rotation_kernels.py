@@ -102,7 +102,7 @@ def product_kernel(
     BOTH adds the product in the other order, in the same sum. SYMMETRIC: the result is known to be
     symmetric; only the tiles of the lower triangle are launched, and each is written twice.
     """
-    if numbers is not None:
+    if numbers is not None:  # noqa: SIM102  (known to the compiler)
         if tl.load(numbers + flag) <= level:
             return
     C = divisible(C, MULTIPLE)
@@ -155,7 +155,7 @@ def combine_kernel(
     A program makes a tile of the lower triangle and its mirror image, so it reads all that it
     overwrites. An input whose coefficient is 0 is not read: it may never have been written.
     """
-    if numbers is not None:
+    if numbers is not None:  # noqa: SIM102  (known to the compiler)
         if tl.load(numbers + flag) <= 0:
             return
     i, j = _triangle(tl.program_id(0))
@@ -219,7 +219,7 @@ def norms_kernel(
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The numbers of all plans, a constant of `decide_kernel`: nothing on the device outlives a call.
+    """The numbers of all plans, a constant of `decide_kernel`: no tensor outlives a call.
 
     Attributes:
         rows: of each plan ``[WIDTH]``, for S itself, with theta and cost in the header.
