@@ -135,7 +135,7 @@ def _product(
     a: Tensor,  # [C, C]
     b: Tensor,  # [C, C]
     out: Tensor,  # [C, C]
-    numbers: Tensor | None,  # [WIDTH]; None: always
+    numbers: Tensor,  # [WIDTH]
     products: str,
     *,
     flag: int = ALWAYS,
@@ -231,12 +231,13 @@ def rotation(a: Tensor, precision: str, products: str) -> tuple[Tensor, Tensor, 
     """
     with torch.cuda.device_of(a):
         kept, u = _empty(a, BLOCKS), _empty(a)
-        numbers = torch.empty(WIDTH, dtype=torch.float32, device=a.device)
+        # zeros until it is decided, which are above a level of -1
+        numbers = torch.zeros(WIDTH, dtype=torch.float32, device=a.device)
         (s, left, right), chain = _empty(a, 3), kept[4:]
         square, fourth, q, p1 = kept[:4]
         _skew(a, s)
-        _product(s, s, square, None, products, symmetric=True)
-        _product(square, square, fourth, None, products, symmetric=True)
+        _product(s, s, square, numbers, products, level=-1, symmetric=True)
+        _product(square, square, fourth, numbers, products, level=-1, symmetric=True)
         _decide(kept[:2], numbers, precision)
         _combine([s, square, fourth], [left], numbers, AT["q"], flag=USES_Q)
         _product(left, left, q, numbers, products, flag=USES_Q, symmetric=True)

@@ -81,8 +81,8 @@ def product_kernel(
     b,  # [C, C]
     d,  # [C, C] or None; may be out
     out,  # [C, C], none of a and b
-    numbers,  # [WIDTH], or None: the product is needed
-    flag,  # it is where numbers[flag] > level
+    numbers,  # [WIDTH]
+    flag,  # the product is needed where numbers[flag] > level
     level,
     beta,
     C,
@@ -102,9 +102,8 @@ def product_kernel(
     BOTH adds the product in the other order, in the same sum. SYMMETRIC: the result is known to be
     symmetric; only the tiles of the lower triangle are launched, and each is written twice.
     """
-    if numbers is not None:  # noqa: SIM102  (known to the compiler)
-        if tl.load(numbers + flag) <= level:
-            return
+    if tl.load(numbers + flag) <= level:
+        return
     C = divisible(C, MULTIPLE)
     p = tl.program_id(0)
     if SYMMETRIC:
