@@ -17,6 +17,7 @@ from infodisent.contract import empty_extremes
 
 from . import infodisent_head_kernels as kernels
 from . import rotate_pool as pool
+from .product import common_multiple
 from .tiles.infodisent_head import scores_block
 from .tiles.rotate_pool import Tiles
 
@@ -74,6 +75,7 @@ def infodisent_head(
         block,
         relu,
         ragged=channels % block.block_k != 0,
+        multiple=common_multiple(channels, row),
         precision="ieee" if products == "ieee" else "tf32x3",
     )
     groups = triton.cdiv(batch, block.block_m)
@@ -90,13 +92,12 @@ def infodisent_head(
     with torch.cuda.device_of(x):
         vectors = pool.rotation_operand(u, x.dtype, products)
         tiles = chosen or pool.best_tiles(x, products)
-        state = pool.counters(x.device, 2 + groups)
         one = pool.launch(
             x, vectors, outputs, products, tiles, pool.is_exact(x, products),
-            first_counter=2 + groups,
+            state=1 + groups,
         )  # fmt: skip
         kernels.head_in_one_kernel[(one.items + items,)](
-            **one.arguments, scores=scores, state=state, items=one.items, CLASSES=classes,
+            **one.arguments, scores=scores, state=one.state, items=one.items, CLASSES=classes,
             SCORING=scoring, **one.options,
         )  # fmt: skip
     return (logits, *outputs)

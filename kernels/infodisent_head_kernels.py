@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .product import divisible
 from .rotate_pool_kernels import pool_tile
 from .tiles.blocks import Block
 
@@ -37,12 +38,14 @@ class Scoring:
         block: images x classes, and the step along the channels.
         relu: whether negative weights count as zero.
         ragged: whether the channels are no multiple of the step.
+        multiple: what divides the channels and the row of `weight`.
         precision: of the product, ``input_precision`` of ``tl.dot``.
     """
 
     block: Block
     relu: bool
     ragged: bool
+    multiple: int
     precision: str
 
 
@@ -62,14 +65,16 @@ def _score_tile(
     IMAGES: tl.constexpr = SCORING.block.block_m
     COLUMNS: tl.constexpr = SCORING.block.block_n
     STEP: tl.constexpr = SCORING.block.block_k
+    C = divisible(C, SCORING.multiple)
+    weight_row = divisible(scores.row, SCORING.multiple)
     image = tl.minimum(tl.arange(0, IMAGES), B - 1 - i * IMAGES)[:, None]
     row = tl.minimum(tl.arange(0, COLUMNS), CLASSES - 1 - j * COLUMNS)[:, None]
     inner = tl.arange(0, STEP)[None, :]
     corner = i.to(tl.int64) * IMAGES * C
     pos_at = pos + corner + (image * C + inner)
     neg_at = neg + corner + (image * C + inner)
-    first = j.to(tl.int64) * COLUMNS * scores.row
-    weight_at = scores.weight + first + (row * scores.row + inner)
+    first = j.to(tl.int64) * COLUMNS * weight_row
+    weight_at = scores.weight + first + (row * weight_row + inner)
     total = tl.zeros((IMAGES, COLUMNS), tl.float32)
     for k in range(0, C, STEP):
         if SCORING.ragged:
@@ -122,7 +127,7 @@ def head_in_one_kernel(
     C,
     SIZE,
     scores,  # Scores: weight [CLASSES, C], bias [CLASSES] or None, logits [B, CLASSES]
-    state,  # [2 + B / images of a block] int32, 0 before and after: tickets, programs gone, ready
+    state,  # [1 + B / images of a block] int32, 0 before: tickets, then what is ready
     items,  # of the pool: tiles times parts
     CLASSES,
     P: tl.constexpr,
@@ -140,7 +145,7 @@ def head_in_one_kernel(
     Experimental: whether it is faster than two launches was not measured on a GPU.
     """
     IMAGES: tl.constexpr = SCORING.block.block_m
-    ready = state + 2  # [B / IMAGES]: pairs of image and row of tiles that are written
+    ready = state + 1  # [B / IMAGES]: pairs of image and row of tiles that are written
     ticket = tl.atomic_add(state, 1, sem="relaxed")
     if ticket < items:
         pool_tile(
@@ -157,8 +162,3 @@ def head_in_one_kernel(
             seen = tl.atomic_add(ready + i, 0, sem="acquire")
         tl.debug_barrier()  # what one thread has seen counts for all
         _score_tile(i, j, outputs.pos, outputs.neg, scores, B, C, CLASSES, SCORING)
-    if tl.atomic_add(state + 1, 1, sem="acq_rel") == tl.num_programs(0) - 1:
-        # the last to leave: nobody looks at these any more
-        for k in range(0, 2 + tl.cdiv(B, IMAGES), 128):
-            at = k + tl.arange(0, 128)
-            tl.store(state + at, tl.zeros((128,), tl.int32), mask=at < 2 + tl.cdiv(B, IMAGES))

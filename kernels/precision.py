@@ -1,7 +1,8 @@
 """How a product is computed: the names, which operator takes which, and what they cost.
 
-All of them add up in float32. A float32 number on tensor cores is the sum of parts of a shorter
-format, ``v = high + low``, and a product is the sum of products of parts.
+All of them add up in float32, but a matrix unit rounds toward zero: see `RUN`. A float32 number on
+tensor cores is the sum of parts of a shorter format, ``v = high + low``, and a product is the sum
+of products of parts.
 
 ``half``
     Both operands in the half dtype (float16, bfloat16) of the first, to which the other is rounded:
@@ -45,6 +46,21 @@ GRADIENT_OF_FLOAT = ("tf32x3", "bf16x3", "ieee")
 """The same with a float32 operand."""
 ROTATION = ("tf32x3", "bf16x3", "ieee", "tf32")
 """Products of `rotation`, of float32 matrices; ``bf16x3`` is for its ``precision="half"``."""
+
+
+RUN = 256
+"""Channels whose products `rotate_pool` leaves to the matrix unit, where float32 is asked for.
+
+It rounds every sum of 8 (TF32) or 16 products toward zero, so that the errors do not cancel: over
+2048 channels they would be four times those of float32 rounded to nearest. After this many
+channels the sum is added to another in plain float32, which leaves less than that
+(tests/kernels/test_accumulation.py). `rotation` and `rotate_pool_backward` do it after every step.
+"""
+
+
+def run(products: str, block_k: int) -> int:
+    """Steps of `rotate_pool` between two such additions; 0: the matrix unit adds all up."""
+    return max(1, RUN // block_k) if products in ("tf32x3", "bf16x3") else 0
 
 
 def terms(products: str) -> int:

@@ -62,7 +62,7 @@ class Parts(NamedTuple):
 
     Attributes:
         sums: ``[tiles, split, channels * columns]`` float32.
-        arrived: ``[tiles]`` int32, 0 before and after.
+        arrived: ``[tiles]`` int32, 0 before.
     """
 
     sums: Tensor | None
@@ -75,15 +75,39 @@ class Arithmetic:
 
     Attributes:
         terms: products of parts that are added up, 1 to 3, see `multiply`.
+        run: steps after which the sum of the matrix unit goes to one in float32; 0: never. See
+            `infodisent.kernels.precision.RUN`.
         precision: of the products, ``input_precision`` of ``tl.dot``.
         ragged: whether the channels are no multiple of a step along K.
+        multiple: what divides the channels and all strides, see `divisible`.
         emulated: whether Triton's interpreter runs the kernel.
     """
 
     terms: int
+    run: int
     precision: str
     ragged: bool
+    multiple: int
     emulated: bool
+
+
+def common_multiple(*numbers: int) -> int:
+    """The largest of 16, 8, 4 and 1 that divides all."""
+    return next(m for m in (16, 8, 4, 1) if all(n % m == 0 for n in numbers))
+
+
+@triton.jit
+def divisible(
+    n,
+    MULTIPLE: tl.constexpr,  # `common_multiple` of all that go into the same addresses
+):
+    """n, which MULTIPLE divides, so that the compiler knows: it looks for 16 alone by itself.
+
+    Else rows of 888 channels, say, are read number by number, past the asynchronous copies.
+    """
+    if MULTIPLE == 1 or MULTIPLE == 16:
+        return n
+    return n // MULTIPLE * MULTIPLE
 
 
 @triton.jit
@@ -160,6 +184,30 @@ def _zeros(
 
 
 @triton.jit
+def _all_zeros(
+    TILES: tl.constexpr,
+):
+    """All accumulators at the start."""
+    zeros = ()
+    for n in tl.static_range(len(TILES.widths)):
+        zeros = zeros + (_zeros(n, TILES),)  # noqa: RUF005  (no starred tuples)
+    return zeros
+
+
+@triton.jit
+def _add(
+    sums,  # one to three of [M, N] float32
+    totals,  # as many
+    TILES: tl.constexpr,
+):
+    """The sum of two tuples of accumulators, rounded to nearest."""
+    added = ()
+    for n in tl.static_range(len(TILES.widths)):
+        added = added + (sums[n] + totals[n],)  # noqa: RUF005  (no starred tuples)
+    return added
+
+
+@triton.jit
 def multiply(
     x,  # Pixels: [parts, B, P, C]
     u,  # Vectors: [parts, C, C]
@@ -173,6 +221,10 @@ def multiply(
     ARITHMETIC: tl.constexpr,
 ):
     """Totals of tile (i, j), over the steps of one part of ``TILES.split``."""
+    C = divisible(C, ARITHMETIC.multiple)
+    x_image = divisible(x.image, ARITHMETIC.multiple)
+    x_pixel = divisible(x.pixel, ARITHMETIC.multiple)
+    u_row = divisible(u.row, ARITHMETIC.multiple)
     if TILES.images > 0:
         first = j * TILES.images
         skip = 0
@@ -184,16 +236,16 @@ def multiply(
     inner = tl.arange(0, TILES.block_k)[None, :]
     row = tl.minimum(tl.arange(0, TILES.channels), C - 1 - i * TILES.channels)
     # 64-bit addresses for the tile and 32-bit offsets in it: half the registers
-    x_corner = x.data + first.to(tl.int64) * x.image
-    u_corner = u.data + i.to(tl.int64) * TILES.channels * u.row
-    u_at = u_corner + (row[:, None] * u.row + inner)
+    x_corner = x.data + first.to(tl.int64) * x_image
+    u_corner = u.data + i.to(tl.int64) * TILES.channels * u_row
+    u_at = u_corner + (row[:, None] * u_row + inner)
     x_at = ()
-    totals = ()
     for n in tl.static_range(len(TILES.widths)):
         column = tl.arange(0, TILES.widths[n]) + (skip + TILES.starts[n])
-        at = _columns_at(column, x.image, x.pixel, P, last)
+        at = _columns_at(column, x_image, x_pixel, P, last)
         x_at = x_at + (x_corner + (at[:, None] + inner),)  # noqa: RUF005  (no starred tuples)
-        totals = totals + (_zeros(n, TILES),)  # noqa: RUF005
+    totals = _all_zeros(TILES)
+    sums = _all_zeros(TILES)
     # A product of parts is one long product, the small terms first: high u by low x if terms are 3,
     # low u by high x if they are 2 or 3, high u by high x. So it waits for no product before.
     steps = tl.cdiv(C, TILES.block_k)
@@ -212,16 +264,26 @@ def multiply(
             if ARITHMETIC.terms == 3:
                 term += (step >= 2 * steps).to(tl.int32)
             k -= term * steps * TILES.block_k
-            u_k = k + (term == ARITHMETIC.terms - 2).to(tl.int32) * u.part
+            u_k = k + (term == ARITHMETIC.terms - 2).to(tl.int32) * divisible(
+                u.part, ARITHMETIC.multiple
+            )
             x_k = k
             if ARITHMETIC.terms == 3:
-                x_k = k + (term == 0).to(tl.int32) * x.part
+                x_k = k + (term == 0).to(tl.int32) * divisible(x.part, ARITHMETIC.multiple)
         a = _load(u_at + u_k, C - k, ARITHMETIC.ragged)
-        sums = ()
+        products = ()
         for n in tl.static_range(len(TILES.widths)):
             total = _add_product(totals[n], a, x_at[n] + x_k, C - k, ARITHMETIC)
-            sums = sums + (total,)  # noqa: RUF005
-        totals = sums
+            products = products + (total,)  # noqa: RUF005
+        totals = products
+        if ARITHMETIC.run > 0:  # noqa: SIM102  (known to the compiler)
+            # both in one branch: where zeros are chosen apart from it, the accumulators are touched
+            # while the matrix unit still works on them, or waited for in every step
+            if (step + 1) % ARITHMETIC.run == 0:
+                sums = _add(sums, totals, TILES)
+                totals = _all_zeros(TILES)
+    if ARITHMETIC.run > 0:
+        totals = _add(sums, totals, TILES)
     return totals
 
 
@@ -259,9 +321,8 @@ def sum_of_parts(
     tile,
     TILES: tl.constexpr,
 ):
-    """Totals of a tile that all parts have stored; its counter is 0 again."""
+    """Totals of a tile that all parts have stored."""
     size = TILES.channels * TILES.columns
-    tl.store(parts.arrived + tile, 0)
     # always in the same order, whoever comes last; past L1, others wrote this
     first = parts.sums + tile.to(tl.int64) * TILES.split * size
     totals = ()

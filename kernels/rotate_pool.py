@@ -11,9 +11,8 @@ integer maximum: at most 2^-(23 - bits) below the value, and exact where the val
 number, as at ``u = I``. Values that agree in what is kept are ties; those below 2^(bits - 149) are
 0. Larger maps and float32 ones give whole float32 values.
 
-Nothing here waits for the device, and the same call gives the same bits. Scratch memory is
-allocated with each call but for counters, which every launch leaves at 0: so a call can be captured
-in a CUDA graph and replayed.
+Nothing here waits for the device, and the same call gives the same bits. All scratch memory is
+allocated with each call: so a call can be captured in a CUDA graph and replayed.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ from . import device as gpu
 from . import rotate_pool_kernels as kernels
 from . import tuned
 from .epilogues.extremes import Borders, Keys
-from .precision import ROTATE_POOL, ROTATE_POOL_PARTS, check_products, terms
-from .product import Arithmetic, Parts, Pixels, Vectors
+from .precision import ROTATE_POOL, ROTATE_POOL_PARTS, check_products, run, terms
+from .product import Arithmetic, Parts, Pixels, Vectors, common_multiple
 from .rows import rows, split
 from .tiles.rotate_pool import Tiles, candidates, choose, count
 
@@ -48,22 +47,18 @@ WORKSPACE = 1 << 30
 """Bytes that a map may take when it is laid out anew; larger ones are done in several launches."""
 HALF = (torch.float16, torch.bfloat16)
 
-_counters: dict[tuple[torch.device, int], Tensor] = {}
 
+def zeros(device: torch.device, *sizes: int) -> list[Tensor]:
+    """So many int32 zeros in one allocation, each part at 16 bytes; none if there are no sizes.
 
-def counters(device: torch.device, number: int) -> Tensor:
-    """This many int32 zeros, which a launch has to leave at 0: the same for all of a stream."""
-    stream = 0
-    if device.type == "cuda":
-        if torch.cuda.is_current_stream_capturing():
-            return torch.zeros(number, dtype=torch.int32, device=device)  # part of the graph
-        stream = torch.cuda.current_stream(device).cuda_stream
-    zeros = _counters.get((device, stream))
-    if zeros is None or zeros.numel() < number:
-        size = max(4096, triton.next_power_of_2(number))
-        zeros = torch.zeros(size, dtype=torch.int32, device=device)
-        _counters[device, stream] = zeros
-    return zeros
+    Made anew by each call, so that a call in a CUDA graph is whole (a tensor that outlives a call
+    is what ``torch.compile(mode="reduce-overhead")`` refuses), and two streams share nothing.
+    """
+    if len(sizes) < 2:
+        return [torch.zeros(size, dtype=torch.int32, device=device) for size in sizes]
+    padded = [-(-size // 4) * 4 for size in sizes]
+    whole = torch.zeros(sum(padded), dtype=torch.int32, device=device)
+    return [part[:size] for part, size in zip(whole.split(padded), sizes, strict=True)]
 
 
 def default_products(x: torch.dtype, u: torch.dtype) -> str:
@@ -129,6 +124,7 @@ class Launch:
     items: int  # tiles times parts
     arguments: dict[str, Any] = field(repr=False)
     options: dict[str, int]
+    state: Tensor | None  # [state] int32 zeros, for the caller
 
 
 def launch(
@@ -138,43 +134,46 @@ def launch(
     products: str,
     tiles: Tiles,
     exact: bool,
-    first_counter: int = 0,
+    state: int = 0,
 ) -> Launch:
-    """What `rotate_pool_kernel` is to be called with.
-
-    first_counter: how many of `counters` the caller uses itself.
-    """
+    """What `rotate_pool_kernel` is to be called with, and `state` zeros that the caller wants."""
     batch, pixels, channels = x.shape
     operand = map_operand(x, products)
     number = count(tiles, batch, pixels, channels)
+    down = triton.cdiv(channels, tiles.channels)
+    wide = 2 if exact else 1  # int64 keys for whole values
+    wanted = {
+        "state": state,
+        "arrived": number if tiles.split > 1 else 0,
+        "merged": 0 if tiles.images else down * batch,
+        "keys": 0 if tiles.images else 2 * batch * channels * wide,
+    }
+    wanted = {name: size for name, size in wanted.items() if size}
+    clear = dict(zip(wanted, zeros(x.device, *wanted.values()), strict=True))
     parts, borders = Parts(None, None), Borders(None, None)
     if tiles.split > 1:
         size = number * tiles.split * tiles.channels * tiles.columns
-        parts = Parts(
-            torch.empty(size, dtype=torch.float32, device=x.device),
-            counters(x.device, first_counter + number)[first_counter:],
-        )
+        sums = torch.empty(size, dtype=torch.float32, device=x.device)
+        parts = Parts(sums, clear["arrived"])
     if not tiles.images:
-        key = torch.int64 if exact else torch.int32
-        down = triton.cdiv(channels, tiles.channels)
-        borders = Borders(
-            torch.zeros(2, batch, channels, dtype=key, device=x.device),
-            torch.zeros(down, batch, dtype=torch.int32, device=x.device),
-        )
+        keys = clear["keys"].view(torch.int64) if exact else clear["keys"]
+        borders = Borders(keys, clear["merged"])
     arguments = {
         "x": operand, "u": u, "outputs": outputs, "parts": parts, "borders": borders,
         "B": batch, "C": channels, "SIZE": pixels, "P": pixels if tiles.images else 0,
         "TILES": tiles,
         "ARITHMETIC": Arithmetic(
             terms(products),
+            run(products, tiles.block_k),
             "ieee" if products == "ieee" else "tf32",
             ragged=channels % tiles.block_k != 0,
+            multiple=common_multiple(channels, *operand[1:], u.part, u.row),
             emulated=gpu.emulated(),
         ),
         "KEYS": Keys((1 << (pixels - 1).bit_length()) - 1, exact),
     }  # fmt: skip
     options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
-    return Launch(number * tiles.split, arguments, options)
+    return Launch(number * tiles.split, arguments, options, clear.get("state"))
 
 
 def check(x: Tensor, u: Tensor, products: str | None) -> str:
@@ -268,6 +267,38 @@ def rotate_pool(
     return outputs
 
 
+JUDGED = 8
+"""Images that a search compares with float64, the first and the last among them."""
+
+
+def _judge(
+    x: Tensor,  # [B, P, C]
+    u: Tensor,  # [C, C]
+    products: str,
+) -> Callable[[tuple[Tensor, ...]], str | None]:
+    """What is wrong with a pool of x, in float64: a value, or the place of one."""
+    some = torch.linspace(0, len(x) - 1, min(JUDGED, len(x)), device=x.device).long().unique()
+    y = x[some].double() @ u.double().mT  # [images, P, C]
+    # of the largest value: what is packed away, and the products of the coarsest operands
+    coarse = products in ("half", "split", "bf16x3", "tf32")
+    allowed = (2.0**-10 if coarse else 2.0**-17) * float(y.abs().amax())
+
+    def wrong(results: tuple[Tensor, ...]) -> str | None:
+        pos, neg, pos_index, neg_index = (t[some] for t in results)
+        for name, value, index, side in (("pos", pos, pos_index, y), ("neg", neg, neg_index, -y)):
+            best = side.amax(1).clamp_min(0)
+            if not bool(((value - best).abs() <= allowed).all()):
+                return f"values of {name} are wrong"
+            inside = (index >= -1) & (index < side.shape[1]) & ((index >= 0) == (value > 0))
+            there = side.gather(1, index.long().clamp(0, side.shape[1] - 1)[:, None])[:, 0]
+            there = torch.where(index >= 0, there, 0)
+            if not bool((inside & (best - there <= 2 * allowed)).all()):
+                return f"places of {name} are wrong"
+        return None
+
+    return wrong
+
+
 def search(
     x: Tensor,  # [B, P, C]
     u: Tensor,  # [C, C]
@@ -277,6 +308,8 @@ def search(
     path: str | os.PathLike[str] | None = None,
 ) -> tuple[Tiles, dict[Tiles, float]]:
     """Time all `candidates` for such a map and keep the fastest in a file, see `tuned`.
+
+    Those whose values or places are not float64's, within rounding, are left out.
 
     Args:
         x: [B, P, C], as in `rotate_pool`.
@@ -300,7 +333,7 @@ def search(
     best, times = tuned.fastest(
         list(dict.fromkeys([fixed, *others])),
         lambda tiles: rotate_pool(x, u, products, chosen=tiles),
-        rotate_pool(x, u, products, chosen=fixed),
+        _judge(x, u, products),
         measure or triton.testing.do_bench,
     )
     name = tuned.key(x.device, products, batch, pixels, channels)

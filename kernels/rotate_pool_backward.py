@@ -18,12 +18,18 @@ from torch import Tensor
 from . import device as gpu
 from . import rotate_pool_backward_kernels as kernels
 from .precision import GRADIENT_OF_FLOAT, GRADIENT_OF_HALF, check_products
+from .product import common_multiple
 from .rows import rows
 from .tiles import rotate_pool_backward as tiles
 from .tiles.blocks import Block, pick
 
 PRODUCTS = (*GRADIENT_OF_HALF, *GRADIENT_OF_FLOAT)
 """How dY is multiplied with an operand, see `infodisent.kernels.precision`."""
+
+
+def default_products(operand: torch.dtype, result: torch.dtype) -> str:
+    """How dY and an operand are multiplied where nothing is asked for."""
+    return _products(None, operand, result)
 
 
 def _products(asked: str | None, operand: torch.dtype, result: torch.dtype) -> str:
@@ -98,7 +104,8 @@ def grad_u(
     kernels.grad_u_kernel[(across * splits,)](
         *winners, _scales(winners, 1) if x.dtype == torch.float16 else None, x, parts,
         batch, pixels, channels, x.stride(0), x.stride(1), images,
-        PRODUCTS=products, EMULATE=gpu.emulated(), PIXELS=piece, BLOCKS=blocks,
+        MULTIPLE=common_multiple(channels, x.stride(0), x.stride(1)), PRODUCTS=products,
+        EMULATE=gpu.emulated(), PIXELS=piece, BLOCKS=blocks,
         BLOCK_M=block.block_m, BLOCK_N=block.block_n, ROWS=tiles.ROWS,
         num_warps=block.num_warps, num_stages=block.num_stages,
     )  # fmt: skip
@@ -131,7 +138,8 @@ def grad_x(
     kernels.grad_x_kernel[(down * triton.cdiv(channels, block.block_n),)](
         *winners, _scales(winners, 0) if u.dtype == torch.float16 else None, u, out,
         batch, pixels, channels,
-        PRODUCTS=products, EMULATE=gpu.emulated(), PIXELS=piece, BLOCKS=blocks,
+        MULTIPLE=common_multiple(channels), PRODUCTS=products,
+        EMULATE=gpu.emulated(), PIXELS=piece, BLOCKS=blocks,
         BLOCK_M=block.block_m, BLOCK_N=block.block_n, BLOCK_K=block.block_k, ROWS=tiles.ROWS,
         num_warps=block.num_warps, num_stages=block.num_stages,
     )  # fmt: skip
@@ -180,4 +188,4 @@ def rotate_pool_backward(
     return dx, du
 
 
-__all__ = ["PRODUCTS", "grad_u", "grad_x", "rotate_pool_backward"]
+__all__ = ["PRODUCTS", "default_products", "grad_u", "grad_x", "rotate_pool_backward"]

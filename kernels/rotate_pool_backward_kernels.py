@@ -23,6 +23,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .product import divisible
+
 
 @triton.jit
 def _multiply(
@@ -39,7 +41,11 @@ def _multiply(
     PRODUCTS: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
-    """Add ``dY · operand``, dY of the shape that pos and p broadcast to, as [M, K]."""
+    """Add ``dY · operand``, dY of the shape that pos and p broadcast to, as [M, K].
+
+    But for "half", whose result is rounded more coarsely, the step's sum is made from zero and
+    added in plain float32: see `infodisent.kernels.precision.RUN`. So does Triton for "tf32x3".
+    """
     # one pixel on both sides counts once, with both gradients
     g_pos = tl.where(pos == neg, g_pos + g_neg, g_pos)
     if PRODUCTS == "tf32x3" or PRODUCTS == "ieee":
@@ -53,23 +59,28 @@ def _multiply(
         nh = g_neg.to(tl.bfloat16)
         pl = (g_pos - ph.to(tl.float32)).to(tl.bfloat16)
         nl = (g_neg - nh.to(tl.float32)).to(tl.bfloat16)
-        total = _dot_part(total, pos, neg, pl, nl, p, high, M, K, TRANS, EMULATE)
-        total = _dot_part(total, pos, neg, ph, nh, p, low, M, K, TRANS, EMULATE)
-        total = _dot_part(total, pos, neg, ph, nh, p, high, M, K, TRANS, EMULATE)
+        step = tl.zeros(total.shape, tl.float32)
+        step = _dot_part(step, pos, neg, pl, nl, p, high, M, K, TRANS, EMULATE)
+        step = _dot_part(step, pos, neg, ph, nh, p, low, M, K, TRANS, EMULATE)
+        total += _dot_part(step, pos, neg, ph, nh, p, high, M, K, TRANS, EMULATE)
+    elif PRODUCTS == "half":
+        ph = g_pos.to(operand.dtype)
+        nh = g_neg.to(operand.dtype)
+        total = _dot_part(total, pos, neg, ph, nh, p, operand, M, K, TRANS, EMULATE)
     else:
         ph = g_pos.to(operand.dtype)
         nh = g_neg.to(operand.dtype)
-        if PRODUCTS != "half":
-            g_pos -= ph.to(tl.float32)
-            g_neg -= nh.to(tl.float32)
-            pm = g_pos.to(operand.dtype)
-            nm = g_neg.to(operand.dtype)
-            if PRODUCTS == "split3":
-                pl = (g_pos - pm.to(tl.float32)).to(operand.dtype)
-                nl = (g_neg - nm.to(tl.float32)).to(operand.dtype)
-                total = _dot_part(total, pos, neg, pl, nl, p, operand, M, K, TRANS, EMULATE)
-            total = _dot_part(total, pos, neg, pm, nm, p, operand, M, K, TRANS, EMULATE)
-        total = _dot_part(total, pos, neg, ph, nh, p, operand, M, K, TRANS, EMULATE)
+        g_pos -= ph.to(tl.float32)
+        g_neg -= nh.to(tl.float32)
+        pm = g_pos.to(operand.dtype)
+        nm = g_neg.to(operand.dtype)
+        step = tl.zeros(total.shape, tl.float32)
+        if PRODUCTS == "split3":
+            pl = (g_pos - pm.to(tl.float32)).to(operand.dtype)
+            nl = (g_neg - nm.to(tl.float32)).to(operand.dtype)
+            step = _dot_part(step, pos, neg, pl, nl, p, operand, M, K, TRANS, EMULATE)
+        step = _dot_part(step, pos, neg, pm, nm, p, operand, M, K, TRANS, EMULATE)
+        total += _dot_part(step, pos, neg, ph, nh, p, operand, M, K, TRANS, EMULATE)
     return total
 
 
@@ -102,6 +113,12 @@ def _dot_part(
 
 
 @triton.jit
+def _inverse(power):
+    """1 / power, exactly, of powers of two from 2^-126 to 2^126; a division is not, on GPUs."""
+    return (0x7F000000 - power.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _finite(tile):
     """Whether all of a tile [M, N] is finite."""
     wrong = (tl.abs(tile) < float("inf")).to(tl.int32) ^ 1
@@ -123,6 +140,7 @@ def grad_u_kernel(
     image_stride,
     pixel_stride,
     images,  # of one split
+    MULTIPLE: tl.constexpr,
     PRODUCTS: tl.constexpr,
     EMULATE: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -135,6 +153,9 @@ def grad_u_kernel(
 
     scales[c] goes into the gradients of channel c before they are rounded, and out of the sum.
     """
+    C = divisible(C, MULTIPLE)
+    image_stride = divisible(image_stride, MULTIPLE)
+    pixel_stride = divisible(pixel_stride, MULTIPLE)
     down = tl.cdiv(C, BLOCK_M)
     across = tl.cdiv(C, BLOCK_N)
     # the tiles of one split first: they read the same images
@@ -178,7 +199,7 @@ def grad_u_kernel(
     right = tl.arange(0, BLOCK_N)[None, :]
     if _finite(total):
         if scales is not None:
-            total *= (1 / scale)[:, None]  # exact: a power of two
+            total *= _inverse(scale)[:, None]
         below = tl.arange(0, BLOCK_M)[:, None]
         mask = (below < C - i * BLOCK_M) & (right < C - j * BLOCK_N)
         tl.store(out + (below * C + right), total.to(out.dtype.element_ty), mask=mask)
@@ -227,6 +248,7 @@ def grad_x_kernel(
     B,
     P,
     C,
+    MULTIPLE: tl.constexpr,
     PRODUCTS: tl.constexpr,
     EMULATE: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -241,6 +263,7 @@ def grad_x_kernel(
     scales[b] goes into the gradients of image b before they are rounded, and out of the sum.
     """
     PIECES: tl.constexpr = BLOCK_M // PIXELS
+    C = divisible(C, MULTIPLE)
     across = tl.cdiv(C, BLOCK_N)
     # the columns of one tile of rows first: they read the same indices, and u stays in L2
     start = tl.program_id(0) // across * PIECES
@@ -284,7 +307,7 @@ def grad_x_kernel(
         inside = (p_row < P) & (b_row < B)
         if scales is not None:
             row_scale = tl.load(scales + b_row, mask=inside, other=1.0)
-            total *= (1 / row_scale)[:, None]  # exact: a power of two
+            total *= _inverse(row_scale)[:, None]
         target = out + (b_row * P + p_row)[:, None] * C + k[None, :]
         mask = inside[:, None] & (k < C)[None, :]
         tl.store(target, total.to(out.dtype.element_ty), mask=mask)

@@ -4,7 +4,8 @@ The mathematics of `infodisent.backends.sparse.rotation` for the plans of powers
 ``S, S^2, S^4 [, Q]``, in one sequence of launches that is the same for every matrix: a kernel on
 the device bounds the norm, takes the plan and the squarings, and writes the coefficients; launches
 which that plan has no use for return at once. So a call can be captured in a CUDA graph (after one
-call that compiles), and a replay takes the polynomial that fits the norm of that moment.
+call that compiles), and a replay takes the polynomial that fits the norm of that moment. No tensor
+outlives a call: the numbers of the plans are constants of a kernel.
 
 Up to `MOST` squarings are launched: ``||S||_2`` up to 1638 (full) or 3276 (half). Beyond, or with
 NaN or Inf in A, or where S^4 overflows, U and dA are all NaN: never a wrong U.
@@ -27,6 +28,7 @@ from infodisent.polynomials.plans import Plan, Row, plans
 from . import device as gpu
 from . import rotation_kernels as kernels
 from .precision import ROTATION
+from .product import common_multiple
 from .tiles import rotation as tiles
 from .tiles.blocks import pick
 
@@ -107,7 +109,7 @@ def _degrees() -> list[int]:
     ]
 
 
-def table(precision: str) -> tuple[list[list[float]], list[float]]:
+def table(precision: str) -> tuple[list[list[float]], list[int]]:
     """The numbers of each plan for no squaring, [plans, WIDTH], and their degrees [WIDTH].
 
     With s squarings, coefficient i is multiplied by ``2^(-s degree[i])``.
@@ -119,14 +121,14 @@ def table(precision: str) -> tuple[list[list[float]], list[float]]:
         header[THETA], header[COST] = plan.theta, sum(plan.cost)
         header[USES_Q], header[USES_P1] = plan.q is not None, len(plan.products) > 1
         numbers.append(_row((*header, *_coefficients(plan.scaled(0))), WIDTH))
-    return numbers, _row((*[0] * 8, *_degrees()), WIDTH)
+    degrees = [*[0] * 8, *_degrees()]
+    return numbers, degrees + [0] * (WIDTH - len(degrees))
 
 
-@functools.lru_cache
-def _device_table(precision: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    rows, degree = table(precision)
-    # made once; copying it waits for the device, so the first call cannot be in a CUDA graph
-    return torch.tensor(rows, device=device), torch.tensor(degree, device=device)
+@functools.cache
+def _table(precision: str) -> kernels.Table:
+    rows, degrees = table(precision)
+    return kernels.Table(tuple(map(tuple, rows)), tuple(degrees))
 
 
 def _product(
@@ -152,6 +154,7 @@ def _product(
     kernels.product_kernel[(across * (across + 1) // 2 if symmetric else across * across,)](
         a, b, add, out, numbers, flag, level, beta, n,
         TRANS_A=trans_a, TRANS_B=trans_b, SYMMETRIC=symmetric, BOTH=both,
+        MULTIPLE=common_multiple(n),
         PRODUCTS=products, EMULATE=gpu.emulated(),
         BLOCK=block.block_m, BLOCK_K=block.block_k, GROUP=tiles.GROUP,
         num_warps=block.num_warps, num_stages=block.num_stages,
@@ -161,7 +164,7 @@ def _product(
 def _combine(
     inputs: Sequence[Tensor],  # N times [C, C]
     outputs: Sequence[Tensor],  # R times [C, C]
-    numbers: Tensor,  # [WIDTH]
+    numbers: Tensor | None,  # [WIDTH]; None: always, and all coefficients are 1
     row: int,
     *,
     flag: int = ALWAYS,
@@ -192,15 +195,16 @@ def _move(
 def _decide(powers: Tensor, numbers: Tensor, precision: str) -> None:
     """Write `numbers` [WIDTH] for the norm that S^2 and S^4, powers [2, C, C], show."""
     n = powers.shape[-1]
-    rows, degree = _device_table(precision, powers.device)
+    constants = _table(precision)
     blocks = triton.cdiv(n, tiles.NORM_ROWS)
     partial = torch.empty(2, 2, blocks, dtype=torch.float32, device=powers.device)
     kernels.norms_kernel[(blocks, 2)](
         powers, partial, n, blocks, ROWS=tiles.NORM_ROWS, COLS=tiles.NORM_COLS
     )
     kernels.decide_kernel[(1,)](
-        partial, rows, degree, numbers, blocks,
-        PLANS=len(rows), WIDTH=WIDTH, BLOCK=triton.next_power_of_2(blocks), MOST=MOST,
+        partial, numbers, blocks,
+        TABLE=constants, PLANS=len(constants.rows), WIDTH=WIDTH,
+        BLOCK=triton.next_power_of_2(blocks), MOST=MOST,
         SQUARINGS=SQUARINGS, ODD=ODD, POISON=POISON, THETA=THETA, COST=COST,
     )  # fmt: skip
 
@@ -209,10 +213,8 @@ def _empty(a: Tensor, *count: int) -> Tensor:
     return torch.empty(*count, *a.shape, dtype=torch.float32, device=a.device)
 
 
-def _skew(a: Tensor, precision: str, out: Tensor) -> Tensor:
-    ones = _device_table(precision, a.device)[0][0]
-    _combine([a], [out], ones, ALWAYS, parity=-1)
-    return out
+def _skew(a: Tensor, out: Tensor) -> None:
+    _combine([a], [out], None, ALWAYS, parity=-1)
 
 
 def rotation(a: Tensor, precision: str, products: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,13 +231,13 @@ def rotation(a: Tensor, precision: str, products: str) -> tuple[Tensor, Tensor, 
     """
     with torch.cuda.device_of(a):
         kept, u = _empty(a, BLOCKS), _empty(a)
-        numbers = torch.empty(WIDTH, dtype=torch.float32, device=a.device)
+        # zeros until it is decided, which are above a level of -1
+        numbers = torch.zeros(WIDTH, dtype=torch.float32, device=a.device)
         (s, left, right), chain = _empty(a, 3), kept[4:]
         square, fourth, q, p1 = kept[:4]
-        always = _device_table(precision, a.device)[0][0]
-        _skew(a, precision, s)
-        _product(s, s, square, always, products, symmetric=True)
-        _product(square, square, fourth, always, products, symmetric=True)
+        _skew(a, s)
+        _product(s, s, square, numbers, products, level=-1, symmetric=True)
+        _product(square, square, fourth, numbers, products, level=-1, symmetric=True)
         _decide(kept[:2], numbers, precision)
         _combine([s, square, fourth], [left], numbers, AT["q"], flag=USES_Q)
         _product(left, left, q, numbers, products, flag=USES_Q, symmetric=True)
@@ -265,7 +267,7 @@ def rotation_backward(
         chain, numbers = kept[4:], info
         g, out = _empty(a, 2), _empty(a)
         s, left, right, d_l1, d_m1, d_l2, d_m2 = _empty(a, 7)
-        _skew(a, precision, s)
+        _skew(a, s)
         # Squaring k reads g[(k + 1) % 2] and writes g[k % 2], so the first of them, which is known
         # on the device only, finds the gradient in g[squarings % 2]; the last leaves it in g[0].
         _move(grad, g, numbers, (ZERO, ODD), eye=False)

@@ -7,8 +7,12 @@ never waits to know which polynomial it was. What the numbers are: `infodisent.k
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import triton
 import triton.language as tl
+
+from .product import divisible
 
 
 @triton.jit
@@ -59,9 +63,11 @@ def _accumulate(
             if EMULATE:  # Triton's interpreter multiplies the bits of bfloat16 as integers
                 xh, xl = xh.to(tl.float32), xl.to(tl.float32)
                 yh, yl = yh.to(tl.float32), yl.to(tl.float32)
-            total = tl.dot(xl, yh, total)
-            total = tl.dot(xh, yl, total)
-            total = tl.dot(xh, yh, total)
+            # from zero, and then added in plain float32, as Triton does for tf32x3: see
+            # `infodisent.kernels.precision.RUN`
+            step = tl.dot(xl, yh)
+            step = tl.dot(xh, yl, step)
+            total += tl.dot(xh, yh, step)
         else:
             total = tl.dot(x, y, total, input_precision=PRODUCTS)
         a += BLOCK_K * step_a
@@ -84,6 +90,7 @@ def product_kernel(
     TRANS_B: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     BOTH: tl.constexpr,
+    MULTIPLE: tl.constexpr,
     PRODUCTS: tl.constexpr,
     EMULATE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -97,6 +104,7 @@ def product_kernel(
     """
     if tl.load(numbers + flag) <= level:
         return
+    C = divisible(C, MULTIPLE)
     p = tl.program_id(0)
     if SYMMETRIC:
         i, j = _triangle(p)
@@ -134,8 +142,8 @@ def product_kernel(
 def combine_kernel(
     inputs,  # tuple of N [C, C]
     outputs,  # tuple of R [C, C]; may be inputs
-    numbers,  # [WIDTH]
-    flag,  # the sums are needed where numbers[flag] > 0
+    numbers,  # [WIDTH], or None: the sums are needed, and all coefficients are 1
+    flag,  # they are where numbers[flag] > 0
     row,  # numbers[row + r * N + k] is the coefficient of input k in output r
     C,
     PARITY: tl.constexpr,
@@ -146,8 +154,9 @@ def combine_kernel(
     A program makes a tile of the lower triangle and its mirror image, so it reads all that it
     overwrites. An input whose coefficient is 0 is not read: it may never have been written.
     """
-    if tl.load(numbers + flag) <= 0:
-        return
+    if numbers is not None:  # noqa: SIM102  (known to the compiler)
+        if tl.load(numbers + flag) <= 0:
+            return
     i, j = _triangle(tl.program_id(0))
     high = i * BLOCK + tl.arange(0, BLOCK)
     left = j * BLOCK + tl.arange(0, BLOCK)
@@ -162,7 +171,9 @@ def combine_kernel(
         low = tl.zeros((BLOCK, BLOCK), tl.float32)
         up = tl.zeros((BLOCK, BLOCK), tl.float32)
         for k in tl.static_range(N):
-            c = tl.load(numbers + row + r * N + k)
+            c = 1.0
+            if numbers is not None:
+                c = tl.load(numbers + row + r * N + k)
             end = tl.where(c != 0, C, 0)  # of the rows to read
             low_mask = (high < end)[:, None] & (left < C)[None, :]
             up_mask = (left < end)[:, None] & (high < C)[None, :]
@@ -205,13 +216,31 @@ def norms_kernel(
     tl.store(partial + (power * 2 + 1) * blocks + block, tl.sum(tl.sum(squares, 1), 0))
 
 
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The numbers of all plans, a constant of `decide_kernel`: no tensor outlives a call.
+
+    Attributes:
+        rows: of each plan ``[WIDTH]``, for S itself, with theta and cost in the header.
+        degrees: ``[WIDTH]``: number i is to be multiplied by ``2^(-squarings * degrees[i])``.
+    """
+
+    rows: tuple[tuple[float, ...], ...]
+    degrees: tuple[int, ...]
+
+
+@triton.jit
+def _power_of_two(n):
+    """2^n, exactly, for whole n between -126 and 127: `exp2` is an approximation on GPUs."""
+    return ((n + 127) << 23).to(tl.float32, bitcast=True)
+
+
 @triton.jit
 def decide_kernel(
     partial,  # [2, 2, blocks], see norms_kernel
-    table,  # [PLANS, WIDTH]: the numbers of each plan for S, with theta and cost in the header
-    degree,  # [WIDTH]: what number i is to be multiplied by is 2^(-squarings * degree[i])
     numbers,  # [WIDTH], written
     blocks,
+    TABLE: tl.constexpr,  # `Table`: the numbers of each plan
     PLANS: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -247,9 +276,9 @@ def decide_kernel(
     squarings = 0
     served = False
     for index in tl.static_range(PLANS):
-        theta = tl.load(table + index * WIDTH + THETA)
-        needed = tl.sum((bound > theta * tl.exp2(count.to(tl.float32))).to(tl.int32), 0)
-        cost = tl.load(table + index * WIDTH + COST) + 3.0 * needed
+        theta = TABLE.rows[index][THETA]
+        needed = tl.sum((bound > theta * _power_of_two(count)).to(tl.int32), 0)
+        cost = TABLE.rows[index][COST] + 3.0 * needed
         better = finite & (needed <= MOST) & (cost < best_cost)
         best_cost = tl.where(better, cost, best_cost)
         plan = tl.where(better, index, plan)
@@ -257,8 +286,15 @@ def decide_kernel(
         served = served | better
 
     at = tl.arange(0, WIDTH)
-    power = -squarings.to(tl.float32) * tl.load(degree + at)
-    chosen = tl.load(table + plan * WIDTH + at) * tl.exp2(power)
+    degree = tl.zeros((WIDTH,), tl.int32)
+    chosen = tl.zeros((WIDTH,), tl.float32)
+    for i in tl.static_range(WIDTH):
+        value = 0.0
+        for index in tl.static_range(PLANS):
+            value = tl.where(plan == index, TABLE.rows[index][i], value)
+        chosen = tl.where(at == i, value, chosen)
+        degree = tl.where(at == i, TABLE.degrees[i], degree)
+    chosen *= _power_of_two(-squarings * degree)
     chosen = tl.where(at == SQUARINGS, squarings.to(tl.float32), chosen)
     chosen = tl.where(at == ODD, (squarings % 2).to(tl.float32), chosen)
     chosen = tl.where(at == POISON, tl.where(served, 0.0, float("nan")), chosen)
@@ -284,5 +320,7 @@ def move_kernel(
     target += tl.load(numbers + target_slot).to(tl.int64) * size
     x = tl.load(source + at, mask=at < size, other=0.0) + tl.load(numbers + poison)
     if IDENTITY:
-        x += (at % (C + 1) == 0).to(tl.float32)
+        # one division of 64 bits a program, and none of them an element
+        first = (tl.program_id(0).to(tl.int64) * BLOCK % (C + 1)).to(tl.int32)
+        x += ((first + tl.arange(0, BLOCK)) % (C + 1) == 0).to(tl.float32)
     tl.store(target + at, x, mask=at < size)

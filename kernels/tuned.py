@@ -87,8 +87,25 @@ def _results(named: str | None, default: Path) -> dict[str, Tiles]:
 def lookup(
     device: torch.device, products: str, batch: int, pixels: int, channels: int
 ) -> Tiles | None:
-    """What a search found for this problem, or None."""
-    results = _results(os.environ.get(ENV), default_file())
+    """What a search found for this problem, or None.
+
+    Every call of the kernels comes here, so what was found once is looked up by what could change.
+    """
+    named, cache = os.environ.get(ENV), os.environ.get("XDG_CACHE_HOME")
+    return _found(named, cache, device, products, batch, pixels, channels)
+
+
+@functools.lru_cache(maxsize=1024)
+def _found(
+    named: str | None,
+    _cache: str | None,  # where `default_file` is
+    device: torch.device,
+    products: str,
+    batch: int,
+    pixels: int,
+    channels: int,
+) -> Tiles | None:
+    results = _results(named, default_file())
     if not results:
         return None
     return results.get(key(device, products, batch, pixels, channels))
@@ -101,18 +118,19 @@ def remember(name: str, tiles: Tiles, path: Path | None = None) -> Path:
     entries[name] = dataclasses.asdict(tiles)
     write_json(path, entries)
     _results.cache_clear()
+    _found.cache_clear()
     return path
 
 
 def fastest(
     candidates: list[Tiles],
     run: Callable[[Tiles], tuple[torch.Tensor, ...]],
-    wanted: tuple[torch.Tensor, ...],
+    wrong: Callable[[tuple[torch.Tensor, ...]], str | None],
     measure: Callable[[Callable[[], Any]], float],
 ) -> tuple[Tiles, dict[Tiles, float]]:
-    """The fastest of some tiles, and milliseconds of all that work and give the wanted values.
+    """The fastest of some tiles, and milliseconds of all that work and give what they should.
 
-    Values may differ by the order of a sum; what differs by more, or does not compile, is left out.
+    wrong: what is wrong with results, or None. What does not compile is left out too.
 
     Raises:
         RuntimeError: none works.
@@ -120,13 +138,14 @@ def fastest(
     times: dict[Tiles, float] = {}
     for tiles in candidates:
         try:
-            outputs = run(tiles)
-            for output, want in zip(outputs[:2], wanted[:2], strict=True):
-                torch.testing.assert_close(output, want, rtol=2**-10, atol=2**-10)
-            times[tiles] = measure(functools.partial(run, tiles))
+            reason = wrong(run(tiles))
+            if reason is None:
+                times[tiles] = measure(functools.partial(run, tiles))
+                continue
         except Exception as error:
             # a candidate may ask for more registers or memory than there is: not an error here
-            _log.info("infodisent: %s: %s", tiles, str(error).splitlines()[:1])
+            reason = str(error)
+        _log.info("infodisent: %s: %s", tiles, reason.splitlines()[:1])
     if not times:
         raise RuntimeError("rotate_pool: none of the tiles works on this device")
     return min(times, key=times.__getitem__), times

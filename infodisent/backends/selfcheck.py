@@ -25,8 +25,9 @@ from infodisent.tracing import nothing_watches
 from infodisent.version import __version__
 
 ENV = "INFODISENT_SELFCHECK"
-Check = Callable[[str, torch.device, torch.dtype], None]
-"""Compares the kernels of an operator with float64; whatever it raises is the verdict."""
+Check = Callable[[str, torch.device, torch.dtype], str | None]
+"""Compares the kernels of an operator with float64; whatever it raises is the verdict. Returns what
+it covered, in words."""
 _log = logging.getLogger("infodisent")
 _verdicts: dict[tuple[str, str], str] = {}
 OK = "ok"
@@ -121,11 +122,12 @@ def _run(op: str, device: torch.device, dtype: torch.dtype, check: Check) -> tup
             torch.no_grad(),
             torch.autocast(device.type, enabled=False),
         ):
-            check(op, device, dtype)
+            covered = check(op, device, dtype)
     except Exception as error:
         # anything a kernel can raise, at compilation or launch, is a reason not to use it
         lines = str(error).splitlines() or [""]
         verdict = f"{type(error).__name__}: {lines[0]}"
         _log.warning("infodisent: auto will not use them: %s", verdict)
         return verdict, not isinstance(error, torch.OutOfMemoryError)
+    _log.warning("infodisent: they are right here (%s)", covered or "what was covered is not told")
     return OK, True

@@ -38,8 +38,8 @@ class Borders(NamedTuple):
     """Scratch of tiles that run across the borders of images; None twice for whole images.
 
     Attributes:
-        keys: ``[2, B, C]`` int32, int64 for exact values; 0 before.
-        merged: ``[rows of tiles, B]`` int32; 0 before.
+        keys: ``[2 B C]`` int32, int64 for exact values: of pos, then of neg; 0 before.
+        merged: ``[rows of tiles B]`` int32; 0 before.
     """
 
     keys: Tensor | None
@@ -182,6 +182,21 @@ def _unpack(
 
 
 @triton.jit
+def _announce(
+    ready,  # [B / READY] int32
+    first,
+    last,
+    IMAGES: tl.constexpr,  # last - first, or less
+    READY: tl.constexpr,
+):
+    """Count images first ... last - 1 to their groups, in one instruction: one fence a tile."""
+    GROUPS: tl.constexpr = triton.next_power_of_2((IMAGES - 1) // READY + 2)
+    group = first // READY + tl.arange(0, GROUPS)
+    inside = tl.minimum(last, group * READY + READY) - tl.maximum(first, group * READY)
+    tl.atomic_add(ready + group, inside, mask=inside > 0, sem="release")
+
+
+@triton.jit
 def pool(
     totals,  # one to three of [M, N] float32, see `infodisent.kernels.product`
     i,  # row of the tile
@@ -211,9 +226,9 @@ def pool(
             at = image.to(tl.int64) * C + channel
             there = channel < tl.where(image < B, C, 0)
             _write(at, there, bits_pos, at_pos, bits_neg, at_neg, factor, outputs)
-            if ready is not None:
-                tl.debug_barrier()  # every thread has written
-                tl.atomic_add(ready + image // READY, 1, mask=image < B, sem="release")
+        if ready is not None:
+            tl.debug_barrier()  # every thread has written
+            _announce(ready, j * IMAGES, tl.minimum(j * IMAGES + IMAGES, B), IMAGES, READY)
     else:
         N: tl.constexpr = TILES.columns
         column = j * N

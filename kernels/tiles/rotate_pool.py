@@ -66,6 +66,9 @@ class Tiles:
 # Not measured on a GPU yet. Chosen so that nothing spills on sm_80, sm_90 and sm_100 as compiled by
 # Triton 3.9 (tests/kernels/test_rotate_pool.py). The largest tile first: it reads least for what it
 # computes. (products, least compute capability, shapes); the first row that fits is taken.
+# Products that are added to a second sum now and then (`infodisent.kernels.precision.RUN`) have two
+# of each accumulator in registers; on sm_90 but one accumulator, or else ptxas runs the products
+# one by one ("wgmma.mma_async instructions are serialized").
 SHAPES: tuple[tuple[tuple[str, ...], int, tuple[Shape, ...]], ...] = (
     (
         ("half", "split"),
@@ -99,20 +102,38 @@ SHAPES: tuple[tuple[tuple[str, ...], int, tuple[Shape, ...]], ...] = (
     ),
     (
         ("bf16x3",),
-        90,
+        100,
         (
-            Shape(128, 256, (128,), 64, 8, 4),
+            Shape(128, 208, (128,), 64, 8, 4),
             Shape(128, 128, (128,), 64, 8, 3),
             Shape(64, 128, (128,), 64, 4, 4),
             Shape(64, 64, (64,), 64, 8, 4),
         ),
     ),
     (
+        ("bf16x3",),
+        90,
+        (
+            Shape(128, 128, (128,), 64, 8, 4),
+            Shape(64, 128, (128,), 64, 4, 4),
+            Shape(64, 64, (64,), 64, 8, 4),
+        ),
+    ),
+    (
+        ("tf32x3", "tf32"),
+        100,
+        (
+            Shape(128, 208, (128,), 32, 8, 4),
+            Shape(128, 128, (128,), 32, 8, 3),
+            Shape(64, 128, (128,), 32, 4, 4),
+            Shape(64, 64, (64,), 32, 4, 4),
+        ),
+    ),
+    (
         ("tf32x3", "tf32"),
         90,
         (
-            Shape(128, 256, (128,), 32, 8, 4),
-            Shape(128, 128, (128,), 32, 8, 3),
+            Shape(128, 128, (128,), 32, 8, 4),
             Shape(64, 128, (128,), 32, 4, 4),
             Shape(64, 64, (64,), 32, 4, 4),
         ),
@@ -121,7 +142,7 @@ SHAPES: tuple[tuple[tuple[str, ...], int, tuple[Shape, ...]], ...] = (
         ("bf16x3",),
         0,
         (
-            Shape(128, 208, (128,), 32, 8, 4),
+            Shape(128, 192, (128,), 32, 8, 4),
             Shape(128, 128, (128,), 32, 8, 4),
             Shape(64, 128, (128,), 32, 4, 4),
             Shape(64, 64, (64,), 64, 4, 4),
@@ -131,7 +152,7 @@ SHAPES: tuple[tuple[tuple[str, ...], int, tuple[Shape, ...]], ...] = (
         ("tf32x3", "tf32"),
         0,
         (
-            Shape(128, 208, (128,), 16, 8, 4),
+            Shape(128, 192, (128,), 16, 8, 4),
             Shape(128, 128, (128,), 32, 8, 3),
             Shape(64, 128, (128,), 16, 4, 4),
             Shape(64, 64, (64,), 32, 4, 4),
@@ -147,7 +168,12 @@ SHAPES: tuple[tuple[tuple[str, ...], int, tuple[Shape, ...]], ...] = (
     ),
 )
 NARROW = 32  # an accumulator of fewer columns takes the time of this many: it rereads all of U
-BORDERS = 1.4  # what a column costs in a tile across borders, whose pool takes a sweep an image
+BORDERS, SWEEP = (
+    1.4,
+    0.1,
+)  # what a column costs at least in a tile across borders, whose pool takes a
+# sweep of the tile an image, and what each of them adds
+MOST_IMAGES = 8  # in a tile: the pool of each is compiled apart
 FULL = 0.75  # tiles per multiprocessor from which on no smaller ones are taken
 SHORTEST = 4  # steps along K that a part should have
 
@@ -181,8 +207,9 @@ def _packings(shape: Shape, batch: int, pixels: int) -> list[tuple[int, tuple[in
     columns = min(shape.columns, max(16, triton.next_power_of_2(batch * pixels)))
     options: list[tuple[float, int, int, tuple[int, ...]]] = []
     if batch * pixels > columns:
-        options.append((BORDERS, 1, 0, shape.across))
-    for images in range(1, columns // pixels + 1):
+        cost = max(BORDERS, 1 + SWEEP * (sum(shape.across) / pixels + 1))
+        options.append((cost, len(shape.across), 0, shape.across))
+    for images in range(1, min(MOST_IMAGES, columns // pixels) + 1):
         for widths in _widths(images * pixels):
             if sum(widths) <= columns:
                 cost = sum(max(w, NARROW) for w in widths) / (images * pixels)

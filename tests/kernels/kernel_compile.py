@@ -5,7 +5,8 @@
 The host code runs on meta tensors with the launcher replaced by a recorder, so that what is
 compiled is what is launched; then each distinct launch is compiled ahead of time. One JSON object a
 launch and architecture is printed: registers and bytes of spills as ptxas reports them, shared
-memory, the tensor-core instructions in the PTX, and the first line of the error if it failed.
+memory, what `tests.kernels.kernel_text.facts` reads off, and the first line of the error if it
+failed.
 
 It must run in a process without TRITON_INTERPRET: see `run`, which tests call.
 """
@@ -23,16 +24,17 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tests.kernels.kernel_text import facts
+
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Bytes of shared memory that one program may have."""
-TENSOR_CORE = re.compile(r"(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)[\w.:]*")
 
 
 def _done(
@@ -195,17 +197,14 @@ def _constants(name: str, value: Any) -> Iterator[str]:
         yield f"{name}={value}".replace(" ", "")
 
 
-def compile_launch(kernel: Any, arguments: dict[str, Any], arch: int) -> dict[str, Any]:
-    """Compile one recorded launch."""
-    import triton
-    from triton.backends.compiler import GPUTarget
+def _source(kernel: Any, arguments: dict[str, Any]) -> tuple[Any, list[str]]:
+    """What Triton compiles for a recorded launch, and what to show of it."""
     from triton.compiler import ASTSource
 
     signature: dict[str, Any] = {}
     constants: dict[tuple, Any] = {}
     attributes: dict[tuple, Any] = {}
-    shown = []
-    c = arguments.get("C", 16)
+    shown: list[str] = []
     for i, parameter in enumerate(kernel.params):
         name, value = parameter.name, arguments[parameter.name]
         if parameter.is_constexpr:
@@ -220,14 +219,30 @@ def compile_launch(kernel: Any, arguments: dict[str, Any], arch: int) -> dict[st
             shown.append(f"{name}={len(value)}")
         if name == "d" and value is not None:
             shown.append("d")
-    options = {k: arguments[k] for k in ("num_warps", "num_stages") if k in arguments}
-    launch = {"kernel": kernel.__name__, "what": " ".join(shown), "C": c, "arch": arch, **options}
+    return ASTSource(kernel, signature, constants, attributes), shown
+
+
+def _options(arguments: dict[str, Any]) -> dict[str, int]:
+    return {k: arguments[k] for k in ("num_warps", "num_stages") if k in arguments}
+
+
+def compile_launch(kernel: Any, arguments: dict[str, Any], arch: int) -> dict[str, Any]:
+    """Compile one recorded launch."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    source, shown = _source(kernel, arguments)
+    options = _options(arguments)
+    launch = {
+        "kernel": kernel.__name__, "what": " ".join(shown), "C": arguments.get("C", 16),
+        "arch": arch, **options,
+    }  # fmt: skip
     start = time.perf_counter()
     log = io.StringIO()
     try:
         with contextlib.redirect_stdout(log):
             compiled = triton.compile(
-                ASTSource(kernel, signature, constants, attributes),
+                source,
                 target=GPUTarget("cuda", arch, 32),
                 options=options,
             )
@@ -235,15 +250,68 @@ def compile_launch(kernel: Any, arguments: dict[str, Any], arch: int) -> dict[st
         return {**launch, "error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
     registers = re.search(r"Used (\d+) registers", log.getvalue())
     spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", log.getvalue())
-    instructions = sorted(set(TENSOR_CORE.findall(compiled.asm["ptx"])))
     return {
         **launch,
         "registers": int(registers[1]),
         "spills": sum(map(int, spills)),
         "shared": compiled.metadata.shared,
-        "instructions": instructions,
+        # ptxas: "wgmma.mma_async instructions are serialized due to ..."
+        "serialized": "serialized" in log.getvalue(),
+        **facts(compiled.asm["ttgir"], compiled.asm["ptx"]),
         "seconds": round(time.perf_counter() - start, 1),
     }
+
+
+def with_ones(kernel: Any, arguments: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(argument, all arguments) with each integer that is no constant set to 1 in turn."""
+    for parameter in kernel.params:
+        name, value = parameter.name, arguments[parameter.name]
+        if parameter.is_constexpr or parameter.do_not_specialize or isinstance(value, bool):
+            continue
+        if isinstance(value, int):
+            yield name, {**arguments, name: 1}
+        elif isinstance(value, tuple):
+            for i, item in enumerate(value):
+                if isinstance(item, int):
+                    items = [*value[:i], 1, *value[i + 1 :]]
+                    yield f"{name}[{i}]", {**arguments, name: _like(value, items)}
+
+
+def front_end(kernel: Any, arguments: dict[str, Any], arch: int) -> None:
+    """Make a launch's IR and no more: what raises for the type of an argument does so here."""
+    from triton._C.libtriton import ir
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+
+    target = GPUTarget("cuda", arch, 32)
+    backend = make_backend(target)
+    options = backend.parse_options(_options(arguments))
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    source, _ = _source(kernel, arguments)
+    implementation = backend.get_codegen_implementation(options)
+    source.make_ir(target, options, implementation, backend.get_module_map(), context)
+
+
+def compile_ones(stem: str, archs: list[int], sizes: list[int], products: list[str]) -> None:
+    """A line for every launch and every integer that is 1: the launcher makes constants of them."""
+    seen = set()
+    for arch, size, product in itertools.product(archs, sizes, products):
+        with recorder() as launches:
+            CALLS[stem](size, product)
+        for kernel, arguments in launches:
+            for name, changed in with_ones(kernel, arguments):
+                key = (kernel.__name__, *map(str, _key(kernel, changed)))
+                if key in seen:
+                    continue
+                seen.add(key)
+                line = {"kernel": kernel.__name__, "argument": name}
+                try:
+                    front_end(kernel, changed, arch)
+                except Exception as error:
+                    line["error"] = f"{type(error).__name__}: {str(error).splitlines()[-1]}"
+                print(json.dumps(line), flush=True)
 
 
 def compile_all(stem: str, archs: list[int], sizes: list[int], products: list[str]) -> None:
@@ -285,11 +353,25 @@ def _kind(value: Any, special: bool) -> Any:
     return (value.dtype, _aligned(value)) if isinstance(value, Tensor) else type(value)
 
 
-def run(stem: str, archs: list[int], sizes: list[int], products: list[str]) -> list[dict[str, Any]]:
-    """Compile in another process, where Triton does not interpret."""
+def run(
+    stem: str,
+    archs: list[int],
+    sizes: list[int],
+    products: list[str],
+    *,
+    maps: Sequence[tuple[int, int]] = (),
+    ones: bool = False,
+) -> list[dict[str, Any]]:
+    """Compile in another process, where Triton does not interpret.
+
+    maps: (B, P) in place of `MAPS`; ones: `compile_ones`.
+    """
     command = [sys.executable, "-m", "tests.kernels.kernel_compile", stem]
     for option, values in (("arch", archs), ("size", sizes), ("products", products)):
         command += [f"--{option}", *map(str, values)]
+    if maps:
+        command += ["--maps", *(f"{batch},{pixels}" for batch, pixels in maps)]
+    command += ["--ones"] * ones
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     root = Path(__file__).resolve().parents[2]
     done = _done(command, root, environment)
@@ -304,8 +386,14 @@ def main() -> None:
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
     parser.add_argument("--size", type=int, nargs="+", default=[512, 2048])
     parser.add_argument("--products", nargs="+", default=["tf32x3"])
+    parser.add_argument("--maps", nargs="+", help="B,P instead of the usual ones")
+    parser.add_argument("--ones", action="store_true", help="each integer 1 in turn, IR only")
     options = parser.parse_args()
-    compile_all(options.stem, options.arch, options.size, options.products)
+    if options.maps:
+        global MAPS
+        MAPS = tuple(tuple(map(int, pair.split(","))) for pair in options.maps)
+    work = compile_ones if options.ones else compile_all
+    work(options.stem, options.arch, options.size, options.products)
 
 
 if __name__ == "__main__":

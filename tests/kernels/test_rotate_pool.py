@@ -173,6 +173,7 @@ def check_compiled(results: list[dict], arch: int, kernel: str = "rotate_pool_ke
     for r in results:
         assert "error" not in r, r
         assert r["shared"] <= kernel_compile.SHARED_LIMIT[arch], r
+        assert not r["serialized"], r
         assert r["spills"] == 0, r
         if r["kernel"] == kernel and "ieee" not in r["what"]:
             assert any(i.startswith(unit) for i in r["instructions"]), r

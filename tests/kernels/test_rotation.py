@@ -184,6 +184,7 @@ def check_compiled(results: list[dict], arch: int) -> None:
     for r in results:
         assert "error" not in r, r
         assert r["shared"] <= kernel_compile.SHARED_LIMIT[arch], r
+        assert not r["serialized"], r
         # where it spills a few scalars, ptxas trades them for one more block on a multiprocessor
         strict = "tf32x3" in r["what"] and r["C"] % 16 == 0
         assert r["C"] == 1 or r["spills"] <= (0 if strict else 32), r  # C = 1: a single element

@@ -42,8 +42,6 @@ def test_every_tile_gives_the_same(name, exact):
     for parts in (2,) if exact else (2, 5):  # more parts than there are steps is allowed
         split = Tiles(**{**vars(SMALL[name]), "split": parts})
         assert all(map(torch.equal, run(x, u, chosen=split, exact=exact), plain))
-    for counters in pool._counters.values():
-        assert not counters.any()
 
 
 @runs

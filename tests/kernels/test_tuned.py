@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import pytest
@@ -90,18 +91,36 @@ def test_a_damaged_file(content):
 
 
 def test_candidates_that_fail_are_left_out():
-    good = (torch.ones(2), torch.ones(2))
-
     def run(one):
         if one == 0:
             raise ValueError("does not compile")
-        return (good[0] * (1.1 if one == 1 else 1), good[1])
+        return (torch.full((2,), 1.1 if one == 1 else 1.0),)
 
-    best, times = tuned.fastest([0, 1, 2, 3], run, good, lambda call: (call(), 5.0)[1])
+    def wrong(results):
+        return None if results[0].eq(1).all() else "values"
+
+    best, times = tuned.fastest([0, 1, 2, 3], run, wrong, lambda call: (call(), 5.0)[1])
     assert best == 2
     assert times == {2: 5.0, 3: 5.0}
     with pytest.raises(RuntimeError, match="none of the tiles works"):
-        tuned.fastest([0, 1], run, good, lambda call: 1.0)
+        tuned.fastest([0, 1], run, wrong, lambda call: 1.0)
+
+
+@pytest.mark.parametrize("products", ["half", "tf32x3"])
+def test_a_search_is_judged_by_float64_and_places(products):
+    """Whatever the tiles of the table give is no truth."""
+    dtype = torch.float16 if products == "half" else torch.float32
+    x, u = torch.randn(12, 9, 16).to(dtype), torch.linalg.qr(torch.randn(16, 16))[0].to(dtype)
+    y = x.double() @ u.double().mT
+    sides = [(side.amax(1).clamp_min(0), side.argmax(1)) for side in (y, -y)]
+    right = [value.float() for value, _ in sides]
+    right += [torch.where(value > 0, at, -1).int() for value, at in sides]
+    wrong = kernel._judge(x, u, products)
+    assert wrong(right) is None
+    assert wrong([right[0] * 1.01, *right[1:]]) == "values of pos are wrong"
+    assert wrong([*right[:3], (right[3] + 1) % 9]) == "places of neg are wrong"
+    assert wrong([*right[:2], right[2] * 0 + 9, right[3]]) == "places of pos are wrong"
+    assert wrong([right[0] * math.nan, *right[1:]]) == "values of pos are wrong"
 
 
 @outside

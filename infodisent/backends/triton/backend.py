@@ -12,10 +12,10 @@ from infodisent.backends.triton import kernels, loading
 from infodisent.contract import Extremes
 
 
-def _check(op: str, device: torch.device, dtype: torch.dtype) -> None:
+def _check(op: str, device: torch.device, dtype: torch.dtype) -> str:
     from infodisent.backends.triton import checks  # loads what nothing but a check needs
 
-    checks.run(op, device, dtype)
+    return checks.run(op, device, dtype)
 
 
 class Triton(Backend):

@@ -1,20 +1,38 @@
-"""What the self-check compares with float64: the Triton kernels on a few awkward sizes."""
+"""What the self-check compares with float64: the Triton kernels in every tile they may take.
+
+On a GPU it runs in a process of its own with a time limit: a kernel that hangs or writes where it
+should not then costs the caller nothing (after an illegal access a process has lost its GPU).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from infodisent.backends.triton import kernels
-from infodisent.testing import check_close, check_extremes, gradient_truth, random_map
+from infodisent.backends.triton import coverage, kernels
+from infodisent.contract import Extremes
+from infodisent.testing import (
+    WrongResultError,
+    check_close,
+    check_extremes,
+    gradient_truth,
+    random_map,
+    require,
+)
 
 SIZES = ((64, 49, 512), (9, 197, 768), (2, 577, 192), (1, 49, 2048), (5, 50, 72))
-"""(B, P, C): whole images side by side, one image a tile, columns across images, channels shared by
-several programs, and a width that is no multiple of anything."""
+"""(B, P, C) with the tiles that are chosen for them, in the layouts that maps have."""
 NORMS = (0.3, 5.0, 40.0)
 """``||A - A^T||_2``: of the smallest polynomial, the largest, and several squarings."""
+REPEATS = 5
+"""Times that a problem is run where blocks meet; the bits must be the same."""
+LIMIT = 900
+"""Seconds for a check in a process of its own, nearly all of it compiling."""
 
 
 def _tolerance(dtype: torch.dtype) -> float:
@@ -28,55 +46,123 @@ def _random(device: torch.device, *shape: int) -> Tensor:
     return torch.randn(shape, generator=generator, device="cpu").to(device)
 
 
+def _other(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """Dtypes of u beside maps of `dtype`: its own, and for half maps float32."""
+    return (dtype,) if dtype == torch.float32 else (dtype, torch.float32)
+
+
+def check_tiles(
+    device: torch.device,
+    dtype: torch.dtype,
+    most: int | None = None,
+) -> str:
+    """Every kind of tile of the forward and of the gradients; what they were, in words.
+
+    most: cases of each, for tests.
+    """
+    from infodisent.kernels import device as gpu
+    from infodisent.kernels import rotate_pool as forward
+
+    machine = gpu.capability(device), gpu.processors(device)
+    said = []
+    for u_dtype in _other(dtype):
+        products = forward.default_products(dtype, u_dtype)
+        cases = coverage.pool_cases(products, *machine)
+        for kind, case in list(cases.items())[:most]:
+            x, u, y = random_map(*case[:3], dtype=dtype, u_dtype=u_dtype, device=device, seed=7)
+            what = f"rotate_pool {products} {tuple(case[:3])} in {kind}"
+            pool = Extremes(*forward.rotate_pool(x, u, products, chosen=case.tiles))
+            check_extremes(pool, y, relative_tolerance=_tolerance(dtype), what=what)
+            for _ in range(REPEATS if kind.split or kind.across else 0):
+                again = forward.rotate_pool(x, u, products, chosen=case.tiles)
+                require(all(map(torch.equal, again, pool)), f"{what}: other bits the next time")
+        said.append(f"{products}: {len(cases)} kinds of tiles")
+    said += [_check_gradient_tiles(device, dtype, other, machine, most) for other in _other(dtype)]
+    return ", ".join(said)
+
+
+def _check_gradient_tiles(
+    device: torch.device,
+    dtype: torch.dtype,
+    u_dtype: torch.dtype,
+    machine: tuple[int, int],
+    most: int | None,
+) -> str:
+    from infodisent.kernels import rotate_pool_backward as host
+
+    products = host.default_products(dtype, u_dtype), host.default_products(u_dtype, dtype)
+    cases = coverage.gradient_cases(*products, machine[0])
+    for case in list(cases.values())[:most]:
+        x, u, y = random_map(*case[:3], dtype=dtype, u_dtype=u_dtype, device=device, seed=8)
+        pos, neg = _random(device, 2, case.batch, case.channels).unbind()
+        winners = pos, neg, y.argmax(1).int(), y.argmin(1).int()
+        truth = gradient_truth(pos, neg, x, u, *winners[2:])
+        du = host.grad_u(winners, x, u_dtype, splits=case.splits)
+        dx = host.grad_x(winners, u, case.pixels, dtype)
+        what = f"rotate_pool_backward {products} {tuple(case)}"
+        for actual, true, like in ((du, truth.du, u_dtype), (dx, truth.dx, dtype)):
+            tolerance = 2 * torch.finfo(like).eps if like.itemsize == 2 else 1e-5
+            check_close(actual, true, tolerance, what)
+    return f"gradients {' and '.join(products)}: {len(cases)}"
+
+
 def check_rotate_pool(
     device: torch.device,
     dtype: torch.dtype,
-    sizes: tuple[tuple[int, int, int], ...] = SIZES,
-) -> None:
+    sizes: Sequence[tuple[int, int, int]] = SIZES,
+    most: int | None = None,
+) -> str:
     """Forward and backward of `rotate_pool`, for rows and for pixels in neighbouring memory."""
     for number, size in enumerate(sizes):
-        x, u, y = random_map(*size, dtype=dtype, device=device, seed=sum(size))
-        if number % 2:  # NCHW
-            x = x.mT.contiguous().mT
-        what = f"rotate_pool {size}"
-        pool = kernels.rotate_pool(x, u)
-        check_extremes(pool, y, relative_tolerance=_tolerance(dtype), what=what)
-        grads = _random(device, 2, size[0], size[2])
-        winners = grads[0], grads[1], x, u, pool.pos_index, pool.neg_index
-        dx, du = kernels.rotate_pool_backward(*winners, True, True)
-        truth = gradient_truth(*winners)
-        tolerance = 2 * torch.finfo(dtype).eps if dtype.itemsize == 2 else 1e-5
-        assert dx is not None
-        assert du is not None
-        check_close(du, truth.du, tolerance, f"{what}: dU")
-        check_close(dx, truth.dx, tolerance, f"{what}: dX")
+        for u_dtype in _other(dtype):
+            x, u, y = random_map(*size, dtype=dtype, u_dtype=u_dtype, device=device, seed=sum(size))
+            if number % 2:  # NCHW
+                x = x.mT.contiguous().mT
+            what = f"rotate_pool {size}, U in {u_dtype}"
+            pool = kernels.rotate_pool(x, u)
+            check_extremes(pool, y, relative_tolerance=_tolerance(dtype), what=what)
+            grads = _random(device, 2, size[0], size[2])
+            winners = grads[0], grads[1], x, u, pool.pos_index, pool.neg_index
+            dx, du = kernels.rotate_pool_backward(*winners, True, True)
+            truth = gradient_truth(*winners)
+            assert dx is not None
+            assert du is not None
+            for actual, true, name in ((du, truth.du, "dU"), (dx, truth.dx, "dX")):
+                half = actual.dtype.itemsize == 2
+                tolerance = 2 * torch.finfo(actual.dtype).eps if half else 1e-5
+                check_close(actual, true, tolerance, f"{what}: {name}")
     x, u, y = random_map(*sizes[-1], dtype=dtype, device=device, kind="nan")
     pool = kernels.rotate_pool(x, u)
     check_extremes(pool, y, relative_tolerance=_tolerance(dtype), what="rotate_pool with NaN")
+    return f"{len(sizes)} sizes, {check_tiles(device, dtype, most)}"
 
 
 def check_infodisent_head(
     device: torch.device,
     dtype: torch.dtype,
-    sizes: tuple[tuple[int, int, int], ...] = SIZES,
-) -> None:
-    """`check_rotate_pool`, and the class scores."""
-    check_rotate_pool(device, dtype, sizes)
+    sizes: Sequence[tuple[int, int, int]] = SIZES,
+    most: int | None = None,
+) -> str:
+    """`check_rotate_pool`, and the class scores, with weights in float32 and in the map's dtype."""
+    said = check_rotate_pool(device, dtype, sizes, most)
     for size in sizes:
         x, u, y = random_map(*size, dtype=dtype, device=device, seed=sum(size))
-        weight, bias = _random(device, 130, size[2]), _random(device, 130)
-        logits, pool = kernels.infodisent_head(x, u, weight, bias, True)
-        what = f"infodisent_head {size}"
-        check_extremes(pool, y, relative_tolerance=_tolerance(dtype), what=what)
-        pooled = y.amax(1).clamp_min(0) - (-y).amax(1).clamp_min(0)
-        truth = pooled @ weight.double().clamp_min(0).mT + bias.double()
-        check_close(logits, truth, 1e-3 if dtype.itemsize == 2 else 1e-4, f"{what}: logits")
+        for kind in _other(dtype):
+            weight, bias = (_random(device, *s).to(kind) for s in ((130, size[2]), (130,)))
+            logits, pool = kernels.infodisent_head(x, u, weight, bias, True)
+            what = f"infodisent_head {size}, weights in {kind}"
+            check_extremes(pool, y, relative_tolerance=_tolerance(dtype), what=what)
+            pooled = y.amax(1).clamp_min(0) - (-y).amax(1).clamp_min(0)
+            truth = pooled @ weight.double().clamp_min(0).mT + bias.double()
+            allowed = max(2 * torch.finfo(kind).eps, 1e-4 if dtype.itemsize == 4 else 1e-3)
+            check_close(logits, truth, allowed, f"{what}: logits")
+    return said
 
 
 def check_rotation(
-    device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...] = (70, 512)
-) -> None:
-    """U and dA against float64."""
+    device: torch.device, dtype: torch.dtype, sizes: Sequence[int] = (70, 512, 1032)
+) -> str:
+    """U and dA against float64; the sizes take each of the tiles."""
     for n in sizes:
         for norm in NORMS:
             a = _random(device, n, n).double()
@@ -91,19 +177,53 @@ def check_rotation(
                 (d_truth,) = torch.autograd.grad(truth, leaf, grad.double())
             check_close(u, truth, 1e-5, f"rotation {n}, norm {norm}: U")
             check_close(d_a, d_truth, 1e-5, f"rotation {n}, norm {norm}: dA")
+    return f"{len(sizes)} sizes, {len(NORMS)} norms"
 
 
-CHECKS: dict[str, Callable[[torch.device, torch.dtype], None]] = {
+CHECKS: dict[str, Callable[[torch.device, torch.dtype], str]] = {
     "rotation": check_rotation,
     "rotate_pool": check_rotate_pool,
     "infodisent_head": check_infodisent_head,
 }
 
 
-def run(op: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Check the kernels of an operator.
+def run(op: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Check the kernels of an operator, on a GPU in another process; what was covered.
 
     Raises:
-        WrongResultError: a kernel computed something else.
+        WrongResultError: a kernel computed something else, or did not end.
+        torch.OutOfMemoryError: there is no room for the check.
     """
-    CHECKS[op](device, dtype)
+    if device.type != "cuda" or not sys.executable:
+        return CHECKS[op](device, dtype)
+    return _elsewhere([op, str(device), str(dtype).removeprefix("torch.")])
+
+
+def _elsewhere(arguments: list[str], limit: float = LIMIT) -> str:
+    """`main` with these arguments in another process; see `run`."""
+    command = [sys.executable, "-m", __name__, *arguments]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=limit
+        )
+    except subprocess.TimeoutExpired:
+        raise WrongResultError(f"the check did not end within {limit:.0f} s") from None
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    last = lines[-1] if lines else f"the check ended with code {done.returncode}"
+    if done.returncode == 0:
+        return last
+    if "OutOfMemoryError" in last:
+        raise torch.OutOfMemoryError(last)
+    raise WrongResultError(last)
+
+
+def main() -> None:
+    """Operator, device and dtype are the arguments; the last line says what was covered."""
+    op, device, dtype = sys.argv[1:4]
+    with torch.no_grad():
+        print(CHECKS[op](torch.device(device), getattr(torch, dtype)))
+
+
+if __name__ == "__main__":
+    main()

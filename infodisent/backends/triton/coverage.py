@@ -1,0 +1,111 @@
+"""Problems that between them run every kind of tile that the Triton kernels would ever take here.
+
+The choice of tiles is asked for a grid of sizes that leaves out no kind (`tests/kernels/
+test_coverage.py` asks for others), and each kind gets one small problem that is run with its tiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from infodisent.kernels.tiles.blocks import Block
+    from infodisent.kernels.tiles.rotate_pool import Tiles
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 100, 128, 256, 1024)
+PIXELS = (*range(1, 260), 576, 577, 784, 1025, 3136)  # of more, no tile holds an image
+CHANNELS = (64, 192, 384, 512, 640, 768, 1024, 1536, 2048, 4096)
+
+
+class Kind(NamedTuple):
+    """What tells the machine code of one tile of `rotate_pool` from another's.
+
+    Attributes:
+        channels, widths: its size.
+        across: whether its columns run across the borders of images.
+        split: whether several programs share its channels.
+    """
+
+    channels: int
+    widths: tuple[int, ...]
+    across: bool
+    split: bool
+
+
+class Case(NamedTuple):
+    """A problem, and the tiles to run it with."""
+
+    batch: int
+    pixels: int
+    channels: int
+    tiles: Tiles
+
+
+def kind(tiles: Tiles) -> Kind:
+    """The kind of some tiles."""
+    return Kind(tiles.channels, tiles.widths, tiles.images == 0, tiles.split > 1)
+
+
+def pool_cases(products: str, capability: int, processors: int) -> dict[Kind, Case]:
+    """One small problem for each kind of tile that a forward with these products may take.
+
+    Args:
+        products: one of `infodisent.kernels.precision.ROTATE_POOL`.
+        capability: compute capability, 80, 90, ...
+        processors: how many multiprocessors there are.
+    """
+    from infodisent.kernels.tiles.rotate_pool import choose
+
+    found: dict[Kind, tuple[tuple[int, int], int, int, Tiles]] = {}
+    uncached = choose.__wrapped__  # tens of thousands that nobody asks for again
+    for channels in CHANNELS:
+        for pixels in PIXELS:
+            for batch in BATCHES:
+                tiles = uncached(batch, pixels, channels, products, capability, processors)
+                key = kind(tiles)
+                # the least pixels for each kind; but one image alone where it has several tiles
+                # whose channels are split: the launcher makes a constant of a batch of 1
+                rank = (batch if key.across and key.split else 0), pixels
+                if key not in found or rank < found[key][0]:
+                    found[key] = rank, batch, pixels, tiles
+    cases = {}
+    for number, (key, (_, batch, pixels, tiles)) in enumerate(sorted(found.items())):
+        # two rows of tiles and two columns, the last of which are not full; channels that are a
+        # multiple of a step, of 8 and of nothing in turn
+        channels = 2 * key.channels - (0, 40, 3)[number % 3]
+        if key.split:  # two parts at least
+            channels = max(channels, 2 * tiles.block_k)
+            tiles = replace(tiles, split=2 + number % 2)
+        least = tiles.images + 1 if tiles.images else tiles.columns // pixels + 2
+        cases[key] = Case(min(batch, least), pixels, channels, tiles)
+    return cases
+
+
+class GradientCase(NamedTuple):
+    """Sizes for the gradients, and in how many parts dU's batch is summed."""
+
+    batch: int
+    pixels: int
+    channels: int
+    splits: int
+
+
+def gradient_cases(
+    of_u: str, of_x: str, capability: int
+) -> dict[tuple[Block, Block, int], GradientCase]:
+    """A problem for each pair of tiles of dU and dX, and each size of the pieces of an image.
+
+    of_u, of_x: how dU and dX are multiplied.
+    """
+    from infodisent.kernels.tiles import rotate_pool_backward as tiles
+    from infodisent.kernels.tiles.blocks import pick
+
+    cases: dict[tuple[Block, Block, int], GradientCase] = {}
+    for number, channels in enumerate((72, 136, 264)):
+        block_u = pick(tiles.GRAD_U, channels, of_u, capability)
+        block_x = pick(tiles.GRAD_X, channels, of_x, capability)
+        for pixels in (7, 20, 49, 98, 197):
+            key = block_u, block_x, tiles.piece(pixels, block_u.block_k)
+            cases.setdefault(key, GradientCase(3, pixels, channels, 1 + (number + pixels) % 2))
+    return cases

@@ -1,0 +1,65 @@
+"""That the self-check runs every kind of tile that the package's own choice can reach."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from infodisent.kernels.precision import GRADIENT_OF_FLOAT, GRADIENT_OF_HALF
+from infodisent.kernels.tiles import rotate_pool as pool
+from infodisent.kernels.tiles import rotate_pool_backward as backward
+from infodisent.kernels.tiles.blocks import pick
+
+from infodisent.backends.triton import checks, coverage
+from infodisent.bench.shapes import AT_224, OTHERS
+from infodisent.testing import WrongResultError
+
+MACHINES = [(80, 108), (90, 132), (100, 148), (89, 58)]
+BATCHES = (1, 2, 3, 8, 16, 32, 64, 100, 128, 256, 512, 1024)
+
+
+@pytest.mark.parametrize(("capability", "processors"), MACHINES)
+@pytest.mark.parametrize("products", ["half", "split", "tf32x3"])
+def test_every_kind_of_tile_is_checked(products, capability, processors):
+    """Of the benchmark's maps at any batch, and of maps of any size."""
+    cases = coverage.pool_cases(products, capability, processors)
+    draw = random.Random(0)
+    sizes = [(b, s.pixels, s.channels) for s in (*AT_224.values(), *OTHERS.values())
+             for b in BATCHES]  # fmt: skip
+    for _ in range(3000):
+        channels = draw.choice((draw.randint(1, 4096), 8 * draw.randint(1, 512)))
+        sizes.append((draw.choice(BATCHES), draw.randint(1, 4000), channels))
+    missing = {}
+    for size in sizes:
+        kind = coverage.kind(pool.choose(*size, products, capability, processors))
+        if kind not in cases:
+            missing[kind] = size
+    assert not missing
+    for kind, case in cases.items():
+        assert coverage.kind(case.tiles) == kind
+        assert case.batch * case.pixels * case.channels**2 < 2e9  # of no time
+        assert pool.count(case.tiles, *case[:3]) > 1
+    assert any(kind.across for kind in cases)
+    assert any(kind.split for kind in cases)
+    assert any(case.batch == 1 and kind.across for kind, case in cases.items())
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("products", ["half", "split3", "tf32x3"])
+def test_every_tile_of_the_gradients_is_checked(products, capability):
+    assert products in GRADIENT_OF_HALF + GRADIENT_OF_FLOAT
+    cases = coverage.gradient_cases(products, products, capability)
+    for channels in range(1, 4097, 7):
+        block_u = pick(backward.GRAD_U, channels, products, capability)
+        block_x = pick(backward.GRAD_X, channels, products, capability)
+        for pixels in (1, 7, 16, 17, 49, 64, 100, 196, 577, 3136):
+            key = block_u, block_x, backward.piece(pixels, block_u.block_k)
+            assert key in cases, (channels, pixels)
+    assert {case.splits for case in cases.values()} == {1, 2}
+
+
+def test_a_check_elsewhere_ends_in_time_and_says_why():
+    with pytest.raises(WrongResultError, match="did not end within"):
+        checks._elsewhere(["rotation", "cpu", "float32"], limit=0.01)
+    with pytest.raises(WrongResultError, match="KeyError: 'nothing'"):
+        checks._elsewhere(["nothing", "cpu", "float32"])
