@@ -103,8 +103,9 @@ def test_several_times_more_accurate_than_torch(norm, kind):
     for name, ours, torchs in zip(
         ("U", "U U^T", "dA"), errors(ops.rotation), errors(reference.rotation), strict=True
     ):
-        # four times better at least, down to where nothing but the rounding of a result is left
-        assert ours <= max(torchs / 4, 4 * rounding), name
+        # three times better at least, also at the end of a polynomial's interval, down to where
+        # nothing but the rounding of a result is left
+        assert ours <= max(torchs / 3, 4 * rounding), name
 
 
 @pytest.mark.parametrize("plan", ALL_PLANS)
