@@ -21,8 +21,8 @@ struct AlignedDelete {
 template <typename E>
 using Buffer = std::unique_ptr<E[], AlignedDelete>;
 
-// Not initialised. Large ones ask for huge pages: the first touch of 4 KiB takes as long as 10,000
-// products.
+// Not initialised. Large ones ask for huge pages: at the first touch of each 4 KiB the system fills
+// them with zeros, a seventh of the time of screening at C = 512, B = 64.
 template <typename E>
 Buffer<E> buffer(int64_t count) {
   const std::size_t bytes = static_cast<std::size_t>(std::max<int64_t>(count, 1)) * sizeof(E);

@@ -75,11 +75,7 @@ class Product {
     auto packed = buffer<float>(a_.transposed ? (n_ + kRows - 1) / kRows * n_ * kRows : 0);
 #pragma omp parallel num_threads(team) if (team > 1)
     {
-#ifdef _OPENMP
-      const int me = omp_get_thread_num();
-#else
-      const int me = 0;
-#endif
+      const int me = thread_number();
       if (a_.transposed) {
 #pragma omp for schedule(static)
         for (int64_t k = 0; k < n_; k += kSquare)

@@ -19,4 +19,13 @@
 #define INFODISENT_DISPATCH "as compiled"
 #endif
 
+// Number of the calling thread in its team.
+inline int thread_number() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
 #define INFODISENT_INLINE inline __attribute__((always_inline))

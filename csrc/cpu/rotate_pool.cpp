@@ -57,11 +57,7 @@ class Forward {
     auto packed = buffer<E>(direct_ ? 0 : groups * group_tiles_ * tile_size_);
 #pragma omp parallel num_threads(team) if (team > 1)
     {
-#ifdef _OPENMP
-      const int me = omp_get_thread_num();
-#else
-      const int me = 0;
-#endif
+      const int me = thread_number();
       E* panel = panels.get() + me * panel_size();
       float* state = states.get() + me * 4 * group_ * kernel_.width;
       for (int64_t first = 0; first < x_.images; first += chunk_) {

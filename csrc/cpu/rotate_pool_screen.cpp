@@ -107,7 +107,6 @@ class Screened {
     words_ = buffer<Pair>(part_ * x_.pixels * depth_);
     rows_ = buffer<float>(part_ * x_.pixels * order_.size());
     rounded_ = buffer<RoundedRow>(part_ * x_.pixels);
-    inverse_ = buffer<float>(part_ * x_.pixels);
     std::vector<Scratch> scratches;
     for (int t = 0; t < team; ++t) scratches.emplace_back(*this);
     std::atomic<int64_t> left{0};
@@ -117,11 +116,7 @@ class Screened {
       left = 0;
 #pragma omp parallel num_threads(team) if (team > 1)
       {
-#ifdef _OPENMP
-        Scratch& scratch = scratches[static_cast<size_t>(omp_get_thread_num())];
-#else
-        Scratch& scratch = scratches[0];
-#endif
+        Scratch& scratch = scratches[static_cast<size_t>(thread_number())];
 #pragma omp for schedule(dynamic, 1)
         for (int64_t t = 0; t < images * blocks; ++t)
           round_pixels(first, t / blocks, t % blocks * kPixels, scratch);
@@ -163,7 +158,6 @@ class Screened {
       const int64_t at = image * x_.pixels + p;
       const float* row = s.row.get() + (p - p0) * size;
       rounded_[at] = round_row(row, x_.channels, limit_, words_.get() + at * depth_);
-      inverse_[at] = rounded_[at].inverse;
       reorder_row(row, order_, rows_.get() + at * size);
     }
   }
@@ -204,7 +198,7 @@ class Screened {
         for (int r = 0; r < kRows; ++r) {
           const int64_t at = std::min(row + r, end - 1);
           from[r] = words_.get() + at * depth_;
-          inverse[r] = inverse_[at];
+          inverse[r] = rounded_[at].inverse;
         }
         kernel_.tile(from, inverse, s.panel.get(), depth_, z + ready * width);
       }
@@ -268,7 +262,6 @@ class Screened {
   Buffer<Pair> words_;
   Buffer<float> rows_;
   Buffer<RoundedRow> rounded_;
-  Buffer<float> inverse_;
 };
 
 }  // namespace

@@ -9,11 +9,6 @@
 #include "rotate_pool_screen.h"
 #include "transpose.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define INFODISENT_X86 1
-#include <immintrin.h>
-#endif
-
 namespace infodisent {
 namespace {
 
@@ -56,11 +51,6 @@ INFODISENT_CLONES float round_to(const float* x, int64_t n, float scale, int16_t
   }
   return left;
 }
-
-template <int kCount>
-struct Lanes {
-  typedef float value __attribute__((vector_size(4 * kCount)));
-};
 
 // kCount products with one x at a time: what counts is how many rows have to be fetched. kWidth: of
 // the vectors that this processor has.

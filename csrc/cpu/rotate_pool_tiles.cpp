@@ -5,11 +5,6 @@
 
 #include "rotate_pool_panel.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define INFODISENT_X86 1
-#include <immintrin.h>
-#endif
-
 namespace infodisent {
 namespace {
 
@@ -17,11 +12,6 @@ namespace {
 // errors. At 128 they are below those of the library's product; 64 costs 1 %, 32 costs 3 % of the
 // speed.
 constexpr int64_t kMostSummed = 128;
-
-template <int kCount>
-struct Lanes {
-  typedef float value __attribute__((vector_size(4 * kCount)));
-};
 
 // Row `r` of the result joins the pool of its image. !(v <= high) holds for a NaN too, which is
 // taken once and stays. A plain loop: compilers turn comparisons of vector types into scalar code.

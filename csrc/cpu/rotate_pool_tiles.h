@@ -5,7 +5,18 @@
 
 #include "dtypes.h"
 
+// Where functions can be compiled for instruction sets of their own, and have their intrinsics.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define INFODISENT_X86 1
+#include <immintrin.h>
+#endif
+
 namespace infodisent {
+
+template <int kCount>
+struct Lanes {
+  typedef float value __attribute__((vector_size(4 * kCount)));
+};
 
 // What the pool of one image knows so far about the channels of a panel; each array is as long as
 // the panel is wide.

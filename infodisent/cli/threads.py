@@ -44,9 +44,7 @@ def processor_quota(root: Path = CGROUPS) -> int | None:
         except (OSError, ValueError):
             return None
     try:
-        processors = int(quota) / int(
-            period
-        )  # "max" is no number, and -1 stands for it in version 1
+        processors = int(quota) / int(period)  # no limit is "max", in version 1 it is -1
     except (ValueError, ZeroDivisionError):
         return None
     return math.ceil(processors) if processors > 0 else None

@@ -41,11 +41,13 @@ class Preview:
     def __call__(self, epoch: int, figures: Mapping[str, float]) -> None:
         """After every epoch."""
         del figures
+        if epoch != EPOCH:
+            return
         held_out: dict[int, str] = {}  # the first of every class
         for item in self.images.items:
             if item.split == "val" and isinstance(item.label, int):
                 held_out.setdefault(item.label, item.path)
-        if epoch != EPOCH or not held_out:
+        if not held_out:
             return
         label, classes = max(held_out), self.images.classes
         if not Path(held_out[label]).is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,25 @@ def test_peak_memory(memory_format):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert 0 < int(done.stdout) < 64e6
+
+
+@pytest.mark.parametrize(
+    ("tiles", "openmp", "fused", "product"),
+    [
+        ("avx512", True, True, True),
+        ("avx2", False, True, True),
+        ("neon", True, True, False),
+        ("neon", False, False, False),
+        ("", True, False, False),
+    ],
+)
+def test_what_a_tile_is_taken_for(monkeypatch, tiles, openmp, fused, product):
+    module = types.SimpleNamespace(tiles=tiles, openmp=openmp, pairs=False)
+    monkeypatch.setattr(_native, "_module", module)
+    assert _native.is_fused() == fused
+    assert (_native.multiplies(torch.float32, torch.float32, 8) is not None) == fused
+    assert _native.has_product(torch.float32) == product
+    assert not _native.has_product(torch.float64)
 
 
 needs_tile = pytest.mark.skipif(

@@ -38,8 +38,16 @@ def objection() -> str | None:
 
 
 def is_fused() -> bool:
-    """Whether this processor has the instructions that `rotate_pool` is fused for."""
-    return _module is not None and bool(_module.tiles)
+    """Whether `rotate_pool` is fused here: the processor has the instructions for it.
+
+    Not on Arm without OpenMP, as on a Mac: one thread would stand against a library that takes all
+    cores.
+    """
+    return _module is not None and bool(_module.tiles) and (_module.openmp or not _is_arm())
+
+
+def _is_arm() -> bool:
+    return str(_module.tiles) == "neon"
 
 
 def describe() -> str:
@@ -48,7 +56,7 @@ def describe() -> str:
         return f"{_missing}. Everything works without it, slower"
     threads = "OpenMP" if _module.openmp else "no OpenMP: one thread"
     tiles = " and ".join([_module.tiles, *(["avx512bf16"] if _module.pairs else [])])
-    fused = f"rotate_pool fused, {tiles}" if tiles else "rotate_pool by library products"
+    fused = f"rotate_pool fused, {tiles}" if is_fused() else "rotate_pool by library products"
     return f"built ({_module.dispatch}; {threads}; {fused}{_screening()})"
 
 
@@ -74,7 +82,7 @@ def screen_gain() -> float:
 
 def multiplies(x: torch.dtype, u: torch.dtype, channels: int) -> torch.dtype | None:
     """What `rotate_pool` wants U in for a map of dtype `x`; None where it has no product."""
-    if not _module.tiles or torch.float64 in (x, u):
+    if not is_fused() or torch.float64 in (x, u):
         return None
     pairs = x == u == torch.bfloat16 and _module.pairs and channels % 2 == 0
     return torch.bfloat16 if pairs else torch.float32
@@ -118,8 +126,11 @@ def mirror(x: Tensor, sign: float) -> None:
 
 
 def has_product(dtype: torch.dtype) -> bool:
-    """Whether `matrix_product` exists for this dtype on this processor."""
-    return dtype == torch.float32 and bool(_module.tiles)
+    """Whether `matrix_product` serves this dtype on this processor.
+
+    It was measured against the library's product on x86 alone.
+    """
+    return dtype == torch.float32 and bool(_module.tiles) and not _is_arm()
 
 
 def _factor(x: Tensor, n: int) -> tuple[int, bool]:

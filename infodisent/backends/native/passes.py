@@ -32,11 +32,11 @@ class CompiledPasses(TorchPasses):
         ``benchmarks/rotation_report.py``.
         """
         n = len(a)
-        if n >= _MIN_SPLIT and module.has_product(a.dtype):
-            module.matrix_product(a, b, out, parity=sign)
-            return
         if n < _MIN_SPLIT:
             super().product(a, b, out, sign)
+            return
+        if module.has_product(a.dtype):
+            module.matrix_product(a, b, out, parity=sign)
             return
         rows = -(-n // (4 if n < 768 else 6))
         for i in range(0, n, rows):
