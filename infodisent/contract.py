@@ -49,6 +49,43 @@ class Extremes(NamedTuple):
         return SparsePool(self.pos - self.neg, *self)
 
 
+class Pool(NamedTuple):
+    """What `similarity_pool` and `softmax_pool` keep of a map: per image and prototype the best.
+
+    Attributes:
+        value: best similarity (the largest; of "l2" the smallest), ``[B, M]``, float32 (float64
+            where an input is).
+        index: flat index of the pixel that has it, row-major over H x W and counted after the
+            prefix tokens, int32 ``[B, M]``, >= 0. Ties go to the lowest index.
+        second_value, second_index: the same for a second similarity, None if none was asked for.
+        mean: mean of the first similarity over the pixels that count, ``[B, M]``, or None.
+    """
+
+    value: Tensor
+    index: Tensor
+    second_value: Tensor | None = None
+    second_index: Tensor | None = None
+    mean: Tensor | None = None
+
+
+class Best(NamedTuple):
+    """What a kernel returns for one similarity: the best value and its pixel.
+
+    Attributes:
+        value: ``[B, M]`` float32 (float64 where an input is).
+        index: ``[B, M]`` int32.
+    """
+
+    value: Tensor
+    index: Tensor
+
+
+def empty_best(batch: int, prototypes: int, dtype: torch.dtype, device: torch.device | str) -> Best:
+    """Uninitialised `Best`: values of `dtype`, float32 or float64, and int32 places."""
+    value = torch.empty(batch, prototypes, dtype=dtype, device=device)
+    return Best(value, torch.empty(batch, prototypes, dtype=torch.int32, device=device))
+
+
 def empty_extremes(
     batch: int, channels: int, dtype: torch.dtype, device: torch.device | str
 ) -> Extremes:

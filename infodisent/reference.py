@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from infodisent.contract import SparsePool
-from infodisent.layout import to_bpc
+from infodisent.contract import Pool, SparsePool
+from infodisent.layout import to_bpc, value_dtype
 
 
 def rotation(A: Tensor) -> Tensor:
@@ -62,3 +62,100 @@ def infodisent_head(
         logits = logits + bias.to(dtype)
     logits = logits.to(weight.dtype)
     return (logits, pool) if return_pool else logits
+
+
+def similarity_pool(
+    x: Tensor,
+    prototypes: Tensor,
+    *,
+    similarity: str = "dot",
+    second: str | None = None,
+    mean: bool = False,
+    valid: Tensor | None = None,
+    input_fmt: str = "NCHW",
+    num_prefix_tokens: int = 0,
+) -> Pool:
+    """The best pixel for every prototype: x any layout, `prototypes` ``[M, C]``.
+
+    "dot" is the largest ``x_p·v_m``, "cosine" the largest ``x_p·v_m / (‖x_p‖ ‖v_m‖)`` (0 where a
+    norm is 0), "l2" the smallest ``‖x_p - v_m‖²``; `second` another of them. `mean` is the mean of
+    the first over the pixels. Only pixels of `valid`, ``[B, P]`` bool, count.
+    """
+    dtype = value_dtype(x.dtype, prototypes.dtype)
+    x, v = to_bpc(x, input_fmt, num_prefix_tokens).to(dtype), prototypes.to(dtype)
+    value, index = _best(x, v, similarity, valid)
+    others = (None, None) if second is None else _best(x, v, second, valid)
+    return Pool(value, index, *others, _mean(x, v, similarity, valid) if mean else None)
+
+
+def _best(x: Tensor, v: Tensor, similarity: str, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    if similarity == "l2":
+        with torch.no_grad():  # by differences: a pixel that equals a prototype is found
+            scores = -torch.cdist(x, v, compute_mode="donot_use_mm_for_euclid_dist")
+    elif similarity == "cosine":
+        scores = unit(x) @ unit(v).t()
+    else:
+        scores = x @ v.t()
+    if valid is not None:
+        scores = scores.masked_fill(~valid[:, :, None], -torch.inf)
+    value, index = scores.max(dim=1)  # [B, M]
+    if similarity == "l2":
+        winners = torch.take_along_dim(x, index[:, :, None], dim=1)  # [B, M, C]
+        value = (winners - v).square().sum(dim=2)
+    return value, index.to(torch.int32)
+
+
+def _mean(x: Tensor, v: Tensor, similarity: str, valid: Tensor | None) -> Tensor:
+    """Mean of a similarity over the pixels: that of the mean pixel, and for "l2" their spread."""
+    if similarity == "cosine":
+        x, v = unit(x), unit(v)
+    if valid is None:
+        valid = x.new_ones(x.shape[:2], dtype=torch.bool)
+    share = valid.to(x.dtype) / valid.sum(dim=1, keepdim=True)
+    x = torch.where(valid[:, :, None], x, 0)
+    center = (x * share[:, :, None]).sum(dim=1)  # [B, C]
+    if similarity != "l2":
+        return center @ v.t()
+    spread = ((x - center[:, None]).square().sum(dim=2) * share).sum(dim=1)  # [B]
+    return spread[:, None] + (center[:, None] - v).square().sum(dim=2)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows divided by their norms; zero, and without a gradient, where the norm is zero."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.where(norm == 0, 0, x / torch.where(norm == 0, 1, norm))
+
+
+def softmax_pool(
+    x: Tensor,
+    prototypes: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    bias: Tensor | None = None,
+    valid: Tensor | None = None,
+    input_fmt: str = "NCHW",
+    num_prefix_tokens: int = 0,
+) -> Pool:
+    """Softmax at every pixel, over channels or ``x_p·v_m / temperature + bias_m``; then the max.
+
+    Without `prototypes` the scores are ``x / temperature`` and M = C.
+    """
+    dtype = value_dtype(x.dtype, *(t.dtype for t in (prototypes, bias) if t is not None))
+    z = to_bpc(x, input_fmt, num_prefix_tokens).to(dtype)
+    if prototypes is not None:
+        z = z @ prototypes.to(dtype).t()
+    z = z / temperature
+    if bias is not None:
+        z = z + bias.to(dtype)
+    probability = torch.softmax(z, dim=2)  # [B, P, M]
+    if valid is not None:
+        probability = probability.masked_fill(~valid[:, :, None], -torch.inf)
+    value, index = probability.max(dim=1)
+    return Pool(value, index.to(torch.int32))
+
+
+def softmax_alignment(first: Tensor, second: Tensor, *, input_fmt: str = "NCHW") -> Tensor:
+    """``-log Σ_m softmax(first)_m softmax(second)_m`` at every pixel of two maps, ``[B, P]``."""
+    dtype = value_dtype(first.dtype, second.dtype)
+    a, b = (torch.log_softmax(to_bpc(z, input_fmt).to(dtype), dim=2) for z in (first, second))
+    return -torch.logsumexp(a + b, dim=2)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from infodisent.contract import Extremes
+from infodisent.contract import Best, Extremes
 
 MaybeTensor = Tensor | None
 
@@ -138,3 +138,61 @@ class Backend:
     ) -> tuple[Tensor, Extremes] | None:
         """Logits [B, K] in weight's dtype and the pool; None: `rotate_pool`, then a product."""
         return None
+
+    def similarity_pool(
+        self,
+        x: Tensor,  # [B, P, C], any strides
+        prototypes: Tensor,  # [M, C]
+        valid: Tensor | None,  # [B, P] bool, at least one pixel of every image; None: all count
+        similarities: tuple[str, ...],  # one or two of "dot", "cosine", "l2"
+    ) -> tuple[Best, ...]:
+        """The best pixel for every prototype, by each similarity, all from one product.
+
+        Values are exact where they cancel: "l2" and "cosine" are those of the winner's own numbers.
+        """
+        raise NotImplementedError
+
+    def similarity_pool_backward(
+        self,
+        grads: tuple[Tensor, ...],  # [B, M] each, of the values
+        indices: tuple[Tensor, ...],  # [B, M] int32 each
+        x: Tensor,  # [B, P, C]
+        prototypes: Tensor,  # [M, C]
+        similarities: tuple[str, ...],
+        need_x: bool,
+        need_prototypes: bool,
+    ) -> tuple[MaybeTensor, MaybeTensor]:
+        """dX [B, P, C] and dV [M, C] in the dtypes of x and prototypes, each only if needed."""
+        raise NotImplementedError
+
+    def softmax_pool(
+        self,
+        x: Tensor,  # [B, P, C], any strides
+        prototypes: Tensor | None,  # [M, C]; None: x itself holds the scores, M = C
+        scale: float,  # of the products
+        bias: Tensor | None,  # [M], only with prototypes
+        valid: Tensor | None,  # [B, P] bool
+    ) -> tuple[Best, Tensor]:
+        """The largest probability of every prototype over the pixels, each with a softmax over m.
+
+        Returns:
+            the best; and of every pixel the log-sum-exp over the prototypes, [B, P], in the
+            values' dtype.
+        """
+        raise NotImplementedError
+
+    def softmax_pool_backward(
+        self,
+        grad: Tensor,  # [B, M]
+        best: Best,  # of the forward
+        normalizer: Tensor,  # [B, P]: the log-sum-exp of the forward
+        x: Tensor,  # [B, P, C]
+        prototypes: Tensor | None,  # [M, C]
+        scale: float,
+        bias: Tensor | None,  # [M]
+        need_x: bool,
+        need_prototypes: bool,
+        need_bias: bool,
+    ) -> tuple[MaybeTensor, MaybeTensor, MaybeTensor]:
+        """dX [B, P, C], dV [M, C], dbias [M] in the dtypes of x, prototypes and bias."""
+        raise NotImplementedError
