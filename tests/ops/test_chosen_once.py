@@ -22,6 +22,7 @@ BACKWARD = {
     "rotation": "rotation_backward",
     "mx_pool": "mx_pool_backward",
     "rotate_pool": "rotate_pool_backward",
+    "similarity_pool": "similarity_pool_backward",
     "infodisent_head": "rotate_pool_backward",
 }
 pytestmark = built
@@ -36,6 +37,8 @@ def call(op: str, leaf: torch.Tensor) -> torch.Tensor:
         return ops.mx_pool(torch.einsum("ck,bkhw->bchw", leaf, x)).pooled
     if op == "rotate_pool":
         return ops.rotate_pool(x, leaf).pooled
+    if op == "similarity_pool":
+        return ops.similarity_pool(x, leaf, similarity="l2").value
     return ops.infodisent_head(x, leaf, leaf[:4].detach() + 0.5)
 
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from infodisent.backends.base import Backend, Call, MaybeTensor
-from infodisent.backends.sparse import mx_pool, rotate_pool
+from infodisent.backends.sparse import mx_pool, rotate_pool, similarity_pool
 from infodisent.backends.sparse.passes import TorchPasses
 from infodisent.backends.sparse.rotation import SkewExponential
-from infodisent.contract import Extremes
+from infodisent.contract import Best, Extremes
 
 
 def unsupported(call: Call) -> str | None:
@@ -26,7 +26,7 @@ class Sparse(Backend):
 
     name = "sparse"
     summary = "PyTorch alone: products on chunks that stay in cache, the sparse gradient; CPU, GPUs"
-    stems = ("rotation", "mx_pool", "rotate_pool", "infodisent_head")
+    stems = ("rotation", "mx_pool", "rotate_pool", "similarity_pool", "infodisent_head")
     exponential = SkewExponential(TorchPasses())
 
     def objection(self, call: Call) -> str | None:
@@ -81,4 +81,29 @@ class Sparse(Backend):
         """See `infodisent.backends.sparse.rotate_pool`."""
         return rotate_pool.rotate_pool_backward(
             grad_pos, grad_neg, x, u, pos_index, neg_index, need_x, need_u
+        )
+
+    def similarity_pool(
+        self,
+        x: Tensor,
+        prototypes: Tensor,
+        valid: Tensor | None,
+        similarities: tuple[str, ...],
+    ) -> tuple[Best, ...]:
+        """See `infodisent.backends.sparse.similarity_pool`."""
+        return similarity_pool.similarity_pool(x, prototypes, valid, similarities)
+
+    def similarity_pool_backward(
+        self,
+        grads: tuple[Tensor, ...],
+        indices: tuple[Tensor, ...],
+        x: Tensor,
+        prototypes: Tensor,
+        similarities: tuple[str, ...],
+        need_x: bool,
+        need_prototypes: bool,
+    ) -> tuple[MaybeTensor, MaybeTensor]:
+        """See `infodisent.backends.sparse.similarity_pool`."""
+        return similarity_pool.similarity_pool_backward(
+            grads, indices, x, prototypes, similarities, need_x, need_prototypes
         )
