@@ -250,7 +250,7 @@ def find_prototypes(
     sides = [_TopK(k, head.num_features, merged_on) for _ in range(2)]
     with bar(progress) as display, evaluating(head):
         task = display.add_task("find prototypes", total=len(indices), note="")
-        for maps, _, images in store.batches(indices, batch_size):
+        for maps, _, images in store.batches(indices, batch_size, dtype=None):
             pool = head.pool(maps.to(head.device), input_fmt="NLC")
             if not torch.isfinite(pool.pooled).all():
                 raise ValueError("find_prototypes: an activation is NaN or Inf; check the weights")
