@@ -1,6 +1,7 @@
 """The fused operators, differentiable and registered with torch (``torch.ops.infodisent``)."""
 
 from infodisent.contract import Pool, SparsePool
+from infodisent.ops.best_pixels import BestPixels, TopPixels, best_pixels
 from infodisent.ops.infodisent_head import infodisent_head
 from infodisent.ops.mx_pool import mx_pool
 from infodisent.ops.rotate_pool import rotate_pool
@@ -11,8 +12,11 @@ OPERATORS = ("rotation", "mx_pool", "rotate_pool", "similarity_pool", "infodisen
 
 __all__ = [
     "OPERATORS",
+    "BestPixels",
     "Pool",
     "SparsePool",
+    "TopPixels",
+    "best_pixels",
     "infodisent_head",
     "mx_pool",
     "rotate_pool",

@@ -131,7 +131,9 @@ class Training:
             units = pooled[batch].to(device)
             logits = head.classify(units)
         elif head.penalty_needs_pool:
-            units = head.pool(self.store.gather(batch, dtype=None).to(device), input_fmt="NLC").pooled
+            units = head.pool(
+                self.store.gather(batch, dtype=None).to(device), input_fmt="NLC"
+            ).pooled
             logits = head.classify(units)
         else:
             logits = head(self.store.gather(batch, dtype=None).to(device), input_fmt="NLC")
