@@ -46,6 +46,7 @@ SOURCES = [
     "csrc/cpu/rotate_pool_screen_tiles.cpp",
     "csrc/cpu/rotate_pool_tiles.cpp",
     "csrc/cpu/rotation.cpp",
+    "csrc/cpu/similarity_pool.cpp",
 ]
 FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CUDA = "infodisent._cuda"

@@ -16,6 +16,7 @@
 #include "rotate_pool.h"
 #include "rotate_pool_screen.h"
 #include "rotation.h"
+#include "similarity_pool.h"
 
 namespace py = pybind11;
 using infodisent::Address;
@@ -154,6 +155,36 @@ void rotate_pool(Address x, int dtype, int64_t images, int64_t pixels, int64_t c
       });
 }
 
+// similarities: one or two codes of infodisent::Similarity; values and indices as many addresses.
+void similarity_pool(Address x, int dtype, int64_t images, int64_t pixels, int64_t channels,
+                     int64_t image_stride, int64_t pixel_stride, int64_t channel_stride,
+                     Address prototypes, int64_t count, Address valid,
+                     const std::vector<int>& similarities, const std::vector<Address>& values,
+                     const std::vector<Address>& indices, int threads, int isa) {
+  using namespace infodisent;
+  const size_t views = similarities.size();
+  if (views < 1 || views > 2 || values.size() != views || indices.size() != views)
+    throw std::invalid_argument("similarity_pool: one or two similarities");
+  Matches matches{};
+  matches.views = static_cast<int>(views);
+  for (size_t v = 0; v < views; ++v) {
+    if (similarities[v] < 0 || similarities[v] > 2)
+      throw std::invalid_argument("similarity_pool: unknown similarity");
+    matches.similarity[v] = static_cast<Similarity>(similarities[v]);
+    matches.value[v] = at<float>(values[v]);
+    matches.index[v] = at<int32_t>(indices[v]);
+  }
+  with_map(dtype, x, images, pixels, channels, image_stride, pixel_stride, channel_stride,
+           [&](const auto& map) {
+             using T = std::remove_const_t<std::remove_pointer_t<decltype(map.data)>>;
+             if constexpr (std::is_same_v<T, double>)
+               throw std::invalid_argument("similarity_pool: float64 is for the library product");
+             else
+               infodisent::similarity_pool(map, at<const float>(prototypes), count,
+                                           at<const uint8_t>(valid), matches, threads, isa);
+           });
+}
+
 void rows(Address x, int dtype, int64_t images, int64_t pixels, int64_t channels,
           int64_t image_stride, int64_t pixel_stride, int64_t channel_stride, Address out,
           int threads) {
@@ -162,26 +193,40 @@ void rows(Address x, int dtype, int64_t images, int64_t pixels, int64_t channels
       [&](const auto& map) { infodisent::rows(map, at<WideOf<decltype(map)>>(out), threads); });
 }
 
+// `grads` and `indices`: of one side or two.
+template <typename A>
+infodisent::Winners<A> winners_of(int64_t count, const std::vector<Address>& grads,
+                                  const std::vector<Address>& indices) {
+  if (grads.empty() || grads.size() > 2 || indices.size() != grads.size())
+    throw std::invalid_argument("one or two sides of winners");
+  infodisent::Winners<A> winners{};
+  winners.count = count;
+  for (size_t side = 0; side < grads.size(); ++side) {
+    winners.grad[side] = at<const A>(grads[side]);
+    winners.index[side] = at<const int32_t>(indices[side]);
+  }
+  return winners;
+}
+
 void grad_u(Address x, int dtype, int64_t images, int64_t pixels, int64_t channels,
-            int64_t image_stride, int64_t pixel_stride, Address grad_pos, Address grad_neg,
-            Address pos_index, Address neg_index, Address du, bool accumulate, int threads) {
+            int64_t image_stride, int64_t pixel_stride, int64_t count,
+            const std::vector<Address>& grads, const std::vector<Address>& indices, Address base,
+            Address du, bool accumulate, int threads) {
   with_map(dtype, x, images, pixels, channels, image_stride, pixel_stride, 1, [&](const auto& map) {
     using A = WideOf<decltype(map)>;
-    infodisent::grad_u(map, at<const A>(grad_pos), at<const A>(grad_neg),
-                       at<const int32_t>(pos_index), at<const int32_t>(neg_index), at<A>(du),
+    infodisent::grad_u(map, winners_of<A>(count, grads, indices), at<const A>(base), at<A>(du),
                        accumulate, threads);
   });
 }
 
-void grad_x(Address u, bool wide, int64_t images, int64_t pixels, int64_t channels,
-            Address grad_pos, Address grad_neg, Address pos_index, Address neg_index, Address dx,
-            int threads) {
+void grad_x(Address u, bool wide, int64_t images, int64_t pixels, int64_t channels, int64_t count,
+            const std::vector<Address>& grads, const std::vector<Address>& indices, Address x,
+            Address dx, bool accumulate, int threads) {
   py::gil_scoped_release free;
   const auto run = [&](auto zero) {
     using A = decltype(zero);
-    infodisent::grad_x(at<const A>(u), at<const A>(grad_pos), at<const A>(grad_neg),
-                       at<const int32_t>(pos_index), at<const int32_t>(neg_index), at<A>(dx),
-                       images, pixels, channels, threads);
+    infodisent::grad_x(at<const A>(u), winners_of<A>(count, grads, indices), at<const A>(x),
+                       at<A>(dx), accumulate, images, pixels, channels, threads);
   };
   wide ? run(0.0) : run(0.0f);
 }
@@ -214,4 +259,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("rows", &rows);
   m.def("grad_u", &grad_u);
   m.def("grad_x", &grad_x);
+  m.def("similarity_pool", &similarity_pool);
 }

@@ -51,26 +51,31 @@ bool has_pairs();
 template <typename T>
 void rows(const Map<T>& x, typename Wide<T>::type* out /* [n * P, C] */, int threads);
 
-// du[c] (+)= sum_b grad_pos[b, c] x[b, pos_index[b, c]] + grad_neg[b, c] x[b, neg_index[b, c]],
-// nothing where an index is -1. x must have channel stride 1. Every row is summed by one thread in
-// the order of the images: the result depends on nothing else.
+// Winning pixels of `count` rows (channels, prototypes) in every image, and the gradients there:
+// one side, or two. An index of -1 is no winner.
+template <typename A>
+struct Winners {
+  int64_t count;
+  const A* grad[2];         // [n, count] each
+  const int32_t* index[2];  // the same; the second nullptr for one side
+};
+
+// du[c] (+)= sum over images and sides of grad[b, c] x[b, index[b, c]]; with `base`, of
+// grad[b, c] (x[b, index[b, c]] - base[c]). x must have channel stride 1. Every row is summed by
+// one thread in the order of the images: the result depends on nothing else.
 template <typename T>
-void grad_u(const Map<T>& x,
-            const typename Wide<T>::type* grad_pos,  // [n, C]
-            const typename Wide<T>::type* grad_neg,  // [n, C]
-            const int32_t* pos_index,                // [n, C]
-            const int32_t* neg_index,                // [n, C]
-            typename Wide<T>::type* du,              // [C, C]
+void grad_u(const Map<T>& x, const Winners<typename Wide<T>::type>& winners,
+            const typename Wide<T>::type* base,  // [count, C] or nullptr
+            typename Wide<T>::type* du,          // [count, C]
             bool accumulate, int threads);
 
-// dx[b, p] = sum of grad[b, c] u[c] over the channels c whose winner in image b is p.
+// dx[b, p] (+)= sum of grad[b, c] u[c] over the rows c whose winner in image b is p; with `x`, of
+// grad[b, c] (x[b, p] - u[c]).
 template <typename A>
-void grad_x(const A* u,                // [C, C]
-            const A* grad_pos,         // [n, C]
-            const A* grad_neg,         // [n, C]
-            const int32_t* pos_index,  // [n, C]
-            const int32_t* neg_index,  // [n, C]
-            A* dx,                     // [n, P, C]
-            int64_t images, int64_t pixels, int64_t channels, int threads);
+void grad_x(const A* u,  // [count, C]
+            const Winners<A>& winners,
+            const A* x,  // [n, P, C] or nullptr
+            A* dx,       // [n, P, C]
+            bool accumulate, int64_t images, int64_t pixels, int64_t channels, int threads);
 
 }  // namespace infodisent

@@ -69,14 +69,19 @@ INFODISENT_INLINE void add_rows(A* sum, int64_t width, A a, const T* x, A b, con
     for (int64_t j = 0; j < width; ++j) sum[j] += b * widen(y[j]);
 }
 
+// sum[j] += a (x[j] - v[j]), which is 0 where they are equal.
+template <typename T, typename A>
+INFODISENT_INLINE void add_difference(A* sum, int64_t width, A a, const T* x, const A* v) {
+#pragma GCC ivdep
+  for (int64_t j = 0; j < width; ++j) sum[j] += a * (widen(x[j]) - v[j]);
+}
+
 // Rows c0 .. c1 of du. Strips of columns outside, groups of images inside: the part of x in use
-// stays in L2 while every channel gathers from it.
+// stays in L2 while every row gathers from it.
 template <typename T>
-INFODISENT_INLINE void grad_u_range(const Map<T>& x, const typename Wide<T>::type* grad_pos,
-                                    const typename Wide<T>::type* grad_neg,
-                                    const int32_t* pos_index, const int32_t* neg_index,
-                                    typename Wide<T>::type* du, bool accumulate, int64_t c0,
-                                    int64_t c1) {
+INFODISENT_INLINE void grad_u_range(const Map<T>& x, const Winners<typename Wide<T>::type>& winners,
+                                    const typename Wide<T>::type* base, typename Wide<T>::type* du,
+                                    bool accumulate, int64_t c0, int64_t c1) {
   using A = typename Wide<T>::type;
   const int64_t row_bytes = std::min(kStrip, x.channels) * static_cast<int64_t>(sizeof(T));
   const int64_t group = std::max<int64_t>(1, kGroupBytes / (x.pixels * row_bytes));
@@ -91,19 +96,28 @@ INFODISENT_INLINE void grad_u_range(const Map<T>& x, const typename Wide<T>::typ
       for (int64_t c = c0; c < c1; ++c) {
         A* sum = du + c * x.channels + k;
         for (int64_t b = first; b < end; ++b) {
-          const int64_t at = b * x.channels + c;
+          const int64_t at = b * winners.count + c;
           const T* image = x.data + b * x.image_stride + k;
-          const T* p = pos_index[at] < 0 ? nullptr : image + pos_index[at] * x.pixel_stride;
-          const T* q = neg_index[at] < 0 ? nullptr : image + neg_index[at] * x.pixel_stride;
+          const int32_t i = winners.index[0][at];
+          const int32_t j = winners.index[1] == nullptr ? -1 : winners.index[1][at];
+          const T* p = i < 0 ? nullptr : image + i * x.pixel_stride;
+          const T* q = j < 0 ? nullptr : image + j * x.pixel_stride;
+          const A grad_p = winners.grad[0][at], grad_q = q == nullptr ? A(0) : winners.grad[1][at];
+          if (base != nullptr) {
+            const A* v = base + c * x.channels + k;
+            if (p != nullptr) add_difference(sum, width, grad_p, p, v);
+            if (q != nullptr) add_difference(sum, width, grad_q, q, v);
+            continue;
+          }
           if constexpr (std::is_same<T, Float16>::value)
             if (half != nullptr) {
-              half(sum, width, grad_pos[at], p, grad_neg[at], q);
+              half(sum, width, grad_p, p, grad_q, q);
               continue;
             }
           if (width == kStrip)
-            add_rows<T, A>(sum, kStrip, grad_pos[at], p, grad_neg[at], q);
+            add_rows<T, A>(sum, kStrip, grad_p, p, grad_q, q);
           else
-            add_rows<T, A>(sum, width, grad_pos[at], p, grad_neg[at], q);
+            add_rows<T, A>(sum, width, grad_p, p, grad_q, q);
         }
       }
     }
@@ -112,66 +126,69 @@ INFODISENT_INLINE void grad_u_range(const Map<T>& x, const typename Wide<T>::typ
 
 // One strip of columns of one image.
 template <typename A>
-INFODISENT_INLINE void grad_x_strip(const A* u, const A* grad_pos, const A* grad_neg,
-                                    const int32_t* pos_index, const int32_t* neg_index, A* dx,
-                                    int64_t pixels, int64_t channels, int64_t k) {
+INFODISENT_INLINE void grad_x_strip(const A* u, const Winners<A>& winners, int64_t image,
+                                    const A* x, A* dx, bool accumulate, int64_t pixels,
+                                    int64_t channels, int64_t k) {
   const int64_t width = std::min(kStrip, channels - k);
-  for (int64_t p = 0; p < pixels; ++p) std::fill_n(dx + p * channels + k, width, A(0));
-  for (int64_t c = 0; c < channels; ++c) {
+  if (!accumulate)
+    for (int64_t p = 0; p < pixels; ++p) std::fill_n(dx + p * channels + k, width, A(0));
+  const int sides = winners.index[1] == nullptr ? 1 : 2;
+  for (int64_t c = 0; c < winners.count; ++c) {
     const A* row = u + c * channels + k;
-    for (int side = 0; side < 2; ++side) {
-      const int32_t p = side ? neg_index[c] : pos_index[c];
+    for (int side = 0; side < sides; ++side) {
+      const int32_t p = winners.index[side][image * winners.count + c];
       if (p < 0) continue;
-      const A a = side ? grad_neg[c] : grad_pos[c];
+      const A a = winners.grad[side][image * winners.count + c];
       A* sum = dx + p * channels + k;
+      if (x != nullptr) {
+        add_difference(sum, width, a, x + p * channels + k, row);
+        continue;
+      }
 #pragma GCC ivdep
       for (int64_t j = 0; j < width; ++j) sum[j] += a * row[j];
     }
   }
 }
 
-#define PER_MAP(T, suffix)                                                                        \
-  INFODISENT_CLONES void rows_block_##suffix(const Map<T>& x, int64_t image, int64_t c0,          \
-                                             Wide<T>::type* out) {                                \
-    rows_block(x, image, c0, out);                                                                \
-  }                                                                                               \
-  INFODISENT_CLONES void rows_copy_##suffix(const Map<T>& x, int64_t image, int64_t p,            \
-                                            Wide<T>::type* out) {                                 \
-    rows_copy(x, image, p, out);                                                                  \
-  }                                                                                               \
-  INFODISENT_CLONES void grad_u_##suffix(const Map<T>& x, const Wide<T>::type* grad_pos,          \
-                                         const Wide<T>::type* grad_neg, const int32_t* pos_index, \
-                                         const int32_t* neg_index, Wide<T>::type* du,             \
-                                         bool accumulate, int64_t c0, int64_t c1) {               \
-    grad_u_range(x, grad_pos, grad_neg, pos_index, neg_index, du, accumulate, c0, c1);            \
-  }                                                                                               \
-  inline void do_rows_block(const Map<T>& x, int64_t image, int64_t c0, Wide<T>::type* out) {     \
-    rows_block_##suffix(x, image, c0, out);                                                       \
-  }                                                                                               \
-  inline void do_rows_copy(const Map<T>& x, int64_t image, int64_t p, Wide<T>::type* out) {       \
-    rows_copy_##suffix(x, image, p, out);                                                         \
-  }                                                                                               \
-  inline void do_grad_u(const Map<T>& x, const Wide<T>::type* grad_pos,                           \
-                        const Wide<T>::type* grad_neg, const int32_t* pos_index,                  \
-                        const int32_t* neg_index, Wide<T>::type* du, bool accumulate, int64_t c0, \
-                        int64_t c1) {                                                             \
-    grad_u_##suffix(x, grad_pos, grad_neg, pos_index, neg_index, du, accumulate, c0, c1);         \
+#define PER_MAP(T, suffix)                                                                         \
+  INFODISENT_CLONES void rows_block_##suffix(const Map<T>& x, int64_t image, int64_t c0,           \
+                                             Wide<T>::type* out) {                                 \
+    rows_block(x, image, c0, out);                                                                 \
+  }                                                                                                \
+  INFODISENT_CLONES void rows_copy_##suffix(const Map<T>& x, int64_t image, int64_t p,             \
+                                            Wide<T>::type* out) {                                  \
+    rows_copy(x, image, p, out);                                                                   \
+  }                                                                                                \
+  INFODISENT_CLONES void grad_u_##suffix(const Map<T>& x, const Winners<Wide<T>::type>& winners,   \
+                                         const Wide<T>::type* base, Wide<T>::type* du,             \
+                                         bool accumulate, int64_t c0, int64_t c1) {                \
+    grad_u_range(x, winners, base, du, accumulate, c0, c1);                                        \
+  }                                                                                                \
+  inline void do_rows_block(const Map<T>& x, int64_t image, int64_t c0, Wide<T>::type* out) {      \
+    rows_block_##suffix(x, image, c0, out);                                                        \
+  }                                                                                                \
+  inline void do_rows_copy(const Map<T>& x, int64_t image, int64_t p, Wide<T>::type* out) {        \
+    rows_copy_##suffix(x, image, p, out);                                                          \
+  }                                                                                                \
+  inline void do_grad_u(const Map<T>& x, const Winners<Wide<T>::type>& winners,                    \
+                        const Wide<T>::type* base, Wide<T>::type* du, bool accumulate, int64_t c0, \
+                        int64_t c1) {                                                              \
+    grad_u_##suffix(x, winners, base, du, accumulate, c0, c1);                                     \
   }
 PER_MAP(float, f32)
 PER_MAP(double, f64)
 PER_MAP(BFloat16, bf16)
 PER_MAP(Float16, f16)
 
-#define PER_TYPE(A, suffix)                                                                        \
-  INFODISENT_CLONES void grad_x_##suffix(const A* u, const A* grad_pos, const A* grad_neg,         \
-                                         const int32_t* pos_index, const int32_t* neg_index,       \
-                                         A* dx, int64_t pixels, int64_t channels, int64_t k) {     \
-    grad_x_strip(u, grad_pos, grad_neg, pos_index, neg_index, dx, pixels, channels, k);            \
-  }                                                                                                \
-  inline void do_grad_x(const A* u, const A* grad_pos, const A* grad_neg,                          \
-                        const int32_t* pos_index, const int32_t* neg_index, A* dx, int64_t pixels, \
-                        int64_t channels, int64_t k) {                                             \
-    grad_x_##suffix(u, grad_pos, grad_neg, pos_index, neg_index, dx, pixels, channels, k);         \
+#define PER_TYPE(A, suffix)                                                                      \
+  INFODISENT_CLONES void grad_x_##suffix(const A* u, const Winners<A>& winners, int64_t image,   \
+                                         const A* x, A* dx, bool accumulate, int64_t pixels,     \
+                                         int64_t channels, int64_t k) {                          \
+    grad_x_strip(u, winners, image, x, dx, accumulate, pixels, channels, k);                     \
+  }                                                                                              \
+  inline void do_grad_x(const A* u, const Winners<A>& winners, int64_t image, const A* x, A* dx, \
+                        bool accumulate, int64_t pixels, int64_t channels, int64_t k) {          \
+    grad_x_##suffix(u, winners, image, x, dx, accumulate, pixels, channels, k);                  \
   }
 PER_TYPE(float, f32)
 PER_TYPE(double, f64)
@@ -200,47 +217,46 @@ void rows(const Map<T>& x, typename Wide<T>::type* out, int threads) {
 }
 
 template <typename T>
-void grad_u(const Map<T>& x, const typename Wide<T>::type* grad_pos,
-            const typename Wide<T>::type* grad_neg, const int32_t* pos_index,
-            const int32_t* neg_index, typename Wide<T>::type* du, bool accumulate, int threads) {
+void grad_u(const Map<T>& x, const Winners<typename Wide<T>::type>& winners,
+            const typename Wide<T>::type* base, typename Wide<T>::type* du, bool accumulate,
+            int threads) {
   // twice as many ranges as threads, so that one held up by another process does not hold up all
-  const int64_t ranges = std::min<int64_t>(x.channels, 2 * std::max(threads, 1));
+  const int64_t ranges = std::min<int64_t>(winners.count, 2 * std::max(threads, 1));
   const int team = team_of(threads, ranges);
 #pragma omp parallel for num_threads(team) schedule(dynamic, 1) if (team > 1)
   for (int64_t r = 0; r < ranges; ++r)
-    do_grad_u(x, grad_pos, grad_neg, pos_index, neg_index, du, accumulate, x.channels * r / ranges,
-              x.channels * (r + 1) / ranges);
+    do_grad_u(x, winners, base, du, accumulate, winners.count * r / ranges,
+              winners.count * (r + 1) / ranges);
   (void)team;
 }
 
 template <typename A>
-void grad_x(const A* u, const A* grad_pos, const A* grad_neg, const int32_t* pos_index,
-            const int32_t* neg_index, A* dx, int64_t images, int64_t pixels, int64_t channels,
-            int threads) {
+void grad_x(const A* u, const Winners<A>& winners, const A* x, A* dx, bool accumulate,
+            int64_t images, int64_t pixels, int64_t channels, int threads) {
   const int64_t strips = (channels + kStrip - 1) / kStrip, tasks = images * strips;
   if (tasks == 0) return;
   const int team = team_of(threads, tasks);
 #pragma omp parallel for num_threads(team) schedule(static) if (team > 1)
   for (int64_t t = 0; t < tasks; ++t) {
     // strips outside: the strip of u in use is shared by all images
-    const int64_t b = t % images, k = t / images * kStrip, at = b * channels;
-    do_grad_x(u, grad_pos + at, grad_neg + at, pos_index + at, neg_index + at,
-              dx + b * pixels * channels, pixels, channels, k);
+    const int64_t b = t % images, k = t / images * kStrip, at = b * pixels * channels;
+    do_grad_x(u, winners, b, x == nullptr ? nullptr : x + at, dx + at, accumulate, pixels, channels,
+              k);
   }
   (void)team;
 }
 
-#define INSTANTIATE(T)                                                               \
-  template void rows<T>(const Map<T>&, Wide<T>::type*, int);                         \
-  template void grad_u<T>(const Map<T>&, const Wide<T>::type*, const Wide<T>::type*, \
-                          const int32_t*, const int32_t*, Wide<T>::type*, bool, int);
+#define INSTANTIATE(T)                                                                        \
+  template void rows<T>(const Map<T>&, Wide<T>::type*, int);                                  \
+  template void grad_u<T>(const Map<T>&, const Winners<Wide<T>::type>&, const Wide<T>::type*, \
+                          Wide<T>::type*, bool, int);
 INSTANTIATE(float)
 INSTANTIATE(double)
 INSTANTIATE(BFloat16)
 INSTANTIATE(Float16)
-template void grad_x<float>(const float*, const float*, const float*, const int32_t*,
-                            const int32_t*, float*, int64_t, int64_t, int64_t, int);
-template void grad_x<double>(const double*, const double*, const double*, const int32_t*,
-                             const int32_t*, double*, int64_t, int64_t, int64_t, int);
+template void grad_x<float>(const float*, const Winners<float>&, const float*, float*, bool,
+                            int64_t, int64_t, int64_t, int);
+template void grad_x<double>(const double*, const Winners<double>&, const double*, double*, bool,
+                             int64_t, int64_t, int64_t, int);
 
 }  // namespace infodisent

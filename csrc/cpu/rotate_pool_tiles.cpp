@@ -30,6 +30,27 @@ INFODISENT_INLINE void join(const TileTask<E>& task, int r, const float* row) {
   }
 }
 
+template <int kWidth>
+INFODISENT_INLINE void join_view(float* best, int32_t* index, const float* row, float scale,
+                                 float shift, int32_t here) {
+#pragma GCC ivdep
+  for (int j = 0; j < kWidth; ++j) {
+    const float high = best[j], v = scale * row[j] + shift;
+    const bool above = !(v <= high) & (high == high);
+    best[j] = above ? v : high;
+    index[j] = above ? here : index[j];
+  }
+}
+
+template <int kWidth, typename E>
+INFODISENT_INLINE void join_views(const ViewTask<E>& task, int r, const float* row) {
+  const PoolState& s = task.state[r];
+  const int32_t here = task.pixel[r];
+  join_view<kWidth>(s.pos, s.pos_index, row, task.scale[0][r], task.shift[0][r], here);
+  if (task.views > 1)
+    join_view<kWidth>(s.neg, s.neg_index, row, task.scale[1][r], task.shift[1][r], here);
+}
+
 template <int kCount, int kVectors, int kStep>
 INFODISENT_INLINE void float_product(const float* const* rows, const float* panel, int64_t depth,
                                      int64_t block, float* sum /* [kRows, kWidth] */) {
@@ -91,8 +112,15 @@ INFODISENT_INLINE void float_product(const float* const* rows, const float* pane
     product_##suffix(task.row, packed, panel, depth, block, sum);                                  \
     for (int r = 0; r < task.rows; ++r) join<LANES * VECTORS>(task, r, sum + r * LANES * VECTORS); \
   }                                                                                                \
-  constexpr TileKernel<float> k_##suffix{LANES * VECTORS, pack_##suffix, tile_##suffix, #suffix,   \
-                                         product_##suffix};
+  TARGET void views_##suffix(const ViewTask<float>& task, bool packed, const float* panel,         \
+                             int64_t depth, int64_t block) {                                       \
+    alignas(64) float sum[kRows * LANES * VECTORS];                                                \
+    product_##suffix(task.row, packed, panel, depth, block, sum);                                  \
+    for (int r = 0; r < task.rows; ++r)                                                            \
+      join_views<LANES * VECTORS>(task, r, sum + r * LANES * VECTORS);                             \
+  }                                                                                                \
+  constexpr TileKernel<float> k_##suffix{LANES * VECTORS, pack_##suffix, tile_##suffix,            \
+                                         views_##suffix,  #suffix,       product_##suffix};
 
 // As many sums as the registers hold beside one row of the panel.
 #ifdef INFODISENT_X86
@@ -106,7 +134,7 @@ constexpr int kPairVectors = 4;
 
 template <int kStep>
 V4_BF16 INFODISENT_INLINE void pair_product(const TileTask<Pair>& task, const Pair* panel,
-                                            int64_t depth) {
+                                            int64_t depth, float* out /* [kRows, kWidth] */) {
   constexpr int kWidth = 16 * kPairVectors;
   const Pair* row[kRows];
   for (int r = 0; r < kRows; ++r) row[r] = task.row[r];
@@ -131,25 +159,35 @@ V4_BF16 INFODISENT_INLINE void pair_product(const TileTask<Pair>& task, const Pa
         sum[r][v] = _mm512_dpbf16_ps(sum[r][v], (__m512bh)u[v], (__m512bh)x);
     }
   }
-  for (int r = 0; r < task.rows; ++r) {
-    alignas(64) float values[kWidth];
-    std::memcpy(values, sum[r], sizeof values);
-    join<kWidth>(task, r, values);
-  }
+  std::memcpy(out, sum, sizeof sum);
 }
 
 V4_BF16 void pack_pairs(const Pair* u, int64_t channels, int64_t depth, Pair* panel) {
   pack_panel<16 * kPairVectors>(u, channels, depth, panel);
 }
+V4_BF16 INFODISENT_INLINE void multiply_pairs(const TileTask<Pair>& task, bool packed,
+                                              const Pair* panel, int64_t depth, float* out) {
+  if (packed)
+    pair_product<kRows>(task, panel, depth, out);
+  else
+    pair_product<1>(task, panel, depth, out);
+}
 V4_BF16 void tile_pairs(const TileTask<Pair>& task, bool packed, const Pair* panel, int64_t depth,
                         int64_t) {
-  if (packed)
-    pair_product<kRows>(task, panel, depth);
-  else
-    pair_product<1>(task, panel, depth);
+  constexpr int kWidth = 16 * kPairVectors;
+  alignas(64) float sum[kRows * kWidth];
+  multiply_pairs(task, packed, panel, depth, sum);
+  for (int r = 0; r < task.rows; ++r) join<kWidth>(task, r, sum + r * kWidth);
 }
-constexpr TileKernel<Pair> k_pairs{16 * kPairVectors, pack_pairs, tile_pairs, "avx512bf16",
-                                   nullptr};
+V4_BF16 void views_pairs(const ViewTask<Pair>& task, bool packed, const Pair* panel, int64_t depth,
+                         int64_t) {
+  constexpr int kWidth = 16 * kPairVectors;
+  alignas(64) float sum[kRows * kWidth];
+  multiply_pairs(task, packed, panel, depth, sum);
+  for (int r = 0; r < task.rows; ++r) join_views<kWidth>(task, r, sum + r * kWidth);
+}
+constexpr TileKernel<Pair> k_pairs{16 * kPairVectors, pack_pairs,   tile_pairs,
+                                   views_pairs,       "avx512bf16", nullptr};
 #endif
 
 #ifdef __aarch64__  // 32 registers of 4 numbers, also where SVE has longer ones

@@ -42,6 +42,14 @@ struct TileTask {
   int rows;  // of these count; the others may be anything readable
 };
 
+// The same for one or two views of the products, scale * product + shift with numbers of the row's
+// own. Of the first the largest goes to pos and pos_index, of the second to neg and neg_index.
+template <typename E>
+struct ViewTask : TileTask<E> {
+  float scale[2][kRows], shift[2][kRows];
+  int views;
+};
+
 // Elements of X and U as a tile multiplies them: float, or two neighbouring bfloat16 in 32 bits.
 struct Pair {
   uint32_t bits;
@@ -55,6 +63,7 @@ struct TileKernel {
   // `block`: products that are added up before they join the sum, see sum_block; no matter for
   // pairs.
   void (*tile)(const TileTask<E>& task, bool packed, const E* panel, int64_t depth, int64_t block);
+  void (*views)(const ViewTask<E>& task, bool packed, const E* panel, int64_t depth, int64_t block);
   const char* name;
   // The product alone, out[r][j] [kRows, width]; nullptr for pairs.
   void (*product)(const E* const* row, bool packed, const E* panel, int64_t depth, int64_t block,

@@ -155,7 +155,7 @@ class Backend:
     def similarity_pool_backward(
         self,
         grads: tuple[Tensor, ...],  # [B, M] each, of the values
-        indices: tuple[Tensor, ...],  # [B, M] int32 each
+        best: tuple[Best, ...],  # of the forward
         x: Tensor,  # [B, P, C]
         prototypes: Tensor,  # [M, C]
         similarities: tuple[str, ...],

@@ -10,7 +10,7 @@ from torch import Tensor
 from infodisent import reference
 from infodisent.backends.selection import AUTO, FORMULAS, implementation, select
 from infodisent.checks import check_choice
-from infodisent.contract import Pool
+from infodisent.contract import Best, Pool
 from infodisent.layout import (
     check_float,
     check_map,
@@ -224,14 +224,14 @@ def _fake(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: _Four) -> None:
     x, prototypes, _, ctx.similarity, ctx.second, *layout, backend = inputs
     ctx.backend = implementation(backend, "similarity_pool", x, prototypes).name
-    ctx.save_for_backward(x, prototypes, output[1], output[3])
+    ctx.save_for_backward(x, prototypes, *output)
     ctx.layout = tuple(layout)
 
 
 def _backward(
     ctx: Any, grad: Tensor, _index: Tensor, second_grad: Tensor, _second_index: Tensor
 ) -> tuple[Any, ...]:
-    x, prototypes, index, second_index = ctx.saved_tensors
+    x, prototypes, *best = ctx.saved_tensors
     needs = ctx.needs_input_grad[:2]
     nothing = (None,) * 6
     if not any(needs):
@@ -241,8 +241,7 @@ def _backward(
         second_grad,
         x,
         prototypes,
-        index,
-        second_index,
+        *best,
         ctx.similarity,
         ctx.second,
         *ctx.layout,
@@ -257,7 +256,9 @@ def _backward_impl(
     second_grad: Tensor,  # [B, M], empty where there is no second similarity
     x: Tensor,
     prototypes: Tensor,  # [M, C]
+    value: Tensor,  # [B, M], as the forward returned them
     index: Tensor,  # [B, M] int32
+    second_value: Tensor,
     second_index: Tensor,
     similarity: str,
     second: str,
@@ -270,7 +271,7 @@ def _backward_impl(
     views = _views(similarity, second)
     dx, dv = implementation(backend, "similarity_pool", x, prototypes).similarity_pool_backward(
         (grad, second_grad)[: len(views)],
-        (index, second_index)[: len(views)],
+        (Best(value, index), Best(second_value, second_index))[: len(views)],
         to_bpc(x, input_fmt, num_prefix_tokens),
         prototypes,
         views,
@@ -290,7 +291,9 @@ def _backward_fake(
     second_grad: Tensor,
     x: Tensor,
     prototypes: Tensor,
+    value: Tensor,
     index: Tensor,
+    second_value: Tensor,
     second_index: Tensor,
     similarity: str,
     second: str,
@@ -316,8 +319,9 @@ _similarity_pool = register.register(
 )
 _similarity_pool_backward = register.register(
     "similarity_pool_backward",
-    "(Tensor grad, Tensor second_grad, Tensor x, Tensor prototypes, Tensor index, "
-    "Tensor second_index, str similarity, str second, str input_fmt, int num_prefix_tokens, "
+    "(Tensor grad, Tensor second_grad, Tensor x, Tensor prototypes, Tensor value, "
+    "Tensor index, Tensor second_value, Tensor second_index, str similarity, str second, "
+    "str input_fmt, int num_prefix_tokens, "
     'bool need_x, bool need_prototypes, str backend="auto") -> (Tensor dx, Tensor dprototypes)',
     _backward_impl,
     _backward_fake,

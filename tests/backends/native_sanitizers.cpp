@@ -8,12 +8,14 @@
 #include <limits>
 #include <stdexcept>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "mx_pool.h"
 #include "rotate_pool.h"
 #include "rotate_pool_screen.h"
 #include "rotation.h"
+#include "similarity_pool.h"
 
 namespace {
 
@@ -173,12 +175,12 @@ void maps(int64_t n, int64_t p, int64_t c, int layout, int threads) {
   for (size_t i = 0; i < size; ++i) require(static_cast<double>(rows[i]) == plain[i], "rows");
 
   const auto grad = numbers<A>(static_cast<size_t>(n * c), 3);
+  const infodisent::Winners<A> winners{
+      c, {grad.data(), grad.data()}, {pool.pos_index.data(), pool.neg_index.data()}};
   if (x.map.channel_stride == 1) {
     std::vector<A> du(square);
-    infodisent::grad_u(x.map, grad.data(), grad.data(), pool.pos_index.data(),
-                       pool.neg_index.data(), du.data(), false, threads);
-    infodisent::grad_u(x.map, grad.data(), grad.data(), pool.pos_index.data(),
-                       pool.neg_index.data(), du.data(), true, threads);
+    infodisent::grad_u(x.map, winners, static_cast<const A*>(nullptr), du.data(), false, threads);
+    infodisent::grad_u(x.map, winners, static_cast<const A*>(nullptr), du.data(), true, threads);
     for (int64_t i = 0; i < c; ++i)
       for (int64_t j = 0; j < c; ++j) {
         double sum = 0;
@@ -194,8 +196,8 @@ void maps(int64_t n, int64_t p, int64_t c, int layout, int threads) {
   }
   const auto u = numbers<A>(square, 5);
   std::vector<A> dx(size);
-  infodisent::grad_x(u.data(), grad.data(), grad.data(), pool.pos_index.data(),
-                     pool.neg_index.data(), dx.data(), n, p, c, threads);
+  infodisent::grad_x(u.data(), winners, static_cast<const A*>(nullptr), dx.data(), false, n, p, c,
+                     threads);
   double total = 0, expected = 0;
   for (A v : dx) total += static_cast<double>(v);
   for (int64_t b = 0; b < n; ++b)
@@ -277,6 +279,58 @@ void rotation_and_pool(int64_t n, int64_t p, int64_t c, int layout, int threads)
   }
 }
 
+// Distances, cosines and products with m prototypes, every second pixel of the first image hidden;
+// prototype 0 is a pixel. Then the gradient of a distance: 0 in sum for rows that are their
+// winners.
+template <typename T>
+void similarities(int64_t n, int64_t p, int64_t c, int64_t m, int layout, int threads) {
+  const auto x = owned<T>(n, p, c, layout);
+  auto v = numbers<float>(static_cast<size_t>(m * c), 7);
+  for (int64_t j = 0; j < c; ++j)
+    v[static_cast<size_t>(j)] = static_cast<float>(at(x.map, n - 1, p - 1, j));
+  std::vector<uint8_t> valid(static_cast<size_t>(n * p), 1);
+  for (int64_t i = 1; i < p; i += 2) valid[static_cast<size_t>(i)] = 0;
+  const size_t count = static_cast<size_t>(n * m);
+  std::vector<float> value[2] = {std::vector<float>(count), std::vector<float>(count)};
+  std::vector<int32_t> index[2] = {std::vector<int32_t>(count), std::vector<int32_t>(count)};
+  using infodisent::Similarity;
+  const std::pair<Similarity, Similarity> asked[] = {{Similarity::kL2, Similarity::kDot},
+                                                     {Similarity::kCosine, Similarity::kL2}};
+  for (int isa : {0, 1, 2})
+    for (const auto& [first, second] : asked) {
+      const infodisent::Matches matches{2,
+                                        {first, second},
+                                        {value[0].data(), value[1].data()},
+                                        {index[0].data(), index[1].data()}};
+      try {
+        infodisent::similarity_pool(x.map, v.data(), m, valid.data(), matches, threads, isa);
+      } catch (const std::invalid_argument&) {
+        continue;
+      }
+      for (int side = 0; side < 2; ++side)
+        for (size_t i = 0; i < count; ++i) {
+          const int64_t b = static_cast<int64_t>(i) / m, k = static_cast<int64_t>(i) % m;
+          const int32_t q = index[side][i];
+          require(q >= 0 && q < p && valid[static_cast<size_t>(b * p + q)] != 0, "a valid place");
+          double dot = 0, distance = 0, norm = 0, length = 0;
+          for (int64_t j = 0; j < c; ++j) {
+            const double a = at(x.map, b, q, j), e = v[static_cast<size_t>(k * c + j)];
+            dot += a * e, distance += (a - e) * (a - e), norm += a * a, length += e * e;
+          }
+          const Similarity kind = side ? second : first;
+          const double scale = std::sqrt(norm * length);
+          const double truth = kind == Similarity::kDot  ? dot
+                               : kind == Similarity::kL2 ? distance
+                               : scale > 0               ? dot / scale
+                                                         : 0;
+          require(std::abs(truth - static_cast<double>(value[side][i])) <= 1e-4 * (1 + norm),
+                  "similarity_pool");
+        }
+      const int of_l2 = first == Similarity::kL2 ? 0 : 1;
+      require(value[of_l2][static_cast<size_t>((n - 1) * m)] == 0.0f, "a distance of 0");
+    }
+}
+
 template <typename T>
 void all_maps() {
   for (int threads : {1, 3})
@@ -286,6 +340,8 @@ void all_maps() {
           maps<T>(3, p, c, layout, threads);
           if constexpr (!std::is_same<T, double>::value)
             rotation_and_pool<T>(3, p, c, layout, threads);
+          if constexpr (!std::is_same<T, double>::value)
+            similarities<T>(3, p, c, c == 17 ? 130 : 5, layout, threads);
         }
 }
 

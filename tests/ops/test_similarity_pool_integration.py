@@ -56,7 +56,7 @@ def test_opcheck(similarity):
     pool = overload(x, v, None, similarity, "", "NCHW", 0)
     torch.library.opcheck(
         torch.ops.infodisent.similarity_pool_backward.default,
-        (pool[0], pool[2], x, v, pool[1], pool[3], similarity, "", "NCHW", 0, True, True),
+        (pool[0], pool[2], x, v, *pool, similarity, "", "NCHW", 0, True, True),
     )
 
 

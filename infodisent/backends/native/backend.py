@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from infodisent.backends.base import Call, MaybeTensor
-from infodisent.backends.native import module, mx_pool, rotate_pool
+from infodisent.backends.native import module, mx_pool, rotate_pool, similarity_pool
 from infodisent.backends.native.passes import CompiledPasses
 from infodisent.backends.sparse.backend import Sparse, unsupported
 from infodisent.backends.sparse.rotation import SkewExponential
-from infodisent.contract import Extremes
+from infodisent.contract import Best, Extremes
 
 
 class Native(Sparse):
@@ -51,4 +51,29 @@ class Native(Sparse):
         """See `infodisent.backends.native.rotate_pool`."""
         return rotate_pool.rotate_pool_backward(
             grad_pos, grad_neg, x, u, pos_index, neg_index, need_x, need_u
+        )
+
+    def similarity_pool(
+        self,
+        x: Tensor,
+        prototypes: Tensor,
+        valid: Tensor | None,
+        similarities: tuple[str, ...],
+    ) -> tuple[Best, ...]:
+        """See `infodisent.backends.native.similarity_pool`."""
+        return similarity_pool.similarity_pool(x, prototypes, valid, similarities)
+
+    def similarity_pool_backward(
+        self,
+        grads: tuple[Tensor, ...],
+        best: tuple[Best, ...],
+        x: Tensor,
+        prototypes: Tensor,
+        similarities: tuple[str, ...],
+        need_x: bool,
+        need_prototypes: bool,
+    ) -> tuple[MaybeTensor, MaybeTensor]:
+        """See `infodisent.backends.native.similarity_pool`."""
+        return similarity_pool.similarity_pool_backward(
+            grads, best, x, prototypes, similarities, need_x, need_prototypes
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from infodisent.backends.build import why_missing
-from infodisent.contract import Extremes, empty_extremes
+from infodisent.contract import Best, Extremes, empty_extremes
 from infodisent.layout import value_dtype
 
 DTYPES = (torch.float32, torch.float64)
@@ -229,6 +230,40 @@ def rotate_pool(x: Tensor, u: Tensor, instructions: int = 0, screen: int = 0) ->
     return outputs
 
 
+SIMILARITIES = {"dot": 0, "cosine": 1, "l2": 2}
+"""Numbers of ``infodisent::Similarity`` in ``csrc/cpu/similarity_pool.h``."""
+
+
+def similarity_pool(
+    x: Tensor,
+    prototypes: Tensor,
+    valid: Tensor | None,
+    similarities: tuple[str, ...],
+    outputs: tuple[Best, ...],
+    instructions: int = 0,
+) -> None:
+    """Compare x [B, P, C], any dtype but float64, any strides, with prototypes [M, C] float32.
+
+    `valid` [B, P] bool or None; `instructions` as in `rotate_pool`. See
+    ``csrc/cpu/similarity_pool.h``.
+    """
+    batch, pixels, channels = x.shape
+    shape = (batch, len(prototypes))
+    if valid is not None:
+        valid = valid.contiguous()
+    _module.similarity_pool(
+        *_map(x),
+        *_values((prototypes,), (len(prototypes), channels), torch.float32),
+        len(prototypes),
+        0 if valid is None else _values((valid,), (batch, pixels), torch.bool)[0],
+        [SIMILARITIES[name] for name in similarities],
+        _values(tuple(best.value for best in outputs), shape, torch.float32),
+        _values(tuple(best.index for best in outputs), shape, torch.int32),
+        torch.get_num_threads(),
+        instructions,
+    )
+
+
 def rows(x: Tensor, out: Tensor) -> None:
     """x [B, P, C], any dtype and strides, to out [B·P, C], float32 (float64 for float64)."""
     shape = (x.shape[0] * x.shape[1], x.shape[2])
@@ -237,22 +272,27 @@ def rows(x: Tensor, out: Tensor) -> None:
 
 def grad_u(
     x: Tensor,
-    grad_pos: Tensor,
-    grad_neg: Tensor,
-    pos_index: Tensor,
-    neg_index: Tensor,
+    grads: Sequence[Tensor],
+    indices: Sequence[Tensor],
     du: Tensor,
     accumulate: bool,
+    base: Tensor | None = None,
 ) -> None:
-    """dU [C, C] from x [B, P, C] with contiguous channels; see ``csrc/cpu/rotate_pool.h``."""
+    """dU [M, C] from x [B, P, C] with contiguous channels; see ``csrc/cpu/rotate_pool.h``.
+
+    grads, indices [B, M] of one side or two; base [M, C].
+    """
     if x.stride(2) != 1 and x.shape[2] > 1:
         raise ValueError(f"native: channels of a map have stride {x.stride(2)}, must have 1")
-    shape, wide = (x.shape[0], x.shape[2]), value_dtype(x.dtype)
+    shape, wide = (x.shape[0], len(du)), value_dtype(x.dtype)
+    rows_shape = (len(du), x.shape[2])
     _module.grad_u(
         *_map(x)[:-1],
-        *_values((grad_pos, grad_neg), shape, wide),
-        *_values((pos_index, neg_index), shape, torch.int32),
-        *_values((du,), (shape[1], shape[1]), wide),
+        len(du),
+        _values(tuple(grads), shape, wide),
+        _values(tuple(indices), shape, torch.int32),
+        0 if base is None else _values((base,), rows_shape, wide)[0],
+        *_values((du,), rows_shape, wide),
         accumulate,
         torch.get_num_threads(),
     )
@@ -260,22 +300,29 @@ def grad_u(
 
 def grad_x(
     u: Tensor,
-    grad_pos: Tensor,
-    grad_neg: Tensor,
-    pos_index: Tensor,
-    neg_index: Tensor,
+    grads: Sequence[Tensor],
+    indices: Sequence[Tensor],
     dx: Tensor,
+    accumulate: bool = False,
+    x: Tensor | None = None,
 ) -> None:
-    """dX [B, P, C] from u [C, C]; see ``csrc/cpu/rotate_pool.h``."""
+    """dX [B, P, C] from u [M, C]; see ``csrc/cpu/rotate_pool.h``.
+
+    grads, indices [B, M] of one side or two; x [B, P, C] contiguous.
+    """
     batch, pixels, channels = dx.shape
+    shape = (batch, len(u))
     _module.grad_x(
-        *_values((u,), (channels, channels), u.dtype),
+        *_values((u,), (len(u), channels), u.dtype),
         u.dtype == torch.float64,
         batch,
         pixels,
         channels,
-        *_values((grad_pos, grad_neg), (batch, channels), u.dtype),
-        *_values((pos_index, neg_index), (batch, channels), torch.int32),
+        len(u),
+        _values(tuple(grads), shape, u.dtype),
+        _values(tuple(indices), shape, torch.int32),
+        0 if x is None else _values((x,), tuple(dx.shape), u.dtype)[0],
         *_values((dx,), (batch, pixels, channels), u.dtype),
+        accumulate,
         torch.get_num_threads(),
     )

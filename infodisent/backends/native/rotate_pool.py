@@ -117,7 +117,7 @@ def rotate_pool_backward(
     if need_x:
         wide = torch.empty(x.shape, dtype=dtype, device="cpu")
         rotation = u.to(dtype).contiguous()
-        module.grad_x(rotation, grads[0], grads[1], indices[0], indices[1], wide)
+        module.grad_x(rotation, grads, indices, wide)
         dx = wide.to(x.dtype)
     return dx, du
 
@@ -131,7 +131,7 @@ def _grad_u(x: Tensor, grads: list[Tensor], indices: list[Tensor], dtype: torch.
     if batch == 0:
         return du.zero_()
     if x.stride(2) == 1:  # any dtype: a row is widened while it is added
-        module.grad_u(x, grads[0], grads[1], indices[0], indices[1], du, False)
+        module.grad_u(x, grads, indices, du, False)
         return du
     # a pixel's channels lie apart: lay a chunk out as rows rather than gather single numbers
     count = min(batch, max(1, CHUNK_BYTES // (pixels * channels * dtype.itemsize)))
@@ -140,7 +140,7 @@ def _grad_u(x: Tensor, grads: list[Tensor], indices: list[Tensor], dtype: torch.
         stop = min(start + count, batch)
         part = rows[: (stop - start) * pixels]
         module.rows(x[start:stop], part)
-        grad_pos, grad_neg, pos_index, neg_index = (t[start:stop] for t in (*grads, *indices))
         images = part.view(stop - start, pixels, channels)
-        module.grad_u(images, grad_pos, grad_neg, pos_index, neg_index, du, start > 0)
+        some = slice(start, stop)
+        module.grad_u(images, [g[some] for g in grads], [i[some] for i in indices], du, start > 0)
     return du

@@ -96,7 +96,7 @@ class Sparse(Backend):
     def similarity_pool_backward(
         self,
         grads: tuple[Tensor, ...],
-        indices: tuple[Tensor, ...],
+        best: tuple[Best, ...],
         x: Tensor,
         prototypes: Tensor,
         similarities: tuple[str, ...],
@@ -105,5 +105,5 @@ class Sparse(Backend):
     ) -> tuple[MaybeTensor, MaybeTensor]:
         """See `infodisent.backends.sparse.similarity_pool`."""
         return similarity_pool.similarity_pool_backward(
-            grads, indices, x, prototypes, similarities, need_x, need_prototypes
+            grads, best, x, prototypes, similarities, need_x, need_prototypes
         )

@@ -117,7 +117,7 @@ def _rounding(v: Tensor) -> float:
 
 def similarity_pool_backward(
     grads: tuple[Tensor, ...],  # [B, M] each
-    indices: tuple[Tensor, ...],  # [B, M] int32 each
+    best: tuple[Best, ...],  # of the forward
     x: Tensor,  # [B, P, C]
     prototypes: Tensor,  # [M, C]
     similarities: tuple[str, ...],
@@ -130,11 +130,12 @@ def similarity_pool_backward(
     v = prototypes.to(dtype)
     dx = torch.zeros(x.shape, dtype=dtype, device=x.device) if need_x else None
     dv = torch.zeros_like(v) if need_prototypes else None
-    for grad, index, similarity in zip(grads, indices, similarities, strict=True):
-        grad, index = grad.to(dtype), index.long()
+    for grad, found, similarity in zip(grads, best, similarities, strict=True):
+        grad, index = grad.to(dtype), found.index.long()
         size = channels * (pixels + (0 if similarity == "dot" else len(v)))
         for start, stop in winners.chunks(batch, size, dtype.itemsize):
-            part = _Gradient(x[start:stop], v, grad[start:stop], index[start:stop])
+            some = slice(start, stop)
+            part = _Gradient(x[some], v, grad[some], index[some], found.value[some])
             d_winner, d_prototype = part.rows(similarity)
             if dx is not None:
                 dx[start:stop] += part.by_pixel(d_winner)
@@ -146,8 +147,8 @@ def similarity_pool_backward(
 class _Gradient:
     """The gradient of some images, by one similarity."""
 
-    def __init__(self, x: Tensor, v: Tensor, grad: Tensor, index: Tensor):
-        self.x, self.v, self.grad, self.index = x, v, grad, index
+    def __init__(self, x: Tensor, v: Tensor, grad: Tensor, index: Tensor, value: Tensor):
+        self.x, self.v, self.grad, self.index, self.value = x, v, grad, index, value
 
     def rows(self, similarity: str) -> tuple[Tensor | None, Tensor | None]:
         """d(value)/d(winner) and d(value)/d(prototype), [n, M, C].
@@ -165,7 +166,7 @@ class _Gradient:
         none = (x_norm == 0) | (v_norm == 0)
         x_unit = winner / torch.where(x_norm == 0, 1, x_norm)
         v_unit = self.v / torch.where(v_norm == 0, 1, v_norm)
-        cosine = (x_unit * v_unit).sum(dim=2, keepdim=True)
+        cosine = self.value[:, :, None]
         d_winner = (v_unit - cosine * x_unit) / x_norm
         d_prototype = (x_unit - cosine * v_unit) / v_norm
         return d_winner.masked_fill_(none, 0), d_prototype.masked_fill_(none, 0)
