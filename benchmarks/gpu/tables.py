@@ -1,76 +1,140 @@
-"""The GPU report as tables and as a picture."""
+"""The GPU report in Markdown."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
-from benchmarks.gpu_cases import Report
+from benchmarks.gpu.bars import verdicts
+from benchmarks.gpu.cases import PARTS, PRODUCT
+from benchmarks.gpu.stages import STAGES
+
+Report = dict[str, Any]
+Row = dict[str, Any]
 
 
 def markdown(report: Report) -> str:
-    """The report as tables: microseconds of ours, and the others as multiples of it."""
-    lines = [", ".join(f"{k} {v}" for k, v in report["about"].items()), ""]
-    for part in ("ceilings", "tests", "random", "overhead", "rotation", "sanitizer"):
-        if part in report:
-            shown = {k: v for k, v in report[part].items() if k not in ("tail", "files")}
-            lines += [f"**{part}**: {shown}", ""]
-    for part in ("forward", "backward", "head"):
-        rows = report.get(part, [])
-        if not rows:
-            continue
-        lines += [
-            f"## {part}",
-            "",
-            "| map, batch, dtype, layout | ours, us | TFLOP/s | of ceiling | others, multiples |",
-            "|---|---|---|---|---|",
+    """Machine, bars, stages, failures, and the times: ours in microseconds, others as multiples."""
+    about = report["about"]
+    lines = [f"# {about['device']}", ""]
+    lines += [", ".join(f"{k} {v}" for k, v in about.items() if k != "device"), ""]
+    lines += ["## Bars", "", "| bar | | figures |", "|---|---|---|"]
+    lines += [f"| {v.bar} | {v.word} | {v.why} |" for v in verdicts(report)]
+    lines += ["", *_stages(report), *_failures(report), *_facts(report)]
+    for part in (*PARTS, "compiled"):
+        lines += _times(report, part)
+    lines += _rotation(report)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _rows(report: Report, stage: str) -> dict[str, Row]:
+    rows: dict[str, Row] = report["stages"].get(stage, {})
+    return rows
+
+
+def _stages(report: Report) -> list[str]:
+    lines = [
+        "## Stages",
+        "",
+        "| stage | what | items | failed | seconds |",
+        "|---|---|---|---|---|",
+    ]
+    for stage in STAGES:
+        rows = _rows(report, stage.name)
+        if rows:
+            failed = sum(not row["ok"] for row in rows.values())
+            seconds = sum(row["seconds"] for row in rows.values())
+            lines.append(
+                f"| {stage.name} | {stage.title} | {len(rows)} | {failed or ''} | {seconds:.0f} |"
+            )
+    return [*lines, ""]
+
+
+def _failures(report: Report) -> list[str]:
+    lines = []
+    for stage in STAGES:
+        for name, row in _rows(report, stage.name).items():
+            if not row["ok"]:
+                reasons = [row.get("error", ""), *row.get("mismatches", ()), row.get("summary", "")]
+                what = "; ".join(str(reason) for reason in reasons if reason) or "see the JSON file"
+                lines.append(f"- {stage.name}: {name}: {what[:600]}")
+    return ["## What failed", "", *lines, ""] if lines else []
+
+
+def _facts(report: Report) -> list[str]:
+    """What the machine can do, and what a call costs the host."""
+    lines = []
+    for row in _rows(report, "ceilings").values():
+        if row["ok"]:
+            rates = [f"{k[:-7]} {v:.4g} TFLOP/s" for k, v in row.items() if k.endswith("_tflops")]
+            lines.append(
+                f"A large torch.mm: {', '.join(rates)}; a copy: {row['copy_tbs']:.3g} TB/s."
+            )
+    for row in _rows(report, "overhead").values():
+        if row["ok"]:
+            calls = ", ".join(f"{name} {us:.0f}" for name, us in row["microseconds"].items())
+            lines.append(f"Host's microseconds of a call with nothing to do: {calls}.")
+    clocks = [
+        row["clocks"]["sm_mhz"]
+        for rows in report["stages"].values()
+        for row in rows.values()
+        if "sm_mhz" in row.get("clocks", {})
+    ]
+    if clocks:
+        lines.append(
+            f"Clock of the multiprocessors while timed: {min(clocks):.0f} to {max(clocks):.0f} MHz."
+        )
+    return [*(f"{line}\n" for line in lines)]
+
+
+def _multiple(row: Row, name: str, base: float) -> str:
+    waits = " (waits)" if row["how"].get(name) == "waits" else ""
+    return f"{name} {row['microseconds'][name] / base:.2f}×{waits}"
+
+
+def _times(report: Report, part: str) -> list[str]:
+    rows = {name: row for name, row in _rows(report, part).items() if "microseconds" in row}
+    if not rows:
+        return []
+    title = next(stage.title for stage in STAGES if stage.name == part)
+    lines = [
+        f"## {title}",
+        "",
+        "Others are multiples of the first of ours; † is a part of the work; a share is of the "
+        f"rate of `{PRODUCT}` in the same call.",
+        "",
+        f"| map | B | dtype | ours, µs | TFLOP/s | of {PRODUCT} | MHz | others |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows.values():
+        times = row["microseconds"]
+        ours = [name for name in row["ours"] if name in times]
+        base = times[ours[0]]
+        c, h, w = row["size"]
+        layout = "" if row["layout"] == "NHWC" else f", {row['layout']}"
+        cells = [
+            f"{row['op']}, {c}×{h}×{w}" if part == "compiled" else f"{c}×{h}×{w}{layout}",
+            row["batch"],
+            row["dtype"],
+            ", ".join(f"{name} {times[name]:.1f}" for name in ours),
+            ", ".join(f"{row['gflop'] / times[name] * 1e3:.3g}" for name in ours),
+            ", ".join(f"{row['of_mm'][name]:.0%}" for name in ours),
+            f"{row['clocks'].get('sm_mhz', '')}".removesuffix(".0"),
+            ", ".join(_multiple(row, name, base) for name in times if name not in ours),
         ]
-        for row in rows:
-            times = row["microseconds"]
-            name = next(iter(times))
-            ours = times[name]
-            rate = row["gflop"] / ours * 1e3 * (2 if part == "backward" else 1)
-            top = report.get("ceilings", {}).get(f"{row['dtype']}_tflops")
-            share = f"{100 * rate / top:.0f}%" if top else ""
-            others = ", ".join(f"{k} {v / ours:.2f}×" for k, v in times.items() if k != name)
-            c, h, w = row["size"]
-            what = f"{c}×{h}×{w}, {row['batch']}, {row['dtype']}, {row['layout']}"
-            lines.append(f"| {what} | {ours:.1f} | {rate:.0f} | {share} | {others} |")
-        lines.append("")
-    return "\n".join(lines)
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return [*lines, ""]
 
 
-def plot(report: Report, path: Path) -> None:
-    """Roofline: arithmetic intensity of the forward against what was reached."""
-    rows = [r for r in report.get("forward", []) if r["dtype"] == "bf16" and r["layout"] == "NHWC"]
-    if not rows or "ceilings" not in report:
-        return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    top, bandwidth = report["ceilings"]["bf16_tflops"], report["ceilings"]["copy_tbs"]
-    figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    intensities = [2**k for k in range(3, 13)]
-    axes.plot(intensities, [min(top, bandwidth * i) for i in intensities], "k-", lw=1)
-    for name, marker in (("triton", "o"), ("cuda", "s"), ("GEMM alone†", "x"), ("eager", ".")):
-        points = []
-        for row in rows:
-            c, h, w = row["size"]
-            moved = 2 * (row["batch"] * h * w * c + c * c) + 16 * row["batch"] * c
-            us = row["microseconds"].get(name)
-            if us:
-                points.append((row["gflop"] * 1e9 / moved, row["gflop"] / us * 1e3))
-        if points:
-            axes.scatter(*zip(*points, strict=True), marker=marker, label=name, s=28, alpha=0.8)
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="FLOP a byte that must be moved",
-        ylabel="TFLOP/s of the rotation's product",
-        title=f"rotate_pool forward, bfloat16, {report['about']['device']}",
-    )
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+def _rotation(report: Report) -> list[str]:
+    rows = [row for row in _rows(report, "rotation").values() if "microseconds" in row]
+    if not rows:
+        return []
+    mode = "forward + backward"
+    lines = ["## rotation", "", f"| C | ours, {mode}, µs | others |", "|---|---|---|"]
+    for row in rows:
+        names = [name for name in row["microseconds"] if name.endswith(mode)]
+        base = row["microseconds"][f"{row['ours']}, {mode}"]
+        others = [n for n in names if not n.startswith(f"{row['ours']},")]
+        rest = ", ".join(_multiple(row, n, base).replace(f", {mode}", "") for n in others)
+        lines.append(f"| {row['channels']} | {row['ours']} {base:.1f} | {rest} |")
+    return [*lines, ""]

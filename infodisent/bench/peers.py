@@ -22,9 +22,9 @@ Function = Callable[..., Tensor]
 def by(backend: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with its operators served by `backend`, and so their gradients."""
 
-    def run(*arguments: Any) -> Any:
+    def run(*arguments: Any, **options: Any) -> Any:
         with backends.use_backend(backend):
-            return function(*arguments)
+            return function(*arguments, **options)
 
     return run
 
