@@ -54,7 +54,8 @@ class Machine:
         batches: of the timed maps, the bars' first.
         classes: of the head.
         rounds: that medians are of.
-        busy: seconds that the device works before its clock is asked for.
+        busy, queued: seconds that the device works before its clock is asked for, and runs that it
+            is given to work at meanwhile.
         wide: most channels of the maps of integers.
         shapes: random ones, by minutes; a multiple of `together`, which are one item.
         large, copied: size of the product and number of the floats that show what is possible.
@@ -67,6 +68,7 @@ class Machine:
     classes = 1000
     rounds = 15
     busy = 0.2
+    queued = 20
     wide = 512
     shapes: Mapping[int, int] = {1: 100, 10: 600, 30: 2000}
     together = 50
@@ -126,7 +128,7 @@ class Machine:
         end = time.perf_counter() + self.busy
         while time.perf_counter() < end:
             run()
-        for _ in range(20):
+        for _ in range(self.queued):
             run()
         told = self.clocks()
         self.synchronise()
@@ -218,6 +220,7 @@ class Rehearsal(Machine):
     classes = 5
     rounds = 2
     busy = 0.0
+    queued = 1
     wide = 24
     shapes: Mapping[int, int] = {1: 4, 10: 8, 30: 12}
     together = 4
