@@ -20,6 +20,8 @@ from infodisent.testing import check_close, compare_with_eager, gradient_truth, 
 
 Report = dict[str, Any]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+FIRST = {name: DTYPES[name] for name in ("bf16", "fp32")}
+"""Of the first minute."""
 PARTS = ("forward", "backward", "head")
 PRODUCT = "torch.mm"
 """Everything is a share of its rate: the bare product of the same map, in the same call."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.cases import DTYPES, Report
+from benchmarks.gpu.cases import DTYPES, FIRST, Report
 from benchmarks.gpu.machine import Machine
 from infodisent import ops
 from infodisent.bench import peers as ways
@@ -21,16 +21,23 @@ from infodisent.testing import Kind, check_extremes, gradient_truth, random_map,
 SIZES = ((4, 49, 64), (4, 49, 512), (1, 196, 64), (3, 197, 192), (1, 49, 440))
 """(B, P, C): the smallest first; an image alone, tokens, channels that are no multiple of 16."""
 
+KINDS: tuple[Kind, ...] = ("integers", "ties")
 
-def items(machine: Machine) -> Iterator[tuple[str, Callable[[], Report]]]:
-    """U = I first, where a wrong result tells which entry went where; then integers and ties."""
+
+def items(machine: Machine, minutes: int) -> Iterator[tuple[str, Callable[[], Report]]]:
+    """U = I first, where a wrong result tells which entry went where; then integers and ties.
+
+    Every size and dtype is compiled first, which takes seconds: a first minute has room for few.
+    """
+    dtypes, sizes, kinds = DTYPES, SIZES, KINDS
+    if minutes < 10:
+        dtypes, sizes, kinds = FIRST, SIZES[:2], KINDS[:1]
     for name in machine.ours:
         yield f"{name}: identity", lambda name=name: identity(machine, name)
-        for dtype in DTYPES:
+        for dtype in dtypes:
             for batch, pixels, channels in dict.fromkeys(
-                (b, p, min(c, machine.wide)) for b, p, c in SIZES
+                (b, p, min(c, machine.wide)) for b, p, c in sizes
             ):
-                kinds: tuple[Kind, ...] = ("integers", "ties")
                 for kind in kinds:
                     label = f"{name}: {kind}, {dtype}, {batch}x{pixels}x{channels}"
                     problem = batch, pixels, channels

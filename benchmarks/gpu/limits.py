@@ -49,7 +49,7 @@ def overhead(machine: Machine) -> Report:
         "torch.mm": lambda: torch.mm(u, u),
         "eager": lambda: peers.eager_values(x, u),
     }
-    clock = timing.host_clock(device, calls=10 * machine.rounds)
+    clock = timing.host_clock(device, calls=5 * machine.rounds)
     with backends.use_backend(next(iter(machine.ours))):
         seconds = timing.medians(runs, 3, clock, warmup=10)
     return {"microseconds": {k: round(v * 1e6, 1) for k, v in seconds.items()}, "ok": True}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.cases import DTYPES, Report
+from benchmarks.gpu.cases import DTYPES, FIRST, Report
 from benchmarks.gpu.machine import Machine
 from infodisent import ops, reference
 from infodisent.backends.table import BY_NAME
@@ -20,13 +20,14 @@ ROUNDING = {"fp32": 1e-5, "bf16": 2.0**-6, "fp16": 2.0**-9}
 """Of results against float64 on the same inputs; dtypes as results have them."""
 
 
-def items(machine: Machine) -> Iterator[tuple[str, Callable[[], Report]]]:
+def items(machine: Machine, minutes: int) -> Iterator[tuple[str, Callable[[], Report]]]:
     """By backend, operator and dtype; those without a kernel are left to their stand-ins."""
+    dtypes = DTYPES if minutes >= 10 else FIRST
     for name in machine.ours:
         for op in ARGUMENTS:
             if op not in BY_NAME[name].stems:
                 continue
-            for dtype in ("fp32",) if op == "rotation" else DTYPES:
+            for dtype in ("fp32",) if op == "rotation" else dtypes:
                 yield (
                     f"{name}: {op}, {dtype}",
                     lambda name=name, op=op, dtype=dtype: once(machine, name, op, dtype),

@@ -32,13 +32,19 @@ def opened(path: Path, about: Report) -> Report:
     """
     if path.is_file():
         before: Report = read_json(path)
-        if before.get("about") == about:
+        # a report that is written into a checkout makes another commit of it, not other code
+        if _code(before.get("about", {})) == _code(about):
             before.pop("running", None)  # it was interrupted, which is no fault of the item
             return before
         commit = str(before.get("about", {}).get("commit", "before"))
         code = str(before.get("about", {}).get("code", ""))
-        path.rename(path.with_name(f"{path.stem}-{commit}-{code}.json"))
+        # not called .json: it is no report of this machine any more
+        path.rename(path.with_name(f"{path.stem}-{commit}-{code}.json.old"))
     return {"about": about, "stages": {}}
+
+
+def _code(about: Report) -> Report:
+    return {name: value for name, value in about.items() if name != "commit"}
 
 
 def work(

@@ -113,9 +113,9 @@ def _profile(machine: Machine, minutes: int) -> Iterator[Item]:
 
 STAGES = (
     Stage("machine", "driver, clocks, who can serve what", 60, _machine),
-    Stage("integers", "whole numbers, exact", 180, lambda machine, _: exact.items(machine)),
-    Stage("operators", "every operator once", 300, lambda machine, _: once.items(machine)),
-    Stage("random", "random shapes", 600, random_shapes.items),
+    Stage("integers", "whole numbers, exact", 180, exact.items),
+    Stage("operators", "every operator once", 300, once.items),
+    Stage("random", "random shapes", 300, random_shapes.items),
     Stage("ceilings", "what the machine can do", 60, _ceilings),
     Stage("forward", "rotate_pool, forward", 180, _part("forward")),
     Stage("backward", "rotate_pool, forward + backward for U", 180, _part("backward")),

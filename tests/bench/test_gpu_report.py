@@ -13,7 +13,7 @@ import re
 import pytest
 import torch
 
-from benchmarks.gpu import cases, exact, limits, machine, once, random_shapes
+from benchmarks.gpu import cases, exact, machine, once, random_shapes
 from infodisent.backends import selection
 from infodisent.backends.triton import kernels as triton_kernels
 from infodisent.backends.triton import loading
@@ -31,7 +31,6 @@ class Interpreter(machine.Rehearsal):
     sizes = {"resnet34": (24, 3, 2), "vit_base_patch16_224": (17, 4, 4)}  # noqa: RUF012
     batches = (3, 1, 2)
     ours = {"triton": ("triton",)}  # noqa: RUF012
-    together = 6
 
 
 @pytest.fixture
@@ -80,32 +79,26 @@ def test_a_row_of_another_backend_is_not_timed(interpreter, monkeypatch):
 
 @runs
 def test_random_shapes(interpreter, monkeypatch):
-    outcome = random_shapes.several(interpreter, 0, 12)
-    assert outcome == {"shapes": 12, "mismatches": [], "ok": True}
+    outcome = random_shapes.several(interpreter, 0, 6)
+    assert outcome == {"shapes": 6, "mismatches": [], "ok": True}
     plain = triton_kernels.rotate_pool
     first = lambda *a: plain(*a)._replace(pos_index=0 * plain(*a).pos_index)  # noqa: E731
     monkeypatch.setattr(triton_kernels, "rotate_pool", first)
-    outcome = random_shapes.several(interpreter, 0, 4)
+    outcome = random_shapes.several(interpreter, 0, 2)
     assert "pos places" in outcome["mismatches"][0]
 
 
 @runs
 def test_whole_numbers_and_every_operator(interpreter):
     assert exact.identity(interpreter, "triton")["ok"]
-    for dtype in cases.DTYPES:
-        for kind in ("integers", "ties"):
-            assert exact.integers(interpreter, "triton", (3, 50, 24), dtype, kind)["ok"]
-    items = dict(once.items(interpreter))
+    for dtype, kind in (("bf16", "integers"), ("fp16", "ties"), ("fp32", "integers")):
+        assert exact.integers(interpreter, "triton", (3, 50, 24), dtype, kind)["ok"]
+    items = dict(once.items(interpreter, 30))
     assert {name.split(",")[0] for name in items} == {
         f"triton: {op}" for op in ("rotation", "rotate_pool", "infodisent_head")
     }
     for run in items.values():
         assert run()["ok"]
-
-
-@runs
-def test_overhead(interpreter):
-    assert limits.overhead(interpreter)["microseconds"]["rotate_pool"] > 0
 
 
 @pytest.mark.skipif(
@@ -114,4 +107,4 @@ def test_overhead(interpreter):
 )
 def test_in_the_interpreter():
     passed = re.search(r"(\d+) passed", kernel_compile.interpret(__file__))
-    assert int(passed[1]) >= 8
+    assert int(passed[1]) >= 7

@@ -161,10 +161,10 @@ def test_a_dead_device_ends_the_process(path, cpu, monkeypatch):
 
 def test_a_report_of_something_else_is_kept(path, cpu):
     go(path, cpu, [counted("a")[0]])
-    assert progress.opened(path, ABOUT)["stages"]["some"]
+    assert progress.opened(path, {**ABOUT, "commit": "def"})["stages"]["some"]
     other = progress.opened(path, {**ABOUT, "code": "456"})
     assert other["stages"] == {}
-    assert read_json(path.with_name("report-abc-123.json"))["stages"]["some"]
+    assert read_json(path.with_name("report-abc-123.json.old"))["stages"]["some"]
     # what was interrupted is done again
     write_json(path, {"about": ABOUT, "stages": {}, "running": {"item": "a"}})
     assert "running" not in progress.opened(path, ABOUT)
