@@ -198,3 +198,46 @@ def test_what_nvidia_smi_says(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_a_gpu_that_is_not_there_is_not_alive():
     assert not machine.Machine().alive()
+
+
+def test_what_a_gpu_is_asked_for(monkeypatch, tmp_path):
+    """The lines that only a GPU runs, with stand-ins for what they call."""
+    pytest.importorskip("triton", reason="its version is told")
+    properties = {"name": "Abacus 9000", "major": 9, "minor": 0, "multi_processor_count": 132}
+    properties |= {"total_memory": 80 << 30, "L2_cache_size": 50 << 20}
+    made = type("Properties", (), properties)()
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: made)
+    waits = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(1))
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho '570.86.10, 1755, 1980, 2619, 312.50, 700.00, [N/A]'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    gpu = machine.Machine()
+    gpu.busy, gpu.queued = 0.0, 3
+    about = gpu.about("abc")
+    assert about["device"] == "Abacus 9000"
+    assert (about["capability"], about["driver"], about["commit"]) == ("9.0", "570.86.10", "abc")
+    assert about == gpu.about("abc")  # else a second start would begin anew
+    ran = []
+    told = gpu.busy_clocks(lambda: ran.append(1))
+    assert (len(ran), len(waits)) == (3, 1)
+    assert told == {
+        "sm_mhz": 1755.0, "most_sm_mhz": 1980.0, "memory_mhz": 2619.0, "watts": 312.5,
+        "most_watts": 700.0,
+    }  # fmt: skip
+    assert gpu.tool("nvidia-smi") == str(smi)
+    assert gpu.tool("no-such-tool") is None
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda f, **options: asked.append(options) or f)
+    assert gpu.compiled(len) is len
+    assert asked[0]["mode"].startswith("max-autotune")
+    assert isinstance(gpu.clock(), timing.EventClock)
+    monkeypatch.setattr(machine.cuda, "device_objection", lambda _: "no such GPU")
+    assert list(gpu.ours) == ["triton"]
+    monkeypatch.setattr(machine.cuda, "device_objection", lambda _: None)
+    assert list(gpu.ours) == ["triton", "cuda"]
+    monkeypatch.setattr(timing, "captured", lambda run: (run, "graph"))
+    monkeypatch.setattr(timing, "peak_memory", lambda run: 3.0)
+    assert gpu.captured(len) == (len, "graph")
+    assert gpu.peak_memory(len) == 3.0
