@@ -31,12 +31,14 @@ class Interpreter(machine.Rehearsal):
     sizes = {"resnet34": (24, 3, 2), "vit_base_patch16_224": (17, 4, 4)}  # noqa: RUF012
     batches = (3, 1, 2)
     ours = {"triton": ("triton",)}  # noqa: RUF012
+    rounds = 1
 
 
 @pytest.fixture
 def interpreter(monkeypatch):
     monkeypatch.setattr(loading, "objection", lambda *_: None)
     monkeypatch.setattr(selection, "_resolved", {})
+    monkeypatch.setattr(random_shapes, "IMAGES", ((7, 7), (1, 1), (5, 10), (3, 4)))
     return Interpreter()
 
 
