@@ -71,7 +71,7 @@ class Machine:
     busy = 0.2
     queued = 20
     wide = 512
-    shapes: Mapping[int, int] = {1: 100, 10: 600, 30: 2000}
+    shapes: Mapping[int, int] = {1: 100, 10: 300, 30: 2000}
     together = 10
     large = 8192
     copied = 1 << 28
