@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gpu_cuda_checks, gpu_cuda_gradient, gpu_cuda_times
-from benchmarks.gpu_cuda_problems import Row
+from benchmarks.gpu import cuda_checks, cuda_gradient, cuda_times
+from benchmarks.gpu.cuda_problems import Row
 from infodisent.backends.cuda import module as cuda
 from infodisent.files import read_json, write_json
 
@@ -40,15 +40,15 @@ LIMITS = {
 }
 """Stages and the seconds that they may take."""
 STAGES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
-    "smoke": gpu_cuda_checks.smoke,
-    "random": gpu_cuda_checks.randomly,
-    "gradient": gpu_cuda_gradient.gradient,
-    "triton": gpu_cuda_checks.triton,
-    "float8": gpu_cuda_checks.float8,
-    "graph": gpu_cuda_checks.graph,
-    "sanitize": gpu_cuda_checks.sanitize,
-    "times": gpu_cuda_times.times,
-    "few": gpu_cuda_checks.few,
+    "smoke": cuda_checks.smoke,
+    "random": cuda_checks.randomly,
+    "gradient": cuda_gradient.gradient,
+    "triton": cuda_checks.triton,
+    "float8": cuda_checks.float8,
+    "graph": cuda_checks.graph,
+    "sanitize": cuda_checks.sanitize,
+    "times": cuda_times.times,
+    "few": cuda_checks.few,
 }
 
 

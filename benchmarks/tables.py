@@ -1,4 +1,5 @@
-"""Write the tables of README and of ``benchmarks/results/*.md`` from the JSON files beside these.
+"""Write the tables of README and of ``benchmarks/results/*.md`` from the JSON files beside these,
+and what reports of GPUs say into ``infodisent/backends/reported.py``.
 
 python benchmarks/tables.py            # rewrite them
 python benchmarks/tables.py --check    # fail if one would change
@@ -17,12 +18,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import cpu_report
+from benchmarks.gpu import winners
 from benchmarks.rotation_report import table as rotation_table
 from infodisent.backends import BACKENDS
 from infodisent.files import read_json, write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+REPORTED = ROOT / "infodisent" / "backends" / "reported.py"
 EXCERPTS: dict[str, tuple[str, ...]] = {
     # the usual size, and the largest: there Cayley's map takes less than half of our time
     "rotation": (
@@ -112,6 +115,7 @@ def main() -> None:
     readme = ROOT / "README.md"
     wanted = {readme: fill(readme.read_text(encoding="utf-8"))}
     wanted |= {RESULTS / name: text for name, text in result_files().items()}
+    wanted[REPORTED] = winners.module_text(REPORTED.read_text(encoding="utf-8"), RESULTS)
     for path, text in wanted.items():
         if path.is_file() and path.read_text(encoding="utf-8") == text:
             continue

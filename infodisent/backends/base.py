@@ -18,11 +18,15 @@ MaybeTensor = Tensor | None
 
 @dataclass(frozen=True)
 class Call:
-    """What a backend looks at to decide: the operator's stem, the device, and the dtype."""
+    """What a backend looks at to decide: the operator's stem, the device, and the dtype.
+
+    `size` is B, P and C of the map, where it is known and there is something that depends on it.
+    """
 
     op: str
     device: torch.device
     dtype: torch.dtype
+    size: tuple[int, int, int] | None = None
 
 
 class Backend:
@@ -55,6 +59,18 @@ class Backend:
 
     def reservation(self, call: Call) -> str | None:
         """Why ``auto`` does not take it for a call that it could serve, or None."""
+        return None
+
+    def decides_by_size(self, device: torch.device) -> bool:
+        """Whether `reservation` has different answers for different sizes on this device."""
+        return False
+
+    def map_objection(
+        self,
+        x: Tensor,  # [B, P, C]
+        u: Tensor,  # [C, C]
+    ) -> str | None:
+        """Why ``auto`` does not take it for these very tensors, which a `Call` does not show."""
         return None
 
     def gradient(self, call: Call) -> str:

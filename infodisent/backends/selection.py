@@ -1,7 +1,8 @@
 """Which backend serves a call, and the reason when one does not.
 
 `infodisent.backends.table` lists the backends. ``auto`` (the default) takes the first of them that
-has neither an objection to a call nor a reservation about it. Choose with the environment variable
+has neither an objection to a call nor a reservation about it; one that is faster at some sizes only
+has none at these (`infodisent.backends.choices`). Choose with the environment variable
 ``INFODISENT_BACKEND``, with `set_backend`, or for a block of code with `use_backend`; a precision
 of a backend is asked for as ``"cuda:fp8"``. An explicit choice that cannot serve a call raises
 `BackendError` with the reason; ``auto`` falls back. Where a chosen backend has no kernel for an
@@ -18,6 +19,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import torch
 
@@ -25,6 +27,7 @@ from infodisent.backends import selfcheck
 from infodisent.backends.base import Backend, Call
 from infodisent.backends.errors import BackendError
 from infodisent.backends.table import BY_NAME
+from infodisent.layout import to_bpc
 from infodisent.tracing import transforming
 
 ENV = "INFODISENT_BACKEND"
@@ -102,8 +105,16 @@ def checkpoint_contexts() -> tuple[
     return use_backend(name), use_backend(name)
 
 
-def select(op: str, tensor: torch.Tensor, *others: torch.Tensor | None) -> str:
+def select(
+    op: str,
+    tensor: torch.Tensor,
+    *others: torch.Tensor | None,
+    layout: tuple[str, int] | None = None,
+) -> str:
     """The backend that serves operator `op` on `tensor` and, where there are, other inputs.
+
+    layout: input_fmt and prefix tokens of a map `tensor` that is rotated by the first of `others`.
+    Where there is evidence about sizes, ``auto`` looks at these too.
 
     Raises:
         BackendError: the explicitly chosen backend objects; the message holds its reason.
@@ -132,6 +143,11 @@ def select(op: str, tensor: torch.Tensor, *others: torch.Tensor | None) -> str:
         served_by = _resolve(*key[:4])
         if not (tensor.is_cuda and selfcheck.pending(tensor.device)):
             _resolved[key] = served_by
+            _by_size[key] = name == AUTO and any(
+                backend.decides_by_size(tensor.device) for backend in BY_NAME.values()
+            )
+    if layout is not None and others[0] is not None and _by_size.get(key):
+        served_by = _for_size(served_by, Call(op, tensor.device, dtype), tensor, others[0], layout)
     if served_by != FORMULAS and torch.jit.is_tracing():  # type: ignore[attr-defined]
         say_what_a_file_needs()
         return name  # what is traced runs elsewhere too, as what is exported does
@@ -149,6 +165,26 @@ def say_what_a_file_needs() -> None:
 
 
 _resolved: dict[tuple[object, ...], str] = {}
+_by_size: dict[tuple[object, ...], bool] = {}
+"""Of what is in `_resolved`: whether the size of a map can lead to another backend."""
+
+
+def _for_size(
+    otherwise: str, call: Call, tensor: torch.Tensor, u: torch.Tensor, layout: tuple[str, int]
+) -> str:
+    """What ``auto`` takes for this very map; `otherwise`: for one of which nothing is known."""
+    x = to_bpc(tensor, *layout)
+    sized = replace(call, size=(x.shape[0], x.shape[1], x.shape[2]))
+    for name, backend in BY_NAME.items():
+        if name == otherwise:
+            break
+        if (
+            backend.decides_by_size(call.device)
+            and _auto_objection(name, sized) is None
+            and backend.map_objection(x, u) is None
+        ):
+            return name
+    return otherwise
 
 
 def implementation(

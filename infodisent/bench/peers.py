@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from infodisent import backends, ops, reference
+from infodisent.contract import Extremes
 
 Function = Callable[..., Tensor]
 
@@ -21,9 +22,9 @@ Function = Callable[..., Tensor]
 def by(backend: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with its operators served by `backend`, and so their gradients."""
 
-    def run(*arguments: Any) -> Any:
+    def run(*arguments: Any, **options: Any) -> Any:
         with backends.use_backend(backend):
-            return function(*arguments)
+            return function(*arguments, **options)
 
     return run
 
@@ -76,6 +77,80 @@ def row_product_aminmax(x: Tensor, u: Tensor) -> Tensor:
 def row_product(x: Tensor, u: Tensor) -> Tensor:
     """The product alone, ``[B·P, C]``."""
     return torch.mm(rows(x), u.mT)
+
+
+def row_product_extremes(
+    x: Tensor,  # [B, C, H, W]
+    u: Tensor,  # [C, C]
+) -> Extremes:
+    """Values and places, all that training needs, by the flat product and two reductions.
+
+    What is equal in the product's dtype ties, and which of these places is named is the library's
+    choice.
+    """
+    y = row_product(x, u).view(len(x), -1, len(u))
+    (pos, pos_index), (low, neg_index) = y.max(1), y.min(1)
+    pos, neg = F.relu(pos), F.relu(-low)
+    places = [
+        torch.where(value > 0, index, -1).int()
+        for value, index in ((pos, pos_index), (neg, neg_index))
+    ]
+    return Extremes(pos.float(), neg.float(), *places)
+
+
+def scatter_grad_y(
+    grad_pos: Tensor,  # [B, C] gradient at the positive winners
+    grad_neg: Tensor,  # [B, C] gradient at the negative winners, d(pooled)/dY = +1 there
+    pos_index: Tensor,  # [B, C] int32, -1: no winner
+    neg_index: Tensor,  # [B, C] int32
+    pixels: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The gradient of the rotated map, ``[B, P, C]`` in `dtype`, nearly all of it zeros.
+
+    A positive and a negative winner are the same pixel of a channel only where that is NaN.
+    """
+    dy = torch.zeros(len(grad_pos), pixels, grad_pos.shape[1], dtype=dtype, device=grad_pos.device)
+    for grad, index in ((grad_pos, pos_index), (grad_neg, neg_index)):
+        there = index.clamp_min(0).long()[:, None]
+        value = torch.where(index < 0, 0, grad).to(dtype)[:, None]
+        # a channel without this winner adds nothing at pixel 0, where the other one may be
+        dy.scatter_add_(1, there, value)
+    return dy
+
+
+def scatter_product(
+    grad_pos: Tensor,  # [B, C]
+    grad_neg: Tensor,  # [B, C]
+    x: Tensor,  # [B, C, H, W]
+    pos_index: Tensor,  # [B, C]
+    neg_index: Tensor,  # [B, C]
+) -> Tensor:
+    """The gradient of U, ``[C, C]`` in x's dtype: `scatter_grad_y`, then one product of rows."""
+    pixel_rows = rows(x)
+    dy = scatter_grad_y(
+        grad_pos, grad_neg, pos_index, neg_index, len(pixel_rows) // len(x), x.dtype
+    )
+    return torch.mm(dy.flatten(0, 1).mT, pixel_rows)
+
+
+class _LibraryPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, u: Tensor) -> Tensor:
+        found = row_product_extremes(x, u)
+        ctx.save_for_backward(x, found.pos_index, found.neg_index)
+        return found.pos - found.neg
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        x, *places = ctx.saved_tensors
+        return None, scatter_product(grad, grad, x, *places)
+
+
+def library_pool(x: Tensor, u: Tensor) -> Tensor:
+    """Forward and gradient of U by the library's products alone; float32 ``[B, C]``."""
+    pooled: Tensor = _LibraryPool.apply(x, u)
+    return pooled
 
 
 class _ProductAlone(torch.autograd.Function):

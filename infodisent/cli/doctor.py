@@ -55,10 +55,12 @@ def doctor(
     console.print(calls)
     for number, reason in enumerate(reasons, 1):
         console.print(f"[dim]{number}  {escape(reason)}", soft_wrap=True)
+    for line in _choices():
+        console.print(escape(line), soft_wrap=True)
     if torch.cuda.is_available():
         console.print(
             "[dim]auto takes kernels for a GPU only after a check on this machine (--check runs it "
-            "now), and those that say so above only where they are asked for."
+            "now), cuda only at sizes where it was timed as faster, cuda:fp8 only where asked for."
         )
     if not right:
         raise typer.Exit(1)
@@ -135,8 +137,8 @@ def _installation() -> Table:
     facts.add_row("python", platform.python_version())
     facts.add_row("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
     facts.add_row("CPU", torch.backends.cpu.get_cpu_capability())
-    if torch.cuda.is_available():
-        facts.add_row("GPU", escape(torch.cuda.get_device_name()))
+    for label, told in _architecture():
+        facts.add_row(label, escape(told))
     facts.add_row("torchvision", _torchvision())
     for package, extra in PACKAGES:
         installed = importlib.util.find_spec(package) is not None
@@ -144,6 +146,42 @@ def _installation() -> Table:
         facts.add_row(package, "installed" if installed else missing)
     facts.add_row("backend in force", f"{backends.get_backend()}  (set with {backends.ENV})")
     return facts
+
+
+def _architecture() -> list[tuple[str, str]]:
+    """The GPU, its architecture, and what is known of the kernels on it."""
+    import torch
+
+    from infodisent.backends import architectures
+
+    if not torch.cuda.is_available():
+        return [("GPU architecture", architectures.NONE)]
+    name, family = architectures.architecture(torch.device("cuda"))
+    return [
+        ("GPU", torch.cuda.get_device_name()),
+        ("GPU architecture", f"{name} ({family})"),
+        ("", architectures.knowledge(name)),
+    ]
+
+
+def _choices() -> list[str]:
+    """Between which GPU backends ``auto`` chooses by size, and why."""
+    import torch
+
+    from infodisent import backends
+    from infodisent.backends import choices
+    from infodisent.backends.cuda import module
+
+    device = torch.device("cuda")
+    if not torch.cuda.is_available() or backends.explain(MAIN, device)["cuda"] != "ok":
+        return []  # there is nothing to choose between
+    found = choices.evidence(device, module.identity())
+    if not found:
+        return [
+            "auto takes triton and not cuda, since nobody has timed them on this kind of GPU: "
+            "infodisent tune --only backends does so"
+        ]
+    return ["auto between triton and cuda:", *(f"  {entry}, {entry.source}" for entry in found)]
 
 
 def _torchvision() -> str:

@@ -54,7 +54,7 @@ def infodisent_head(
     _check(x, U, weight, bias, nonneg, input_fmt, num_prefix_tokens)
     register.refuse_tangents("infodisent_head", x, U, weight, bias)
     x, U = register.autocast(x, U)
-    backend = select("infodisent_head", x, U, weight)
+    backend = select("infodisent_head", x, U, weight, layout=(input_fmt, num_prefix_tokens))
     if backend == FORMULAS:
         with register.no_autocast(x):
             return reference.infodisent_head(

@@ -54,7 +54,7 @@ def rotate_pool(
     check_rotation_fits("rotate_pool", x, U, input_fmt, num_prefix_tokens)
     register.refuse_tangents("rotate_pool", x, U)
     x, U = register.autocast(x, U)
-    backend = select("rotate_pool", x, U)
+    backend = select("rotate_pool", x, U, layout=(input_fmt, num_prefix_tokens))
     if backend == FORMULAS:
         with register.no_autocast(x):
             return reference.rotate_pool(

@@ -8,7 +8,8 @@ import time
 import pytest
 import torch
 
-from benchmarks import gpu_cuda, gpu_cuda_gradient, gpu_cuda_problems, gpu_cuda_times
+from benchmarks import gpu_cuda
+from benchmarks.gpu import cuda_gradient, cuda_problems, cuda_times
 from infodisent import reference
 from infodisent.bench import timing
 from infodisent.testing import gradient_truth
@@ -56,14 +57,14 @@ def rounded_twice(*arguments, **options):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(gpu_cuda_problems, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu_cuda_gradient, "PIXELS", (1, 49))
-    monkeypatch.setattr(gpu_cuda_gradient, "SIZES", ((5, 24),))
+    monkeypatch.setattr(cuda_problems, "DEVICE", "cpu")
+    monkeypatch.setattr(cuda_gradient, "PIXELS", (1, 49))
+    monkeypatch.setattr(cuda_gradient, "SIZES", ((5, 24),))
 
 
 def test_gradient_stage(small, monkeypatch):
-    monkeypatch.setattr(gpu_cuda_gradient, "grad_u", grad_u)
-    rows = gpu_cuda_gradient.gradient(argparse.Namespace())
+    monkeypatch.setattr(cuda_gradient, "grad_u", grad_u)
+    rows = cuda_gradient.gradient(argparse.Namespace())
     assert rows == [{"problems": 192, "wrong": 0, "ok": True}]
 
 
@@ -71,8 +72,8 @@ def test_gradient_stage(small, monkeypatch):
     "fault", [other_pixel, once, of_none, part_left_out, spoilt, rounded_twice]
 )
 def test_gradient_stage_finds(small, monkeypatch, fault):
-    monkeypatch.setattr(gpu_cuda_gradient, "grad_u", fault)
-    rows = gpu_cuda_gradient.gradient(argparse.Namespace())
+    monkeypatch.setattr(cuda_gradient, "grad_u", fault)
+    rows = cuda_gradient.gradient(argparse.Namespace())
     assert not rows[-1]["ok"]
     assert all(row["reason"] for row in rows[:-1])
 
@@ -94,18 +95,18 @@ def test_times_hold_no_time_of_the_host(monkeypatch):
         run()
         return lambda: None  # on a device: the kernels alone
 
-    monkeypatch.setattr(gpu_cuda_problems, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu_cuda_times, "MAPS", gpu_cuda_times.MAPS[:1])
-    monkeypatch.setattr(gpu_cuda_times, "make", lambda *a: gpu_cuda_problems.make(2, 4, 8, a[3]))
-    monkeypatch.setattr(gpu_cuda_times, "variants", lambda x: [("flat", 1)])
-    monkeypatch.setattr(gpu_cuda_times, "wrong", lambda *_: "")
-    monkeypatch.setattr(gpu_cuda_times, "call", slow)
-    monkeypatch.setattr(gpu_cuda_times.cuda, "rotate_pool", slow)
+    monkeypatch.setattr(cuda_problems, "DEVICE", "cpu")
+    monkeypatch.setattr(cuda_times, "MAPS", cuda_times.MAPS[:1])
+    monkeypatch.setattr(cuda_times, "make", lambda *a: cuda_problems.make(2, 4, 8, a[3]))
+    monkeypatch.setattr(cuda_times, "variants", lambda x: [("flat", 1)])
+    monkeypatch.setattr(cuda_times, "wrong", lambda *_: "")
+    monkeypatch.setattr(cuda_times, "call", slow)
+    monkeypatch.setattr(cuda_times.cuda, "rotate_pool", slow)
     monkeypatch.setattr("infodisent.kernels.rotate_pool.rotate_pool", slow)
     monkeypatch.setattr(timing, "captured", captured)
     monkeypatch.setattr(timing, "event_clock", timing.host_clock)
     options = argparse.Namespace(batch=[2], rounds=3, out=None)
-    (row,) = gpu_cuda_times.times(options)
+    (row,) = cuda_times.times(options)
     assert set(row["us"]) == {"cuda", "triton", "torch.mm", "cuda flat 1"}
     assert max(row["us"].values()) < 10_000
     assert row["of torch.mm"]["torch.mm"] == 1.0

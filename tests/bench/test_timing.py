@@ -39,24 +39,77 @@ def test_host_clock(monkeypatch):
     assert len(waits) == 2  # before the first look at the clock and before the second
 
 
-def test_events_are_around_the_run_alone_after_the_flush(monkeypatch):
-    events = []
+@pytest.fixture
+def device(monkeypatch):
+    """A device that is busy for so many seconds as `hold` says, and what was done with it."""
+
+    class Device:
+        done: list[str] = []  # noqa: RUF012
+        busy = 0.0
+        launching = 0.0  # seconds of the host for the run
 
     class Event:
         def __init__(self, enable_timing):
             assert enable_timing
 
         def record(self):
-            events.append("record")
+            Device.done.append("record")
+
+        def query(self):
+            return Device.launching > Device.busy
 
         def elapsed_time(self, end):
             return 1500.0  # milliseconds
 
+    def hold(seconds):
+        Device.done.append("hold")
+        Device.busy = 1e-4 + seconds
+
+    def flush():
+        Device.done.append("flush")
+        Device.busy = 1e-4
+
+    Device.done = []
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("wait"))
-    monkeypatch.setattr(timing, "flush_cache", lambda: events.append("flush"))
-    assert timing.event_clock()(lambda: events.append("run")) == 1.5
-    assert events == ["flush", "record", "run", "record", "wait"]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: Device.done.append("wait"))
+    monkeypatch.setattr(timing, "flush_cache", flush)
+    monkeypatch.setattr(timing, "hold", hold)
+    return Device
+
+
+def test_events_are_around_the_run_alone_after_the_flush(device):
+    assert timing.event_clock()(lambda: device.done.append("run")) == 1.5
+    assert device.done == ["flush", "record", "run", "record", "wait"]
+    device.done.clear()
+    assert timing.event_clock(0.5)(lambda: device.done.append("run")) == 1.5
+    assert device.done == ["flush", "hold", "record", "run", "record", "wait"]
+
+
+def test_a_device_that_waited_for_the_host_is_timed_again(device):
+    device.launching = 1.5e-3
+    clock = timing.event_clock()
+    run = lambda: device.done.append("run")  # noqa: E731
+    assert clock(run) == 1.5
+    assert device.done.count("run") == 4  # none, 0.5, 1 and 2 ms ahead
+    assert clock.ahead == 2e-3
+    assert not clock.waits
+    device.done.clear()
+    clock(run)
+    assert device.done.count("run") == 1
+    device.launching = 1e9  # it waits for the device itself
+    clock(run)
+    assert clock.waits == {run}
+    device.done.clear()
+    ahead = clock.ahead
+    clock(run)
+    assert (device.done.count("run"), clock.ahead) == (1, ahead)
+
+
+def test_holding_lasts_long_enough(monkeypatch):
+    cycles = []
+    monkeypatch.setattr(torch.cuda, "_sleep", cycles.append)
+    timing.hold(1e-3)
+    assert cycles[0] / 2.5e9 >= 1e-3
 
 
 def test_inputs_rotate():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from infodisent.backends import choices
 from infodisent.backends.base import Backend, Call, MaybeTensor
 from infodisent.backends.cuda import module, rotate_pool_backward
 from infodisent.backends.errors import BackendError
@@ -16,7 +17,7 @@ _TRITON, _SPARSE = Triton(), Sparse()
 
 
 class Cuda(Backend):
-    """TMA, clusters and wgmma. Not measured yet, so ``auto`` never takes it.
+    """TMA, clusters and wgmma; ``auto`` takes it only for sizes at which it was timed as faster.
 
     At precision "fp8" x and U are rounded to float8 (e4m3), for inference: values are 3 to 4 % off
     on maps after a ReLU and 1 place in 20 is another (`infodisent.backends.cuda.module`;
@@ -25,7 +26,9 @@ class Cuda(Backend):
     """
 
     name = "cuda"
-    summary = "hand-written kernels for Hopper GPUs; never measured, so only where asked for"
+    summary = (
+        "hand-written kernels for Hopper GPUs; by auto only at sizes where it was timed as faster"
+    )
     needs_gpu = True
     stems = ("rotate_pool", "infodisent_head")
     stand_in = "triton"
@@ -45,8 +48,22 @@ class Cuda(Backend):
         return module.device_objection(call.device) or unsupported(call)
 
     def reservation(self, call: Call) -> str | None:
-        """No report has shown it to be right or fast."""
-        return "never measured: no report in benchmarks/results shows that it is faster"
+        """All sizes but those at which it was timed as faster: `infodisent.backends.choices`."""
+        if call.size is None:  # said of all sizes; and all that torch.compile traces
+            return "taken only at sizes where `infodisent tune` or a report shows it to be faster"
+        return choices.objection(self.name, call.device, call.dtype, call.size, module.identity())
+
+    def decides_by_size(self, device: torch.device) -> bool:
+        """Where there is evidence for it."""
+        return (
+            device.type == "cuda"
+            and module.device_objection(device) is None
+            and choices.matters(device, module.identity())
+        )
+
+    def map_objection(self, x: Tensor, u: Tensor) -> str | None:
+        """What was timed are rows of contiguous channels, read where they are."""
+        return module.objection(x, u, self.fp8)
 
     def gradient(self, call: Call) -> str:
         """The Triton kernels where they run, else `sparse`; dU of half maps is this one's own."""
@@ -111,3 +128,7 @@ class CudaFloat8(Cuda):
     def reservation(self, call: Call) -> str | None:
         """It is less accurate."""
         return "float8 is for those who ask for it"
+
+    def decides_by_size(self, device: torch.device) -> bool:
+        """No size is one for ``auto``."""
+        return False

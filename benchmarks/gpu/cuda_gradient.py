@@ -7,7 +7,7 @@ import argparse
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_cuda_problems import (
+from benchmarks.gpu.cuda_problems import (
     HALF,
     Gradients,
     Row,

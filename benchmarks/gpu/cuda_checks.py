@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_cuda_problems import HALF, Row, call, make, make_gradients, variants, wrong
+from benchmarks.gpu.cuda_problems import HALF, Row, call, make, make_gradients, variants, wrong
 from infodisent.backends.cuda import float8 as emulation
 from infodisent.backends.cuda import module as cuda
 from infodisent.backends.cuda.rotate_pool_backward import grad_u

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_cuda_problems import Row, call, make, variants, wrong
+from benchmarks.gpu.cuda_problems import Row, call, make, variants, wrong
 from infodisent.backends.cuda import module as cuda
 from infodisent.bench import timing
 from infodisent.bench.shapes import AT_224, OTHERS

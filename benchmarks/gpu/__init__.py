@@ -1,0 +1,1 @@
+"""Parts of `benchmarks.gpu_report` and `benchmarks.gpu_cuda`: the machine, stages, tables, bars."""
