@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from infodisent.backends.base import Backend, Call, MaybeTensor
-from infodisent.backends.sparse import mx_pool, rotate_pool
+from infodisent.backends.sparse import mx_pool, rotate_pool, softmax_alignment, softmax_pool
 from infodisent.backends.sparse.passes import TorchPasses
 from infodisent.backends.sparse.rotation import SkewExponential
-from infodisent.contract import Extremes
+from infodisent.contract import Best, Extremes
 
 
 def unsupported(call: Call) -> str | None:
@@ -27,6 +27,7 @@ class Sparse(Backend):
     name = "sparse"
     summary = "PyTorch alone: products on chunks that stay in cache, the sparse gradient; CPU, GPUs"
     stems = ("rotation", "mx_pool", "rotate_pool", "infodisent_head")
+    stems += ("softmax_pool", "softmax_alignment")
     exponential = SkewExponential(TorchPasses())
 
     def objection(self, call: Call) -> str | None:
@@ -81,4 +82,60 @@ class Sparse(Backend):
         """See `infodisent.backends.sparse.rotate_pool`."""
         return rotate_pool.rotate_pool_backward(
             grad_pos, grad_neg, x, u, pos_index, neg_index, need_x, need_u
+        )
+
+    def softmax_pool(
+        self,
+        x: Tensor,
+        prototypes: Tensor | None,
+        temperature: float,
+        bias: Tensor | None,
+        valid: Tensor | None,
+    ) -> tuple[Best, Tensor]:
+        """See `infodisent.backends.sparse.softmax_pool`."""
+        return softmax_pool.softmax_pool(x, prototypes, temperature, bias, valid)
+
+    def softmax_pool_backward(
+        self,
+        grad: Tensor,
+        best: Best,
+        normalizer: Tensor,
+        x: Tensor,
+        prototypes: Tensor | None,
+        temperature: float,
+        bias: Tensor | None,
+        dx: Tensor | None,
+        need_prototypes: bool,
+        need_bias: bool,
+    ) -> tuple[MaybeTensor, MaybeTensor]:
+        """See `infodisent.backends.sparse.softmax_pool`."""
+        return softmax_pool.softmax_pool_backward(
+            grad,
+            best,
+            normalizer,
+            x,
+            prototypes,
+            temperature,
+            bias,
+            dx,
+            need_prototypes,
+            need_bias,
+        )
+
+    def softmax_alignment(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """See `infodisent.backends.sparse.softmax_alignment`."""
+        return softmax_alignment.softmax_alignment(first, second)
+
+    def softmax_alignment_backward(
+        self,
+        grad: Tensor,
+        first: Tensor,
+        second: Tensor,
+        statistics: Tensor,
+        d_first: Tensor | None,
+        d_second: Tensor | None,
+    ) -> None:
+        """See `infodisent.backends.sparse.softmax_alignment`."""
+        softmax_alignment.softmax_alignment_backward(
+            grad, first, second, statistics, d_first, d_second
         )
