@@ -99,5 +99,5 @@ def softmax_pool_backward(
             dw,
         )
         if dw is not dx:
-            collected.add(part, dw)
+            collected.add(part, dw, best.index[part])
     return collected.results()

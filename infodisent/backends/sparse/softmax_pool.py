@@ -108,7 +108,7 @@ def softmax_pool_backward(
         torch.sub(w, top[:, :, None], out=dw).mul_(1 / temperature).exp_()
         dw.mul_(common / -total[:, :, None]).masked_fill_(common == 0, 0)
         dw.scatter_(1, index, value * (grad[part, None].to(dtype) - common.mT.gather(2, index)))
-        collected.add(part, dw.mul_(1 / temperature))
+        collected.add(part, dw.mul_(1 / temperature), best.index[part])
     return collected.results()
 
 
@@ -134,8 +134,13 @@ class Collected:
         if need_bias and bias is not None:
             self.db = torch.zeros(bias.shape, dtype=dtype, device=x.device)
 
-    def add(self, part: slice, dw: Tensor) -> None:
-        """The gradient of the scores of some images, [n, P, M]."""
+    def add(
+        self,
+        part: slice,
+        dw: Tensor,  # [n, P, M]
+        index: Tensor,  # [n, M] int32
+    ) -> None:
+        """The gradient of the scores of some images, and the pixels that have one."""
         if self.v is None:
             if self.dx is not None:
                 self.dx[part] = dw
@@ -144,7 +149,10 @@ class Collected:
         if self.dx is not None:
             self.dx[part] = torch.mm(rows, self.v).view(*dw.shape[:2], -1)
         if self.dv is not None:
-            x = self.x[part].to(dw.dtype)
+            # what other pixels hold is multiplied by zero, and may be NaN
+            others = torch.ones(dw.shape[:2], dtype=torch.bool, device=dw.device)
+            others.scatter_(1, index.long(), False)
+            x = self.x[part].to(dw.dtype).masked_fill(others[:, :, None], 0)
             self.dv.addmm_(rows.mT, x.reshape(-1, x.shape[2]))
         if self.db is not None:
             self.db.add_(rows.sum(dim=0))
