@@ -29,25 +29,26 @@ template <typename A, int kCount, bool kAcross>
 INFODISENT_INLINE void sums(const Tile<A, kCount>& tile, typename Pack<A>::values (*top)[kCount],
                             typename Pack<A>::values (*sum)[kCount]) {
   using V = typename Pack<A>::values;
-  for (int side = 0; side < 2; ++side)
-    for (int k = 0; k < kCount; ++k) {
-      V high = V{} + kNone<A>;
-      for (int64_t i = 0; i < tile.steps; ++i) {
+  for (int side = 0; side < 3; ++side)
+    for (int k = 0; k < kCount; ++k) top[side][k] = V{} + kNone<A>;
+  for (int64_t i = 0; i < tile.steps; ++i)
+    for (int side = 0; side < 2; ++side)
+      for (int k = 0; k < kCount; ++k) {
         const V w = tile.x[(2 * i + side) * kCount + k];
-        high = w > high ? w : high;
+        top[side][k] = w > top[side][k] ? w : top[side][k];
       }
-      top[side][k] = high;
-      if (!kAcross) spread<A>(top[side][k]);
-    }
-  for (int k = 0; k < kCount; ++k) {
-    V high = V{} + kNone<A>;
-    for (int64_t i = 0; i < tile.steps; ++i) {
+  if (!kAcross)
+    for (int side = 0; side < 2; ++side)
+      for (int k = 0; k < kCount; ++k) spread<A>(top[side][k]);
+  for (int64_t i = 0; i < tile.steps; ++i)
+    for (int k = 0; k < kCount; ++k) {
       const V w =
           (tile.x[2 * i * kCount + k] - top[0][k]) + (tile.x[(2 * i + 1) * kCount + k] - top[1][k]);
-      high = w > high ? w : high;
+      top[2][k] = w > top[2][k] ? w : top[2][k];
     }
-    if (!kAcross) spread<A>(high);
-    top[2][k] = high == kNone<A> ? V{} : high;
+  for (int k = 0; k < kCount; ++k) {
+    if (!kAcross) spread<A>(top[2][k]);
+    top[2][k] = top[2][k] == kNone<A> ? V{} : top[2][k];
   }
   for (int side = 0; side < 3; ++side)
     for (int k = 0; k < kCount; ++k) sum[side][k] = V{};
@@ -310,6 +311,7 @@ void softmax_alignment_backward(const Map<T>& a, const Map<T>& b,
         {s.top_a + at, s.top_b + at, s.top_both + at, f + at, f + size + at, f + 2 * size + at}, da,
         db);
   }
+  (void)team;
 }
 
 #define INSTANTIATE(T)                                                                           \

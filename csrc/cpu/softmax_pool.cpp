@@ -388,6 +388,7 @@ void softmax_pool_backward(const Scores<T>& s, const typename Wide<T>::type* gra
                     value + i * channels, index + i * channels, top + i * pixels,
                     common.get() + i * pixels, factor.get() + i * pixels, dx);
   }
+  (void)team;
 }
 
 #define INSTANTIATE(T)                                                                      \

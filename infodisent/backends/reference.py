@@ -14,8 +14,14 @@ class Reference(Backend):
 
     name = "reference"
     summary = "the formulas in plain PyTorch: dense gradients of any order, any device, ONNX"
-    stems = ("rotation", "mx_pool", "rotate_pool", "infodisent_head")
-    stems += ("softmax_pool", "softmax_alignment")
+    stems = (
+        "rotation",
+        "mx_pool",
+        "rotate_pool",
+        "infodisent_head",
+        "softmax_pool",
+        "softmax_alignment",
+    )
 
     def objection(self, call: Call) -> str | None:
         """None: it serves everything."""

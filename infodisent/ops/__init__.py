@@ -8,8 +8,14 @@ from infodisent.ops.rotation import rotation
 from infodisent.ops.softmax_alignment import softmax_alignment
 from infodisent.ops.softmax_pool import softmax_pool
 
-OPERATORS = ("rotation", "mx_pool", "rotate_pool", "infodisent_head")
-OPERATORS += ("softmax_pool", "softmax_alignment")
+OPERATORS = (
+    "rotation",
+    "mx_pool",
+    "rotate_pool",
+    "infodisent_head",
+    "softmax_pool",
+    "softmax_alignment",
+)
 
 __all__ = [
     "OPERATORS",

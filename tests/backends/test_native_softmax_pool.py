@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,3 +147,23 @@ def test_no_dense_softmax_is_held(memory_format, what):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 4 * 16 * 768 * 676 / 8
+
+
+CSRC = Path(__file__).parents[2] / "csrc"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_sanitizers(tmp_path):
+    """AddressSanitizer and UndefinedBehaviorSanitizer over the functions of both operators."""
+    program = tmp_path / "check"
+    command = ["g++", "-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+    command += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    command += ["-DINFODISENT_NO_DISPATCH", f"-I{CSRC}", f"-I{CSRC / 'cpu'}", "-o", str(program)]
+    command += [str(Path(__file__).with_name("native_softmax_sanitizers.cpp"))]
+    command += [str(CSRC / "cpu" / f"softmax_{name}.cpp") for name in ("pool", "alignment")]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert "warning" not in built.stderr, built.stderr
+    ran = subprocess.run([str(program)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "clean\n"

@@ -23,6 +23,8 @@ BACKWARD = {
     "mx_pool": "mx_pool_backward",
     "rotate_pool": "rotate_pool_backward",
     "infodisent_head": "rotate_pool_backward",
+    "softmax_pool": "softmax_pool_backward",
+    "softmax_alignment": "softmax_alignment_backward",
 }
 pytestmark = built
 
@@ -36,6 +38,10 @@ def call(op: str, leaf: torch.Tensor) -> torch.Tensor:
         return ops.mx_pool(torch.einsum("ck,bkhw->bchw", leaf, x)).pooled
     if op == "rotate_pool":
         return ops.rotate_pool(x, leaf).pooled
+    if op == "softmax_pool":
+        return ops.softmax_pool(x, leaf).value
+    if op == "softmax_alignment":
+        return ops.softmax_alignment(torch.einsum("ck,bkhw->bchw", leaf, x), x)
     return ops.infodisent_head(x, leaf, leaf[:4].detach() + 0.5)
 
 

@@ -55,5 +55,5 @@ def softmax_alignment_backward(
         kept = statistics[:, part].contiguous()
         softmax_calls.softmax_alignment_backward(first[part], second[part], grad[part], kept, *wide)
         for d, w in zip((d_first, d_second), wide, strict=True):
-            if d is not None:
+            if d is not None and w is not None:
                 d[part] = w

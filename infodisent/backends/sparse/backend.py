@@ -26,8 +26,14 @@ class Sparse(Backend):
 
     name = "sparse"
     summary = "PyTorch alone: products on chunks that stay in cache, the sparse gradient; CPU, GPUs"
-    stems = ("rotation", "mx_pool", "rotate_pool", "infodisent_head")
-    stems += ("softmax_pool", "softmax_alignment")
+    stems = (
+        "rotation",
+        "mx_pool",
+        "rotate_pool",
+        "infodisent_head",
+        "softmax_pool",
+        "softmax_alignment",
+    )
     exponential = SkewExponential(TorchPasses())
 
     def objection(self, call: Call) -> str | None:
