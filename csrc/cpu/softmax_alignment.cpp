@@ -296,6 +296,8 @@ void softmax_alignment_backward(const Map<T>& a, const Map<T>& b,
   const int64_t parts = std::min(rows, std::max<int64_t>(1, kTasks * threads / a.images));
   const int64_t tasks = a.images * parts, step = (rows + parts - 1) / parts;
   const int team = static_cast<int>(std::min<int64_t>(std::max(threads, 1), tasks));
+  prepare(da, a.images, a.pixels, a.channels);
+  prepare(db, a.images, a.pixels, a.channels);
   const auto factors = buffer<A>(3 * size);
   A* f = factors.get();
   for (int64_t i = 0; i < size; ++i) {

@@ -371,6 +371,7 @@ void softmax_pool_backward(const Scores<T>& s, const typename Wide<T>::type* gra
       threads <= 1 ? 1 : std::min(rows, std::max<int64_t>(1, kTasks * threads / images));
   const int64_t tasks = images * parts, step = (rows + parts - 1) / parts;
   const int team = static_cast<int>(std::min<int64_t>(std::max(threads, 1), tasks));
+  prepare(dx, images, pixels, channels);
   const auto common = buffer<A>(images * pixels), factor = buffer<A>(images * pixels);
 #pragma omp parallel for num_threads(team) schedule(static) if (team > 1)
   for (int64_t i = 0; i < images; ++i) {

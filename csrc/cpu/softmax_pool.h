@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "buffer.h"
 #include "mx_pool.h"
 
 namespace infodisent {
@@ -36,6 +37,13 @@ struct Target {
   A* data;
   int64_t image_stride, pixel_stride, channel_stride;
 };
+
+// Before all of a target of n images is written.
+template <typename A>
+void prepare(const Target<A>& to, int64_t images, int64_t pixels, int64_t channels) {
+  if (to.data != nullptr && to.image_stride == pixels * channels)
+    prefer_huge_pages(to.data, images * to.image_stride * static_cast<int64_t>(sizeof(A)));
+}
 
 // dx_mp = s_mp / T · (g_m [p is m's pixel] - G_p),   G_p = sum of g_m value_m over the m of pixel
 // p, in a scores' own units; exactly 0 at pixels that are nobody's. `dx` may be where x is.
