@@ -189,3 +189,60 @@ def test_transforms_take_the_formulas():
     leaf = x.clone().requires_grad_()
     ops.softmax_pool(leaf).value.sum().backward()
     torch.testing.assert_close(ours, leaf.grad, rtol=1e-4, atol=1e-6)
+
+
+CALLS = {
+    "pool": lambda m, x: m.softmax_pool(x, temperature=0.7).value,
+    "prototypes": lambda m, x: m.softmax_pool(x, torch.linspace(-1, 1, 24).view(4, 6)).value,
+    "alignment": lambda m, x: m.softmax_alignment(x, x.flip(1)),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_hostile_tensors(call):
+    """Lazy signs and zeros, views that overlap or skip, inference mode, autocast, parameters."""
+    lazy = torch.randn(2, 6, 3, 3, dtype=torch.complex64).conj().imag
+    assert lazy.is_neg()
+    spread = torch.randn(1, 6, 1, 1).expand(2, 6, 3, 3)
+    for x in (
+        lazy,
+        spread,
+        torch._efficientzerotensor((2, 6, 3, 3)),
+        torch.randn(2, 6, 9, 6)[..., ::2],
+    ):
+        plain = torch.zeros_like(x) if x._is_zerotensor() else x.clone().resolve_neg()
+        torch.testing.assert_close(call(ops, x), call(reference, plain))
+        leaf, true = (t.detach().clone().requires_grad_() for t in (plain, plain.double()))
+        (d,) = torch.autograd.grad(call(ops, leaf).square().sum(), leaf)
+        if x is not spread and not x._is_zerotensor():  # no ties
+            (wanted,) = torch.autograd.grad(call(reference, true).square().sum(), true)
+            torch.testing.assert_close(d.double(), wanted, rtol=1e-4, atol=1e-6)
+    x = torch.randn(2, 6, 3, 3)
+    wanted = call(ops, x)
+    with torch.inference_mode():
+        assert torch.equal(call(ops, x), wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert call(ops, x).dtype == torch.float32
+    y = torch.nn.Parameter(x)
+    assert call(ops, y).requires_grad
+
+
+@pytest.mark.parametrize("name", ["pool", "alignment"])
+def test_default_device_is_not_that_of_the_inputs(name):
+    x = torch.randn(2, 6, 3, 3, requires_grad=True)
+    wanted = CALLS[name](ops, x)
+    (true,) = torch.autograd.grad(wanted.sum(), x)
+    with torch.device("meta"):
+        result = CALLS[name](ops, x)
+        (d,) = torch.autograd.grad(result.sum(), x)
+    assert torch.equal(result, wanted)
+    assert torch.equal(d, true)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_jit_trace_records_the_operator(call):
+    traced = torch.jit.trace(lambda x: call(ops, x), torch.randn(2, 6, 3, 3))
+    assert "infodisent::softmax" in str(traced.inlined_graph)
+    x = torch.randn(2, 6, 3, 3)
+    torch.testing.assert_close(traced(x), call(ops, x))
