@@ -36,6 +36,7 @@ if MODE not in ("auto", "0", "1", "cpu", "cuda"):
 STRICT = MODE in ("1", "cuda")
 SOURCES = [
     "csrc/cpu/bindings.cpp",
+    "csrc/cpu/half_rows.cpp",
     "csrc/cpu/matrix_product.cpp",
     "csrc/cpu/mx_pool.cpp",
     "csrc/cpu/rotate_pool.cpp",

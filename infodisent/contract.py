@@ -62,7 +62,7 @@ class Pool(NamedTuple):
     """
 
     value: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # the field hides tuple.index, which nobody needs
     second_value: Tensor | None = None
     second_index: Tensor | None = None
     mean: Tensor | None = None
@@ -77,7 +77,7 @@ class Best(NamedTuple):
     """
 
     value: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
 
 
 def empty_best(batch: int, prototypes: int, dtype: torch.dtype, device: torch.device | str) -> Best:

@@ -23,12 +23,17 @@ def _require(package: str, distribution: str) -> Path:
     return Path(spec.origin).parent
 
 
-def solar_cells(*, val_fraction: float = 0.25, seed: int = 0) -> ImageSet:
+def solar_cells(*, every: int = 1, val_fraction: float = 0.25, seed: int = 0) -> ImageSet:
     """ELPV: 2,624 electroluminescence photographs of solar cells, functional or defective.
 
     A cell counts as defective where the experts' defect probability exceeds 0.5. The data set
     (Deitsch et al., "Segmentation of photovoltaic module cells in uncalibrated electroluminescence
     images", 2021; CC BY-NC-SA 4.0) comes with the package ``elpv-dataset``.
+
+    Args:
+        every: of the photographs of a class only every such one, in the order of the list.
+        val_fraction: part of every class that is held out.
+        seed: of that split.
 
     Raises:
         ModuleNotFoundError: the package is not installed.
@@ -40,6 +45,10 @@ def solar_cells(*, val_fraction: float = 0.25, seed: int = 0) -> ImageSet:
             name, probability, _ = line.split()
             paths.append(str(data / name))
             labels.append(int(float(probability) > 0.5))
+    kept = sorted(
+        i for c in range(2) for i in [i for i, label in enumerate(labels) if label == c][::every]
+    )
+    paths, labels = [paths[i] for i in kept], [labels[i] for i in kept]
     return split_items(data, CLASSES, paths, labels, val_fraction, seed)
 
 

@@ -84,8 +84,10 @@ def similarity_pool(
     dtype = value_dtype(x.dtype, prototypes.dtype)
     x, v = to_bpc(x, input_fmt, num_prefix_tokens).to(dtype), prototypes.to(dtype)
     value, index = _best(x, v, similarity, valid)
-    others = (None, None) if second is None else _best(x, v, second, valid)
-    return Pool(value, index, *others, _mean(x, v, similarity, valid) if mean else None)
+    average = _mean(x, v, similarity, valid) if mean else None
+    if second is None:
+        return Pool(value, index, mean=average)
+    return Pool(value, index, *_best(x, v, second, valid), average)
 
 
 def _best(x: Tensor, v: Tensor, similarity: str, valid: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -34,25 +34,25 @@ inline float widen(BFloat16 x) {
   return value;
 }
 inline float widen(Float16 x) {
-// not on Windows, where the function that widens without F16C is in no library that is linked
-#if defined(__aarch64__) || (defined(__FLT16_MAX__) && !defined(_WIN32))
-#ifdef __aarch64__  // where C++ has no _Float16 before GCC 13
+// x86 by hand: GCC does not vectorise its own conversion, which costs four times the time
+#ifdef __aarch64__
   __fp16 value;
-#else
-  _Float16 value;
-#endif
   std::memcpy(&value, &x.bits, sizeof value);
   return static_cast<float>(value);
 #else
-  // exponent and mantissa moved into place and scaled by 2^(127 - 15); Inf and NaN by hand
+  // exponent and mantissa moved into place, the exponent's bias changed; 0, denormals, Inf and NaN
+  // chosen without a branch and without arithmetic on denormals
   const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fffu) << 13;
-  float value;
-  std::memcpy(&value, &magnitude, sizeof value);
-  value *= 0x1p112f;
+  const uint32_t exponent = x.bits & 0x7c00u, above = magnitude + (113u << 23);
+  float small;
+  std::memcpy(&small, &above, sizeof small);
+  small -= 0x1p-14f;
   uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  if ((x.bits & 0x7c00u) == 0x7c00u) bits = 0x7f800000u | magnitude;
+  std::memcpy(&bits, &small, sizeof bits);
+  bits = exponent == 0 ? bits : magnitude + (112u << 23);
+  bits = exponent == 0x7c00u ? 0x7f800000u | magnitude : bits;
   bits |= static_cast<uint32_t>(x.bits & 0x8000u) << 16;
+  float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
 #endif

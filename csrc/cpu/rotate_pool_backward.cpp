@@ -2,6 +2,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "half_rows.h"
 #include "parallel.h"
 #include "rotate_pool.h"
 #include "transpose.h"
@@ -79,6 +80,8 @@ INFODISENT_INLINE void grad_u_range(const Map<T>& x, const typename Wide<T>::typ
   using A = typename Wide<T>::type;
   const int64_t row_bytes = std::min(kStrip, x.channels) * static_cast<int64_t>(sizeof(T));
   const int64_t group = std::max<int64_t>(1, kGroupBytes / (x.pixels * row_bytes));
+  const AddHalfRows half = std::is_same<T, Float16>::value ? add_half_rows() : nullptr;
+  (void)half;
   for (int64_t k = 0; k < x.channels; k += kStrip) {
     const int64_t width = std::min(kStrip, x.channels - k);
     if (!accumulate)
@@ -92,6 +95,11 @@ INFODISENT_INLINE void grad_u_range(const Map<T>& x, const typename Wide<T>::typ
           const T* image = x.data + b * x.image_stride + k;
           const T* p = pos_index[at] < 0 ? nullptr : image + pos_index[at] * x.pixel_stride;
           const T* q = neg_index[at] < 0 ? nullptr : image + neg_index[at] * x.pixel_stride;
+          if constexpr (std::is_same<T, Float16>::value)
+            if (half != nullptr) {
+              half(sum, width, grad_pos[at], p, grad_neg[at], q);
+              continue;
+            }
           if (width == kStrip)
             add_rows<T, A>(sum, kStrip, grad_pos[at], p, grad_neg[at], q);
           else

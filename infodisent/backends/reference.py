@@ -18,9 +18,10 @@ class Reference(Backend):
         "rotation",
         "mx_pool",
         "rotate_pool",
-        "infodisent_head",
+        "similarity_pool",
         "softmax_pool",
         "softmax_alignment",
+        "infodisent_head",
     )
 
     def objection(self, call: Call) -> str | None:

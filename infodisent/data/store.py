@@ -89,18 +89,18 @@ class FeatureStore:
     def gather(
         self,
         indices: Tensor,  # [n] int64
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = torch.float32,
     ) -> Tensor:
-        """The maps at `indices`, channels last: ``[n, P, C]``.
+        """The maps at `indices`, channels last: ``[n, P, C]``; with `dtype` None as they are kept.
 
         Raises:
             IndexError: an index outside 0 … N-1.
         """
-        stored = self._shards[0].dtype if self._shards else dtype
+        stored = self._shards[0].dtype if self._shards else torch.float32
         maps = torch.empty(len(indices), self.pixels, self.channels, dtype=stored)
         for shard, here, within in locate(indices, self._starts):
             maps[here] = self._shards[shard][within]
-        return maps.to(dtype)  # once, and not before half of the bytes have been moved
+        return maps.to(dtype or stored)  # once, and after half as many bytes have been moved
 
     def batches(
         self,
@@ -108,7 +108,7 @@ class FeatureStore:
         batch_size: int,
         *,
         generator: torch.Generator | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = torch.float32,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield ``(maps [n, P, C], labels [n], indices [n])``; shuffled if a generator is given."""
         if generator is not None:

@@ -171,7 +171,7 @@ def pool_features(
     head.eval()
     rows = empty_rows(len(indices), head.num_features, store.path)
     at = 0
-    for maps, _, _ in store.batches(indices, batch_size):
+    for maps, _, _ in store.batches(indices, batch_size, dtype=None):
         pooled = head.pool(maps.to(head.device), input_fmt="NLC").pooled
         rows[at : at + len(pooled)] = pooled
         at += len(pooled)
@@ -188,7 +188,7 @@ def evaluate_head(
     """Figures of a head on stored images, whatever layout the head has in its model."""
     head.eval()
     figures = figures_of(store)
-    for maps, labels, _ in store.batches(indices, batch_size):
+    for maps, labels, _ in store.batches(indices, batch_size, dtype=None):
         if not len(labels):
             continue
         pooled = head.pool(maps.to(head.device), input_fmt="NLC").pooled

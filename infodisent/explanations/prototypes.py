@@ -1,7 +1,7 @@
 """What a unit of a head means: the training images that excite it most, and where in them.
 
 One streaming pass over the stored features. The head pools each batch of maps, and a running top-k
-of every unit, both sides, is kept by `torch.topk` over ``[k + batch, M]``.
+of every unit is kept for both sides, see `infodisent.ops.TopPixels`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from infodisent.backbones.backbone import evaluating
 from infodisent.data.store import FeatureStore
 from infodisent.files import read_tensors, write_tensors
 from infodisent.methods import Head
+from infodisent.ops import TopPixels
 from infodisent.progress import bar
 
 FORMAT = 1
-_LOW = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
@@ -245,20 +245,20 @@ def find_prototypes(
     if not len(indices):
         allowed = ", ".join(repr(s) for s in sorted(set(store.splits)))
         raise ValueError(f"find_prototypes: split is {split!r}, the store has images in {allowed}")
-    # Apple's GPUs sort no 64-bit integers
-    merged_on = torch.device("cpu") if head.device.type == "mps" else head.device
-    sides = [_TopK(k, head.num_features, merged_on) for _ in range(2)]
+    sides = [TopPixels(k, head.num_features, above=0.0) for _ in range(2)]
     with bar(progress) as display, evaluating(head):
         task = display.add_task("find prototypes", total=len(indices), note="")
-        for maps, _, images in store.batches(indices, batch_size):
+        for maps, _, images in store.batches(indices, batch_size, dtype=None):
             pool = head.pool(maps.to(head.device), input_fmt="NLC")
             if not torch.isfinite(pool.pooled).all():
                 raise ValueError("find_prototypes: an activation is NaN or Inf; check the weights")
-            images = images.to(merged_on)
-            sides[0].update(pool.pos.to(merged_on), pool.pos_index.to(merged_on), images)
-            sides[1].update(pool.neg.to(merged_on), pool.neg_index.to(merged_on), images)
+            sides[0].update(pool.pos, pool.pos_index, images)
+            sides[1].update(pool.neg, pool.neg_index, images)
             display.update(task, advance=len(images))
-    pos, neg = (side.result() for side in sides)
+    pos, neg = (
+        (best.value.nan_to_num(0.0), best.image, best.index)
+        for best in (side.result() for side in sides)
+    )
     return Prototypes(
         *pos,
         *neg,
@@ -268,37 +268,3 @@ def find_prototypes(
         grid=store.grid,
         transform=store.meta["transform"],
     )
-
-
-class _TopK:
-    """A running top-k along images, per unit.
-
-    Value and image share one integer, ``bits(value) << 32 | (2^32 - 1 - image)``: the bits of
-    nonnegative floats are ordered as the floats are, so the larger value wins and, among equals,
-    the earlier image; `torch.topk` alone promises nothing about ties. A value of 0 is the key 0.
-    """
-
-    def __init__(self, k: int, units: int, device: torch.device) -> None:
-        self.key = torch.zeros(k, units, dtype=torch.int64, device=device)
-        self.pixel = torch.full((k, units), -1, dtype=torch.int32, device=device)
-
-    def update(
-        self,
-        value: Tensor,  # [n, M] >= 0
-        pixel: Tensor,  # [n, M] int32
-        image: Tensor,  # [n] int64
-    ) -> None:
-        """Merge a batch."""
-        value = value.float().contiguous()
-        key = (value.view(torch.int32).long() << 32) | (_LOW - image)[:, None]
-        key = torch.where(value > 0, key, 0)
-        self.key, place = torch.cat([self.key, key]).topk(len(self.key), dim=0)
-        self.pixel = torch.cat([self.pixel, pixel]).gather(0, place)
-
-    def result(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Value float32, image int64 and pixel int32, each ``[k, M]``."""
-        value = (self.key >> 32).to(torch.int32).view(torch.float32)
-        filled = self.key > 0
-        image = torch.where(filled, _LOW - (self.key & _LOW), -1)
-        index = torch.where(filled, self.pixel, -1)
-        return value.cpu(), image.cpu(), index.cpu()

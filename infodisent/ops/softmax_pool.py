@@ -20,7 +20,8 @@ from infodisent.layout import (
     value_dtype,
 )
 from infodisent.ops import register
-from infodisent.tracing import nothing_watches
+from infodisent.ops.similarity_pool import check_prototypes
+from infodisent.ops.valid_pixels import check_valid, check_valid_pixels
 
 TEMPERATURES = 2.0**-100, 2.0**100
 """What a temperature may be: its inverse is a float32, too."""
@@ -68,13 +69,12 @@ def softmax_pool(
     Raises:
         TypeError: an argument of a wrong type or dtype.
         ValueError: unknown layout, shapes that do not fit each other, no channels, pixels or
-            prototypes, an image without a valid pixel (where the numbers can be looked at: not in a
-            trace or a captured CUDA graph, which give -Inf for it), a temperature out of range, or
-            tensors on different devices.
+            prototypes, an image without a valid pixel (which a captured CUDA graph cannot see: it
+            gives -Inf there), a temperature out of range, or tensors on different devices.
     """
     check_map("softmax_pool", "x", x, input_fmt, num_prefix_tokens)
     temperature = _check_numbers(x, prototypes, temperature, bias, input_fmt)
-    _check_valid(x, valid, input_fmt, num_prefix_tokens)
+    check_valid("softmax_pool", valid, x, input_fmt, num_prefix_tokens)
     check_same_device("softmax_pool", x=x, prototypes=prototypes, bias=bias, valid=valid)
     register.refuse_tangents("softmax_pool", x, prototypes, bias)
     if prototypes is not None:
@@ -82,6 +82,8 @@ def softmax_pool(
         bias = biases[0] if biases else None
     backend = select("softmax_pool", x, prototypes, bias)
     if backend == FORMULAS:
+        if valid is not None:
+            check_valid_pixels("softmax_pool", valid)
         with register.no_autocast(x):
             return reference.softmax_pool(
                 x,
@@ -110,14 +112,8 @@ def _check_numbers(
         raise ValueError(
             f"softmax_pool: temperature is {temperature}, must be finite, 2^-100 to 2^100"
         )
-    channels = map_size(x, input_fmt)[0]
     if prototypes is not None:
-        check_float("softmax_pool", "prototypes", prototypes)
-        if prototypes.ndim != 2 or prototypes.shape[1] != channels or len(prototypes) == 0:
-            raise ValueError(
-                f"softmax_pool: x is {tuple(x.shape)} [{input_fmt}] but prototypes is "
-                f"{tuple(prototypes.shape)}, must be (M, {channels}) with M >= 1"
-            )
+        check_prototypes("softmax_pool", x, prototypes, input_fmt)
     if bias is not None:
         check_float("softmax_pool", "bias", bias)
         if prototypes is None:
@@ -128,35 +124,6 @@ def _check_numbers(
                 f"{tuple(bias.shape)}, must be ({len(prototypes)},)"
             )
     return float(temperature)
-
-
-def _check_valid(x: Tensor, valid: Tensor | None, input_fmt: str, num_prefix_tokens: int) -> None:
-    """Raise unless `valid` is [B, P] bool and, where that can be seen, no image is without one."""
-    if valid is None:
-        return
-    if not isinstance(valid, Tensor):
-        raise TypeError(f"softmax_pool: valid must be a torch.Tensor, got {type(valid).__name__}")
-    if valid.dtype != torch.bool:
-        raise TypeError(f"softmax_pool: valid is {valid.dtype}, must be torch.bool")
-    size = x.shape[0], map_size(x, input_fmt, num_prefix_tokens)[1]
-    if valid.shape != size:
-        raise ValueError(
-            f"softmax_pool: x is {tuple(x.shape)} [{input_fmt}] but valid is "
-            f"{tuple(valid.shape)}, must be {size}"
-        )
-    if not _can_be_seen(valid):
-        return
-    some = valid.any(dim=1)
-    if not bool(some.all()):
-        image = int((~some).nonzero()[0])
-        raise ValueError(f"softmax_pool: valid has no pixel in image {image}")
-
-
-def _can_be_seen(t: Tensor) -> bool:
-    """Whether the numbers of a tensor are there to be looked at."""
-    if torch.compiler.is_compiling() or not (t.is_cpu or t.is_cuda) or not nothing_watches():
-        return False
-    return not (t.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def like_the_map(x: Tensor) -> Tensor:
@@ -186,6 +153,8 @@ def _impl(
     num_prefix_tokens: int,
     backend: str = AUTO,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if valid is not None:
+        check_valid_pixels("softmax_pool", valid)
     served_by = implementation(backend, "softmax_pool", x, prototypes, bias)
     view = to_bpc(x, input_fmt, num_prefix_tokens)
     best, normalizer = served_by.softmax_pool(view, prototypes, temperature, bias, valid)

@@ -21,7 +21,7 @@ def wrong_indices(
     """Those of the stored images that the model gets wrong; multi-label: in any label."""
     head, wrong = loaded.model.head, [indices[:0]]
     with evaluating(head):
-        for maps, labels, at in store.batches(indices, 256):
+        for maps, labels, at in store.batches(indices, 256, dtype=None):
             logits = head.classify(head.pool(maps.to(head.device), input_fmt="NLC").pooled).cpu()
             if labels.ndim == 2:
                 wrong.append(at[((logits > 0) != (labels > 0.5)).any(1)])

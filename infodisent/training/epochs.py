@@ -131,10 +131,12 @@ class Training:
             units = pooled[batch].to(device)
             logits = head.classify(units)
         elif head.penalty_needs_pool:
-            units = head.pool(self.store.gather(batch).to(device), input_fmt="NLC").pooled
+            units = head.pool(
+                self.store.gather(batch, dtype=None).to(device), input_fmt="NLC"
+            ).pooled
             logits = head.classify(units)
         else:
-            logits = head(self.store.gather(batch).to(device), input_fmt="NLC")
+            logits = head(self.store.gather(batch, dtype=None).to(device), input_fmt="NLC")
         loss = self.objective(logits, labels)
         known = self.options.statistics
         scale = 1.0 if known is None else known.feature_scale
@@ -153,7 +155,8 @@ class Training:
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         device = self.head.device
-        for maps, labels, positions in self.store.batches(self.train, self.config.batch_size):
+        batches = self.store.batches(self.train, self.config.batch_size, dtype=None)
+        for maps, labels, positions in batches:
             yield maps.to(device), labels.to(device), positions.to(device)
 
 

@@ -183,7 +183,7 @@ def feature_scale(
 ) -> float:
     """Mean over channels and images (evenly spaced ones) of the max-pooled map."""
     some = train[:: max(1, len(train) // sample)]
-    pos = [ops.mx_pool(x, input_fmt="NLC").pos for x, _, _ in store.batches(some, 256)]
+    pos = [ops.mx_pool(x, input_fmt="NLC").pos for x, _, _ in store.batches(some, 256, dtype=None)]
     return torch.cat(pos).mean().item()
 
 

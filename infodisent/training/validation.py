@@ -101,7 +101,7 @@ def validate(
     for at in torch.arange(len(images)).split(batch_size):
         labels = store.labels[images[at]]
         if units is None:
-            maps = store.gather(images[at]).to(head.device)
+            maps = store.gather(images[at], dtype=None).to(head.device)
             pooled = head.pool(maps, input_fmt="NLC").pooled
         else:
             pooled = units[at].to(head.device)

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from infodisent import backends, ops, reference
 from infodisent.backends.sparse import rotate_pool as sparse
+from infodisent.backends.sparse import winners
 from infodisent.nn import InfoDisentHead
 from infodisent.testing import relative
 
@@ -110,7 +111,7 @@ def test_gradients_by_products_are_those_of_the_formula(mac, monkeypatch, dtype)
     x, u = torch.randn(7, 6, 10).to(dtype), torch.linalg.qr(torch.randn(10, 10))[0].to(dtype)
     x[2] = x[2].abs()
     u[0].abs_()
-    monkeypatch.setattr(sparse, "CHUNK_BYTES", 6 * 10 * 4 * 2)  # several chunks
+    monkeypatch.setattr(winners, "CHUNK_BYTES", 6 * 10 * 4 * 2)  # several chunks
     grad = torch.randn(7, 10)
 
     def gradients(function, *inputs):

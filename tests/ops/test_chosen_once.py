@@ -22,6 +22,7 @@ BACKWARD = {
     "rotation": "rotation_backward",
     "mx_pool": "mx_pool_backward",
     "rotate_pool": "rotate_pool_backward",
+    "similarity_pool": "similarity_pool_backward",
     "infodisent_head": "rotate_pool_backward",
     "softmax_pool": "softmax_pool_backward",
     "softmax_alignment": "softmax_alignment_backward",
@@ -38,6 +39,8 @@ def call(op: str, leaf: torch.Tensor) -> torch.Tensor:
         return ops.mx_pool(torch.einsum("ck,bkhw->bchw", leaf, x)).pooled
     if op == "rotate_pool":
         return ops.rotate_pool(x, leaf).pooled
+    if op == "similarity_pool":
+        return ops.similarity_pool(x, leaf, similarity="l2").value
     if op == "softmax_pool":
         return ops.softmax_pool(x, leaf).value
     if op == "softmax_alignment":

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from infodisent import backends, ops, reference
+from infodisent.backends.table import BY_NAME
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -16,9 +17,9 @@ BAD = [
     ((8, 5, 7), None, {}, ValueError, "NCHW has 4 dimensions"),
     ((2, 5, 0, 3), None, {}, ValueError, "no pixels"),
     ((2, 0, 3, 3), None, {}, ValueError, "no channels"),
-    ((2, 5, 3, 3), (4, 6), {}, ValueError, r"prototypes is \(4, 6\), must be \(M, 5\)"),
-    ((2, 5, 3, 3), (5,), {}, ValueError, r"prototypes is \(5,\), must be \(M, 5\)"),
-    ((2, 5, 3, 3), (0, 5), {}, ValueError, "M >= 1"),
+    ((2, 5, 3, 3), (4, 6), {}, ValueError, r"prototypes is \(4, 6\), must be \(prototypes, 5\)"),
+    ((2, 5, 3, 3), (5,), {}, ValueError, r"prototypes is \(5,\), must be \(prototypes, 5\)"),
+    ((2, 5, 3, 3), (0, 5), {}, ValueError, "no prototypes"),
     ((2, 5, 3, 3), None, {"temperature": 0.0}, ValueError, "temperature is 0.0, must be finite"),
     ((2, 5, 3, 3), None, {"temperature": -1}, ValueError, "temperature is -1"),
     ((2, 5, 3, 3), None, {"temperature": NAN}, ValueError, "temperature is nan"),
@@ -29,11 +30,11 @@ BAD = [
     ((2, 5, 3, 3), None, {"bias": torch.zeros(5)}, ValueError, "bias is given without prototypes"),
     ((2, 5, 3, 3), (4, 5), {"bias": torch.zeros(5)}, ValueError, r"bias is \(5,\), must be \(4,\)"),
     ((2, 5, 3, 3), (4, 5), {"bias": torch.zeros(4).int()}, TypeError, "bias is torch.int32"),
-    ((2, 5, 3, 3), None, {"valid": torch.ones(2, 9)}, TypeError, "must be torch.bool"),
-    ((2, 5, 3, 3), None, {"valid": [True]}, TypeError, "must be a torch.Tensor, got list"),
+    ((2, 5, 3, 3), None, {"valid": torch.ones(2, 9)}, TypeError, "must be a torch.bool"),
+    ((2, 5, 3, 3), None, {"valid": [True]}, TypeError, "valid is list"),
     ((2, 5, 3, 3), None, {"valid": torch.ones(2, 3, 3).bool()}, ValueError, r"must be \(2, 9\)"),
-    ((2, 5, 3, 3), None, {"valid": torch.zeros(2, 9).bool()}, ValueError, "no pixel in image 0"),
-    ((2, 5, 3, 3), None, {"valid": torch.arange(18).view(2, 9) < 9}, ValueError, "in image 1"),
+    ((2, 5, 3, 3), None, {"valid": torch.zeros(2, 9).bool()}, ValueError, "no pixel of image 0"),
+    ((2, 5, 3, 3), None, {"valid": torch.arange(18).view(2, 9) < 9}, ValueError, "of image 1"),
     ((2, 5, 3, 3), None, {"num_prefix_tokens": 1}, ValueError, "only in the token layouts"),
     ((2, 5, 3, 3), None, {"input_fmt": "CHW"}, ValueError, "'CHW', allowed are NCHW"),
 ]
@@ -142,27 +143,27 @@ def test_compiled_by_inductor_with_a_mask():
     g = torch.randn(2, 6)
     ours, plain = (torch.autograd.grad(p.value, x, g)[0] for p in (pool, wanted))
     torch.testing.assert_close(ours, plain)
-    with torch.no_grad():  # nothing valid: seen by nobody, and no place to crash
-        nothing = run(x, torch.zeros_like(valid))
-    assert (nothing.value == -INF).all()
-    assert (nothing.index == 0).all()
+    with torch.no_grad(), pytest.raises(ValueError, match="valid has no pixel of image 0"):
+        run(x, torch.zeros_like(valid))
 
 
-def test_an_image_without_valid_pixels_has_no_gradient():
-    """Reached only by the operator itself, as in a trace."""
-    x = torch.randn(2, 6, 3, 3, requires_grad=True)
+@pytest.mark.parametrize("with_prototypes", [False, True])
+def test_an_image_without_valid_pixels_has_no_gradient(with_prototypes):
+    """Reached where nobody can look at the mask, as in a captured CUDA graph."""
+    x, v = torch.randn(2, 9, 6), torch.randn(4, 6) if with_prototypes else None
     valid = torch.ones(2, 9, dtype=torch.bool)
     valid[1] = False
-    name = backends.get_backend()
-    op = torch.ops.infodisent.softmax_pool.default
-    value, _, _ = op(x, None, None, valid, 1.0, "NCHW", 0, name)
-    value[0].sum().backward()
-    assert x.grad[1].abs().max() == 0
-    x.grad = None
-    value, _, _ = op(x, None, None, valid, 1.0, "NCHW", 0, name)
-    value.backward(torch.ones_like(value))
-    assert x.grad[1].abs().max() == 0
-    assert x.grad[0].abs().max() > 0
+    served = BY_NAME[backends.get_backend()]
+    best, normalizer = served.softmax_pool(x, v, 1.0, None, valid)
+    assert (best.value[1] == -INF).all()
+    assert (best.index[1] == 0).all()
+    dx, grad = torch.full_like(x, NAN), torch.randn(best.value.shape)
+    dv, _ = served.softmax_pool_backward(
+        grad, best, normalizer, x, v, 1.0, None, dx, with_prototypes, False
+    )
+    assert dx[1].abs().max() == 0
+    assert dx[0].abs().max() > 0
+    assert dv is None or dv.isfinite().all()
 
 
 @pytest.mark.parametrize("dynamo", [True, False])

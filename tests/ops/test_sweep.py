@@ -10,7 +10,7 @@ import torch
 
 from infodisent import ops, reference
 from infodisent.backends.native import rotate_pool as native_rotate_pool
-from infodisent.backends.sparse import rotate_pool as sparse_rotate_pool
+from infodisent.backends.sparse import winners
 from infodisent.testing import relative
 from tests.conftest import LAYOUTS
 
@@ -30,7 +30,7 @@ def test_sweep(seed, monkeypatch):
         dtype = (torch.float32, torch.float16, torch.bfloat16)[draw(0, 3)]
         fmt, prefix, build = list(LAYOUTS.values())[draw(0, len(LAYOUTS))]
         chunk = (1, 50_000, 8 << 20)[draw(0, 3)]
-        monkeypatch.setattr(sparse_rotate_pool, "CHUNK_BYTES", chunk)
+        monkeypatch.setattr(winners, "CHUNK_BYTES", chunk)
         monkeypatch.setattr(native_rotate_pool, "CHUNK_ROWS", chunk // 100)
         x = torch.randn(shape, generator=g).to(dtype)
         u = torch.linalg.qr(torch.randn(shape[1], shape[1], generator=g))[0].to(dtype)

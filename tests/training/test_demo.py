@@ -27,6 +27,10 @@ def test_solar_cells():
     assert len(held_out) == 656
     assert sum(held_out) == round(defective * 0.25)
     assert demo.solar_cells(seed=1) != cells
+    half = demo.solar_cells(every=2)
+    assert len(half.items) == 1313
+    assert {i.path for i in half.items} < {i.path for i in cells.items}
+    assert sum(i.label for i in half.items) == 411  # the same share of either class
 
 
 def test_small_run_on_real_cells(tmp_path):

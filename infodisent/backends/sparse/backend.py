@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from infodisent.backends.base import Backend, Call, MaybeTensor
-from infodisent.backends.sparse import mx_pool, rotate_pool, softmax_alignment, softmax_pool
+from infodisent.backends.sparse import (
+    mx_pool,
+    rotate_pool,
+    similarity_pool,
+    softmax_alignment,
+    softmax_pool,
+)
 from infodisent.backends.sparse.passes import TorchPasses
 from infodisent.backends.sparse.rotation import SkewExponential
 from infodisent.contract import Best, Extremes
@@ -30,9 +36,10 @@ class Sparse(Backend):
         "rotation",
         "mx_pool",
         "rotate_pool",
-        "infodisent_head",
+        "similarity_pool",
         "softmax_pool",
         "softmax_alignment",
+        "infodisent_head",
     )
     exponential = SkewExponential(TorchPasses())
 
@@ -88,6 +95,31 @@ class Sparse(Backend):
         """See `infodisent.backends.sparse.rotate_pool`."""
         return rotate_pool.rotate_pool_backward(
             grad_pos, grad_neg, x, u, pos_index, neg_index, need_x, need_u
+        )
+
+    def similarity_pool(
+        self,
+        x: Tensor,
+        prototypes: Tensor,
+        valid: Tensor | None,
+        similarities: tuple[str, ...],
+    ) -> tuple[Best, ...]:
+        """See `infodisent.backends.sparse.similarity_pool`."""
+        return similarity_pool.similarity_pool(x, prototypes, valid, similarities)
+
+    def similarity_pool_backward(
+        self,
+        grads: tuple[Tensor, ...],
+        indices: tuple[Tensor, ...],
+        x: Tensor,
+        prototypes: Tensor,
+        similarities: tuple[str, ...],
+        need_x: bool,
+        need_prototypes: bool,
+    ) -> tuple[MaybeTensor, MaybeTensor]:
+        """See `infodisent.backends.sparse.similarity_pool`."""
+        return similarity_pool.similarity_pool_backward(
+            grads, indices, x, prototypes, similarities, need_x, need_prototypes
         )
 
     def softmax_pool(
