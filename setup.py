@@ -47,6 +47,8 @@ SOURCES = [
     "csrc/cpu/rotate_pool_tiles.cpp",
     "csrc/cpu/rotation.cpp",
     "csrc/cpu/similarity_pool.cpp",
+    "csrc/cpu/softmax_alignment.cpp",
+    "csrc/cpu/softmax_pool.cpp",
 ]
 FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CUDA = "infodisent._cuda"

@@ -156,8 +156,11 @@ def softmax_pool(
     return Pool(value, index.to(torch.int32))
 
 
-def softmax_alignment(first: Tensor, second: Tensor, *, input_fmt: str = "NCHW") -> Tensor:
+def softmax_alignment(
+    first: Tensor, second: Tensor, *, input_fmt: str = "NCHW", num_prefix_tokens: int = 0
+) -> Tensor:
     """``-log Σ_m softmax(first)_m softmax(second)_m`` at every pixel of two maps, ``[B, P]``."""
     dtype = value_dtype(first.dtype, second.dtype)
-    a, b = (torch.log_softmax(to_bpc(z, input_fmt).to(dtype), dim=2) for z in (first, second))
+    pair = (to_bpc(z, input_fmt, num_prefix_tokens).to(dtype) for z in (first, second))
+    a, b = (torch.log_softmax(z, dim=2) for z in pair)
     return -torch.logsumexp(a + b, dim=2)

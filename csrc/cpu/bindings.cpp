@@ -17,6 +17,8 @@
 #include "rotate_pool_screen.h"
 #include "rotation.h"
 #include "similarity_pool.h"
+#include "softmax_alignment.h"
+#include "softmax_pool.h"
 
 namespace py = pybind11;
 using infodisent::Address;
@@ -231,6 +233,85 @@ void grad_x(Address u, bool wide, int64_t images, int64_t pixels, int64_t channe
   wide ? run(0.0) : run(0.0f);
 }
 
+using Strides = std::vector<int64_t>;  // of image, pixel and channel
+
+// bias: in the wide type, 0 for none; valid: bytes, 0 for all; top and sum: [n, P].
+void softmax_pool(Address x, int dtype, int64_t images, int64_t pixels, int64_t channels,
+                  int64_t image_stride, int64_t pixel_stride, int64_t channel_stride, Address bias,
+                  double temperature, Address valid, Address value, Address index, Address top,
+                  Address sum, int threads) {
+  with_map(
+      dtype, x, images, pixels, channels, image_stride, pixel_stride, channel_stride,
+      [&](const auto& map) {
+        using T = std::remove_const_t<std::remove_pointer_t<decltype(map.data)>>;
+        using A = WideOf<decltype(map)>;
+        infodisent::softmax_pool<T>(
+            {map, at<const A>(bias), static_cast<A>(1 / temperature), at<const uint8_t>(valid)},
+            at<A>(value), at<int32_t>(index), at<A>(top), at<A>(sum), threads);
+      });
+}
+
+void softmax_pool_backward(Address x, int dtype, int64_t images, int64_t pixels, int64_t channels,
+                           int64_t image_stride, int64_t pixel_stride, int64_t channel_stride,
+                           Address bias, double temperature, Address grad, Address value,
+                           Address index, Address top, Address sum, Address dx,
+                           const Strides& strides, int threads) {
+  with_map(dtype, x, images, pixels, channels, image_stride, pixel_stride, channel_stride,
+           [&](const auto& map) {
+             using T = std::remove_const_t<std::remove_pointer_t<decltype(map.data)>>;
+             using A = WideOf<decltype(map)>;
+             infodisent::softmax_pool_backward<T>(
+                 {map, at<const A>(bias), static_cast<A>(1 / temperature), nullptr},
+                 at<const A>(grad), at<const A>(value), at<const int32_t>(index), at<const A>(top),
+                 at<const A>(sum), {at<A>(dx), strides.at(0), strides.at(1), strides.at(2)},
+                 threads);
+           });
+}
+
+// statistics: [6, n, P], in the order of infodisent::Alignment.
+template <typename A>
+infodisent::Alignment<A> alignment(Address statistics, int64_t size) {
+  A* s = at<A>(statistics);
+  return {s, s + size, s + 2 * size, s + 3 * size, s + 4 * size, s + 5 * size};
+}
+
+void softmax_alignment(Address a, int dtype, int64_t images, int64_t pixels, int64_t channels,
+                       int64_t image_stride, int64_t pixel_stride, int64_t channel_stride,
+                       Address b, const Strides& b_strides, Address loss, Address statistics,
+                       int threads) {
+  with_map(dtype, a, images, pixels, channels, image_stride, pixel_stride, channel_stride,
+           [&](const auto& map) {
+             using T = std::remove_const_t<std::remove_pointer_t<decltype(map.data)>>;
+             using A = WideOf<decltype(map)>;
+             infodisent::softmax_alignment<T>(map,
+                                              {at<const T>(b), images, pixels, channels,
+                                               b_strides.at(0), b_strides.at(1), b_strides.at(2)},
+                                              at<A>(loss),
+                                              alignment<A>(statistics, images * pixels), threads);
+           });
+}
+
+// da, db: 0 for what is not asked for.
+void softmax_alignment_backward(Address a, int dtype, int64_t images, int64_t pixels,
+                                int64_t channels, int64_t image_stride, int64_t pixel_stride,
+                                int64_t channel_stride, Address b, const Strides& b_strides,
+                                Address grad, Address statistics, Address da,
+                                const Strides& da_strides, Address db, const Strides& db_strides,
+                                int threads) {
+  with_map(dtype, a, images, pixels, channels, image_stride, pixel_stride, channel_stride,
+           [&](const auto& map) {
+             using T = std::remove_const_t<std::remove_pointer_t<decltype(map.data)>>;
+             using A = WideOf<decltype(map)>;
+             infodisent::softmax_alignment_backward<T>(
+                 map,
+                 {at<const T>(b), images, pixels, channels, b_strides.at(0), b_strides.at(1),
+                  b_strides.at(2)},
+                 at<const A>(grad), alignment<const A>(statistics, images * pixels),
+                 {at<A>(da), da_strides.at(0), da_strides.at(1), da_strides.at(2)},
+                 {at<A>(db), db_strides.at(0), db_strides.at(1), db_strides.at(2)}, threads);
+           });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -260,4 +341,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("grad_u", &grad_u);
   m.def("grad_x", &grad_x);
   m.def("similarity_pool", &similarity_pool);
+  m.def("softmax_pool", &softmax_pool);
+  m.def("softmax_pool_backward", &softmax_pool_backward);
+  m.def("softmax_alignment", &softmax_alignment);
+  m.def("softmax_alignment_backward", &softmax_alignment_backward);
 }

@@ -185,15 +185,17 @@ class Backend:
         self,
         x: Tensor,  # [B, P, C], any strides
         prototypes: Tensor | None,  # [M, C]; None: x itself holds the scores, M = C
-        scale: float,  # of the products
+        temperature: float,
         bias: Tensor | None,  # [M], only with prototypes
         valid: Tensor | None,  # [B, P] bool
     ) -> tuple[Best, Tensor]:
         """The largest probability of every prototype over the pixels, each with a softmax over m.
 
         Returns:
-            the best; and of every pixel the log-sum-exp over the prototypes, [B, P], in the
-            values' dtype.
+            the best; and the normalizer, [2, B, P] in the values' dtype: of every pixel the largest
+            score before it is divided by the temperature, ``w = x_p·v_m + temperature·bias_m``,
+            and the sum over m of ``exp((w - largest) / temperature)``. Where that is NaN the pixel
+            has no softmax.
         """
         raise NotImplementedError
 
@@ -201,14 +203,40 @@ class Backend:
         self,
         grad: Tensor,  # [B, M]
         best: Best,  # of the forward
-        normalizer: Tensor,  # [B, P]: the log-sum-exp of the forward
+        normalizer: Tensor,  # [2, B, P], of the forward
         x: Tensor,  # [B, P, C]
         prototypes: Tensor | None,  # [M, C]
-        scale: float,
+        temperature: float,
         bias: Tensor | None,  # [M]
-        need_x: bool,
+        dx: Tensor | None,  # [B, P, C] in x's dtype, any strides, to be written; None: not needed
         need_prototypes: bool,
         need_bias: bool,
-    ) -> tuple[MaybeTensor, MaybeTensor, MaybeTensor]:
-        """dX [B, P, C], dV [M, C], dbias [M] in the dtypes of x, prototypes and bias."""
+    ) -> tuple[MaybeTensor, MaybeTensor]:
+        """Write dX; dV [M, C] and dbias [M] in the dtypes of prototypes and bias, if needed."""
+        raise NotImplementedError
+
+    def softmax_alignment(
+        self,
+        first: Tensor,  # [B, P, C], any strides
+        second: Tensor,  # [B, P, C], any strides
+    ) -> tuple[Tensor, Tensor]:
+        """``-log Σ_m softmax(first)_m softmax(second)_m`` of every pixel, [B, P].
+
+        Returns:
+            the loss; and [6, B, P] in its dtype: of ``a = first``, of ``b = second`` and of
+            ``(a - largest a) + (b - largest b)`` the largest (0 where the last is -Inf), each
+            followed by the sum over m of the exponentials of what is below it.
+        """
+        raise NotImplementedError
+
+    def softmax_alignment_backward(
+        self,
+        grad: Tensor,  # [B, P]
+        first: Tensor,  # [B, P, C]
+        second: Tensor,  # [B, P, C]
+        statistics: Tensor,  # [6, B, P], of the forward
+        d_first: Tensor | None,  # [B, P, C] in first's dtype, to be written; None: not needed
+        d_second: Tensor | None,  # the same of second
+    ) -> None:
+        """``d_first = grad (softmax(first) - softmax(first + second))``, d_second likewise."""
         raise NotImplementedError

@@ -14,7 +14,15 @@ class Reference(Backend):
 
     name = "reference"
     summary = "the formulas in plain PyTorch: dense gradients of any order, any device, ONNX"
-    stems = ("rotation", "mx_pool", "rotate_pool", "similarity_pool", "infodisent_head")
+    stems = (
+        "rotation",
+        "mx_pool",
+        "rotate_pool",
+        "similarity_pool",
+        "softmax_pool",
+        "softmax_alignment",
+        "infodisent_head",
+    )
 
     def objection(self, call: Call) -> str | None:
         """None: it serves everything."""

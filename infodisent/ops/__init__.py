@@ -7,8 +7,18 @@ from infodisent.ops.mx_pool import mx_pool
 from infodisent.ops.rotate_pool import rotate_pool
 from infodisent.ops.rotation import rotation
 from infodisent.ops.similarity_pool import similarity_pool
+from infodisent.ops.softmax_alignment import softmax_alignment
+from infodisent.ops.softmax_pool import softmax_pool
 
-OPERATORS = ("rotation", "mx_pool", "rotate_pool", "similarity_pool", "infodisent_head")
+OPERATORS = (
+    "rotation",
+    "mx_pool",
+    "rotate_pool",
+    "similarity_pool",
+    "softmax_pool",
+    "softmax_alignment",
+    "infodisent_head",
+)
 
 __all__ = [
     "OPERATORS",
@@ -22,4 +32,6 @@ __all__ = [
     "rotate_pool",
     "rotation",
     "similarity_pool",
+    "softmax_alignment",
+    "softmax_pool",
 ]

@@ -24,6 +24,8 @@ BACKWARD = {
     "rotate_pool": "rotate_pool_backward",
     "similarity_pool": "similarity_pool_backward",
     "infodisent_head": "rotate_pool_backward",
+    "softmax_pool": "softmax_pool_backward",
+    "softmax_alignment": "softmax_alignment_backward",
 }
 pytestmark = built
 
@@ -39,6 +41,10 @@ def call(op: str, leaf: torch.Tensor) -> torch.Tensor:
         return ops.rotate_pool(x, leaf).pooled
     if op == "similarity_pool":
         return ops.similarity_pool(x, leaf, similarity="l2").value
+    if op == "softmax_pool":
+        return ops.softmax_pool(x, leaf).value
+    if op == "softmax_alignment":
+        return ops.softmax_alignment(torch.einsum("ck,bkhw->bchw", leaf, x), x)
     return ops.infodisent_head(x, leaf, leaf[:4].detach() + 0.5)
 
 

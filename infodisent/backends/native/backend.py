@@ -5,7 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from infodisent.backends.base import Call, MaybeTensor
-from infodisent.backends.native import module, mx_pool, rotate_pool, similarity_pool
+from infodisent.backends.native import (
+    module,
+    mx_pool,
+    rotate_pool,
+    similarity_pool,
+    softmax_alignment,
+    softmax_pool,
+)
 from infodisent.backends.native.passes import CompiledPasses
 from infodisent.backends.sparse.backend import Sparse, unsupported
 from infodisent.backends.sparse.rotation import SkewExponential
@@ -76,4 +83,60 @@ class Native(Sparse):
         """See `infodisent.backends.native.similarity_pool`."""
         return similarity_pool.similarity_pool_backward(
             grads, best, x, prototypes, similarities, need_x, need_prototypes
+        )
+
+    def softmax_pool(
+        self,
+        x: Tensor,
+        prototypes: Tensor | None,
+        temperature: float,
+        bias: Tensor | None,
+        valid: Tensor | None,
+    ) -> tuple[Best, Tensor]:
+        """See `infodisent.backends.native.softmax_pool`."""
+        return softmax_pool.softmax_pool(x, prototypes, temperature, bias, valid)
+
+    def softmax_pool_backward(
+        self,
+        grad: Tensor,
+        best: Best,
+        normalizer: Tensor,
+        x: Tensor,
+        prototypes: Tensor | None,
+        temperature: float,
+        bias: Tensor | None,
+        dx: Tensor | None,
+        need_prototypes: bool,
+        need_bias: bool,
+    ) -> tuple[MaybeTensor, MaybeTensor]:
+        """See `infodisent.backends.native.softmax_pool`."""
+        return softmax_pool.softmax_pool_backward(
+            grad,
+            best,
+            normalizer,
+            x,
+            prototypes,
+            temperature,
+            bias,
+            dx,
+            need_prototypes,
+            need_bias,
+        )
+
+    def softmax_alignment(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """See `infodisent.backends.native.softmax_alignment`."""
+        return softmax_alignment.softmax_alignment(first, second)
+
+    def softmax_alignment_backward(
+        self,
+        grad: Tensor,
+        first: Tensor,
+        second: Tensor,
+        statistics: Tensor,
+        d_first: Tensor | None,
+        d_second: Tensor | None,
+    ) -> None:
+        """See `infodisent.backends.native.softmax_alignment`."""
+        softmax_alignment.softmax_alignment_backward(
+            grad, first, second, statistics, d_first, d_second
         )

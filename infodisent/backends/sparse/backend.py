@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from infodisent.backends.base import Backend, Call, MaybeTensor
-from infodisent.backends.sparse import mx_pool, rotate_pool, similarity_pool
+from infodisent.backends.sparse import (
+    mx_pool,
+    rotate_pool,
+    similarity_pool,
+    softmax_alignment,
+    softmax_pool,
+)
 from infodisent.backends.sparse.passes import TorchPasses
 from infodisent.backends.sparse.rotation import SkewExponential
 from infodisent.contract import Best, Extremes
@@ -26,7 +32,15 @@ class Sparse(Backend):
 
     name = "sparse"
     summary = "PyTorch alone: products on chunks that stay in cache, the sparse gradient; CPU, GPUs"
-    stems = ("rotation", "mx_pool", "rotate_pool", "similarity_pool", "infodisent_head")
+    stems = (
+        "rotation",
+        "mx_pool",
+        "rotate_pool",
+        "similarity_pool",
+        "softmax_pool",
+        "softmax_alignment",
+        "infodisent_head",
+    )
     exponential = SkewExponential(TorchPasses())
 
     def objection(self, call: Call) -> str | None:
@@ -106,4 +120,60 @@ class Sparse(Backend):
         """See `infodisent.backends.sparse.similarity_pool`."""
         return similarity_pool.similarity_pool_backward(
             grads, best, x, prototypes, similarities, need_x, need_prototypes
+        )
+
+    def softmax_pool(
+        self,
+        x: Tensor,
+        prototypes: Tensor | None,
+        temperature: float,
+        bias: Tensor | None,
+        valid: Tensor | None,
+    ) -> tuple[Best, Tensor]:
+        """See `infodisent.backends.sparse.softmax_pool`."""
+        return softmax_pool.softmax_pool(x, prototypes, temperature, bias, valid)
+
+    def softmax_pool_backward(
+        self,
+        grad: Tensor,
+        best: Best,
+        normalizer: Tensor,
+        x: Tensor,
+        prototypes: Tensor | None,
+        temperature: float,
+        bias: Tensor | None,
+        dx: Tensor | None,
+        need_prototypes: bool,
+        need_bias: bool,
+    ) -> tuple[MaybeTensor, MaybeTensor]:
+        """See `infodisent.backends.sparse.softmax_pool`."""
+        return softmax_pool.softmax_pool_backward(
+            grad,
+            best,
+            normalizer,
+            x,
+            prototypes,
+            temperature,
+            bias,
+            dx,
+            need_prototypes,
+            need_bias,
+        )
+
+    def softmax_alignment(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """See `infodisent.backends.sparse.softmax_alignment`."""
+        return softmax_alignment.softmax_alignment(first, second)
+
+    def softmax_alignment_backward(
+        self,
+        grad: Tensor,
+        first: Tensor,
+        second: Tensor,
+        statistics: Tensor,
+        d_first: Tensor | None,
+        d_second: Tensor | None,
+    ) -> None:
+        """See `infodisent.backends.sparse.softmax_alignment`."""
+        softmax_alignment.softmax_alignment_backward(
+            grad, first, second, statistics, d_first, d_second
         )

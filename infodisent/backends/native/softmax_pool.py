@@ -1,0 +1,103 @@
+"""Softmax and maximum in one compiled pass over scores; with prototypes, by chunks of products.
+
+Beside the results the pass takes 64 pixels of scores a thread (``csrc/cpu/softmax_pool.cpp``). The
+gradient of scores that are the map itself is written once, in the layout of the map.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from infodisent.backends.native import softmax_calls
+from infodisent.backends.sparse.softmax_pool import Collected, chunks, computed_in
+from infodisent.contract import Best, empty_best
+from infodisent.layout import value_dtype
+
+
+def _scores(
+    x: Tensor,  # [n, P, C]
+    prototypes: Tensor | None,  # [M, C], of the dtype computed in
+    dtype: torch.dtype,
+) -> Tensor:
+    """``x_p·v_m``, [n, P, M], contiguous; x itself without prototypes, half numbers as they are."""
+    if prototypes is None:
+        return x if value_dtype(x.dtype) == dtype else x.to(dtype)
+    rows = x.to(dtype).reshape(-1, x.shape[2])
+    return torch.mm(rows, prototypes.mT).view(*x.shape[:2], -1)
+
+
+def _bias(bias: Tensor | None, temperature: float, dtype: torch.dtype) -> Tensor | None:
+    """In units of the scores before they are divided by the temperature; never given alone."""
+    return None if bias is None else (bias.to(dtype) * temperature).contiguous()
+
+
+def softmax_pool(
+    x: Tensor,  # [B, P, C]
+    prototypes: Tensor | None,  # [M, C]
+    temperature: float,
+    bias: Tensor | None,  # [M]
+    valid: Tensor | None,  # [B, P] bool
+) -> tuple[Best, Tensor]:
+    """Best [B, M] and normalizer [2, B, P], see `infodisent.backends.base.Backend`."""
+    batch, pixels, _ = x.shape
+    count = x.shape[2] if prototypes is None else len(prototypes)
+    dtype = computed_in(x, prototypes, bias)
+    best = empty_best(batch, count, dtype, "cpu")
+    normalizer = torch.empty(2, batch, pixels, dtype=dtype, device="cpu")
+    v = None if prototypes is None else prototypes.to(dtype)
+    b = _bias(bias, temperature, dtype)
+    ranges = [(0, batch)] if v is None else chunks(x, count, dtype.itemsize)
+    for start, stop in ranges:
+        part = slice(start, stop)
+        softmax_calls.softmax_pool(
+            _scores(x[part], v, dtype),
+            b,
+            temperature,
+            None if valid is None else valid[part],
+            Best(best.value[part], best.index[part]),
+            normalizer[:, part],
+        )
+    return best, normalizer
+
+
+def softmax_pool_backward(
+    grad: Tensor,  # [B, M]
+    best: Best,
+    normalizer: Tensor,  # [2, B, P]
+    x: Tensor,  # [B, P, C]
+    prototypes: Tensor | None,  # [M, C]
+    temperature: float,
+    bias: Tensor | None,  # [M]
+    dx: Tensor | None,  # [B, P, C], to be written
+    need_prototypes: bool,
+    need_bias: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Write dX; dV [M, C] and dbias [M], if needed."""
+    batch, count = best.value.shape
+    dtype = computed_in(x, prototypes, bias)
+    collected = Collected(x, prototypes, bias, dtype, temperature, dx, need_prototypes, need_bias)
+    b = _bias(bias, temperature, dtype)
+    # a half gradient is rounded chunk by chunk
+    at_once = prototypes is None and (dx is None or dx.dtype == dtype)
+    for start, stop in [(0, batch)] if at_once else chunks(x, count, dtype.itemsize):
+        part = slice(start, stop)
+        w = _scores(x[part], collected.v, dtype)
+        if prototypes is not None:
+            dw = w  # over the scores themselves
+        elif at_once and dx is not None:
+            dw = dx
+        else:
+            dw = torch.empty_like(w, dtype=dtype)
+        softmax_calls.softmax_pool_backward(
+            w,
+            b,
+            temperature,
+            grad[part].to(dtype).contiguous(),
+            Best(best.value[part], best.index[part]),
+            normalizer[:, part],
+            dw,
+        )
+        if dw is not dx:
+            collected.add(part, dw, best.index[part])
+    return collected.results()
