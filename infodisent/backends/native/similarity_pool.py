@@ -118,9 +118,17 @@ class _Sums:
         drawn = torch.where(none, 0, grad * value)  # d(value)/d(unit x) has this part along x
         if self.dx is not None:
             along = torch.zeros_like(x_norms).scatter_add_(1, index.long(), -drawn)
-            along /= x_norms.square().masked_fill_(x_norms == 0, 1)
-            self.dx.addcmul_(self.x.to(self.v.dtype), along[:, :, None])
+            lost = along == 0
+            along = (along / x_norms / x_norms).masked_fill_(lost, 0)
+            rows = self.x.to(self.v.dtype)
+            if not bool(x_norms.isfinite().all()):  # 0 times what did not win may be NaN
+                rows = rows.masked_fill(lost[:, :, None], 0)
+            self.dx.addcmul_(rows, along[:, :, None])
         if self.dv is not None:
-            along = -drawn.sum(dim=0) / v_norm.square().masked_fill_(v_norm == 0, 1)
-            self.dv.addcmul_(self.v, along[:, None])
+            # summed by grad_u, in the order of the images: torch.sum's order depends on threads
+            along = torch.empty(len(self.v), 1, dtype=self.v.dtype, device="cpu")
+            one = drawn.new_ones(1, 1, 1).expand(len(drawn), 1, 1)
+            module.grad_u(one, [-drawn], [torch.zeros_like(index)], along, False)
+            norm_v = v_norm.masked_fill(v_norm == 0, 1)[:, None]
+            self.dv.addcmul_(self.v, along / norm_v / norm_v)
         return scale
