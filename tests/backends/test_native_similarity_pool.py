@@ -273,6 +273,21 @@ def test_bits_depend_neither_on_threads_nor_on_the_batch(similarities, layout):
     assert torch.equal(dx[0], results[0][-2][5])
 
 
+def test_one_prototype_and_many_images_are_summed_in_one_order():
+    torch.manual_seed(4)
+    x, v, grads = torch.randn(40_000, 1, 8), torch.randn(1, 8), (torch.randn(40_000, 1),)
+    best = native.similarity_pool(x, v, None, ("cosine",))
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            back = native.similarity_pool_backward(grads, best, x, v, ("cosine",), False, True)
+            results.append(back[1])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
 def sweep(count, seed):
     draw = random.Random(seed)
     torch.manual_seed(seed)
