@@ -52,6 +52,7 @@ CUDA_SOURCES = [
     "csrc/sm90/rotate_pool.cu",
     "csrc/sm90/rotate_pool_backward.cu",
     "csrc/sm90/rotate_pool_float8.cu",
+    "csrc/sm90/channels_last.cu",
 ]
 # wgmma and setmaxnreg exist for the architecture with an "a" only, so there is no PTX for others
 CUDA_FLAGS = ["-gencode=arch=compute_90a,code=sm_90a", "-O3", "-std=c++17", "-Xptxas", "-v"]

@@ -166,12 +166,21 @@ struct Wgmma;
 
 #define INFODISENT_D4(i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
 #define INFODISENT_D8(i) INFODISENT_D4(i), INFODISENT_D4((i) + 4)
+#define INFODISENT_D16 INFODISENT_D8(0), INFODISENT_D8(8)
+#define INFODISENT_D28 INFODISENT_D16, INFODISENT_D8(16), INFODISENT_D4(24)
+#define INFODISENT_D52 INFODISENT_D28, INFODISENT_D8(28), INFODISENT_D8(36), INFODISENT_D8(44)
 #define INFODISENT_D72                                                                         \
   INFODISENT_D8(0), INFODISENT_D8(8), INFODISENT_D8(16), INFODISENT_D8(24), INFODISENT_D8(32), \
       INFODISENT_D8(40), INFODISENT_D8(48), INFODISENT_D8(56), INFODISENT_D8(64)
 #define INFODISENT_D76 INFODISENT_D72, INFODISENT_D4(72)
 #define INFODISENT_D96 INFODISENT_D72, INFODISENT_D8(72), INFODISENT_D8(80), INFODISENT_D8(88)
 #define INFODISENT_D100 INFODISENT_D96, INFODISENT_D4(96)
+#define INFODISENT_R16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define INFODISENT_R28 INFODISENT_R16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27"
+#define INFODISENT_R52                                                                           \
+  INFODISENT_R28                                                                                 \
+  ", %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, " \
+  "%46, %47, %48, %49, %50, %51"
 #define INFODISENT_R72                                                                    \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "      \
   "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, " \
@@ -206,6 +215,9 @@ struct Wgmma;
     }                                                                                              \
   };
 #define INFODISENT_WGMMAS(K, TYPE, NAME, END)                                           \
+  INFODISENT_WGMMA(32, K, TYPE, NAME, END, INFODISENT_D16, INFODISENT_R16, 16, 17, 18)  \
+  INFODISENT_WGMMA(56, K, TYPE, NAME, END, INFODISENT_D28, INFODISENT_R28, 28, 29, 30)  \
+  INFODISENT_WGMMA(104, K, TYPE, NAME, END, INFODISENT_D52, INFODISENT_R52, 52, 53, 54) \
   INFODISENT_WGMMA(144, K, TYPE, NAME, END, INFODISENT_D72, INFODISENT_R72, 72, 73, 74) \
   INFODISENT_WGMMA(152, K, TYPE, NAME, END, INFODISENT_D76, INFODISENT_R76, 76, 77, 78) \
   INFODISENT_WGMMA(192, K, TYPE, NAME, END, INFODISENT_D96, INFODISENT_R96, 96, 97, 98) \

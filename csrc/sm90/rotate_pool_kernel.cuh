@@ -1,9 +1,9 @@
 // The kernel behind rotate_pool.h; rotate_pool.cu chooses and launches it.
 //
-// A tile is 128 output channels by N pixels. Three warpgroups: one brings U and x into a ring of
-// slots in shared memory by TMA; the two others take turns ("pingpong"), each computing a whole
-// tile by wgmma, so that the epilogue of one runs beside the products of the other. Channels are
-// the rows of the product: the pool runs along a row, which four lanes hold.
+// A tile is M = 128 (or 64) output channels by N pixels. Three warpgroups: one brings U and x into
+// a ring of slots in shared memory by TMA; the two others take turns ("pingpong"), each computing a
+// whole tile by wgmma, so that the epilogue of one runs beside the products of the other. Channels
+// are the rows of the product: the pool runs along a row, which four lanes hold.
 //
 // Blocks stay and take one tile after the other. With CLUSTER = 2 two blocks work on the same
 // pixels and neighbouring tiles of channels; each loads one half of the pixels for both.
@@ -29,7 +29,7 @@ struct Arguments {
                                    // where there is only one product
   Layout layout;
   int32_t images, pixels, channels;
-  int32_t groups;      // channel_groups(channels, CLUSTER)
+  int32_t groups;      // channel_groups(channels, CLUSTER, M)
   int32_t units;       // groups * layout.tiles
   int32_t segments;    // products to add up: 1, or 3
   uint32_t box_bytes;  // of x, that one block's slot gets
@@ -44,19 +44,22 @@ template <int KIND, bool EXACT, int CLUSTER, typename T>
 struct Kernel {
   static constexpr TileShape kTile = kTiles[KIND];
   static constexpr int N = kTile.columns, STAGES = kTile.stages;
-  static constexpr int M = kTileChannels, HALF = slot_rows(N) / 2, HALF_BYTES = half_bytes(N);
+  static constexpr int M = kTile.channels, PARTS = M / 64;  // products a part of K
+  static constexpr int HALF = slot_rows(N) / 2, HALF_BYTES = half_bytes(N);
   static constexpr int BLOCK_K = block_k(sizeof(T));
   static constexpr bool FLOAT8 = sizeof(T) == 1;
   static_assert(!(FLOAT8 && EXACT), "float8 has packed keys only");
   static constexpr uint32_t U_BYTES = M * kRowBytes;
-  static constexpr uint32_t SLOT = slot_bytes(N);
-  static constexpr int SHARED = shared_bytes(N, STAGES);
+  static constexpr uint32_t SLOT = slot_bytes(M, N);
+  static constexpr int SHARED = shared_bytes(kTile);
   static_assert(SHARED <= kSharedLimit, "the slots must fit");
   static_assert(SLOT % 1024 == 0 && U_BYTES % 1024 == 0, "groups of 8 rows begin at 1024");
   static_assert(kTile.images * kTile.pixels <= N && N % 8 == 0 && N <= 256, "a wgmma of N columns");
   static_assert(kTile.images <= 4, "each of the four lanes of a row writes one image");
 
-  // A slot holds U [128, BLOCK_K] and then x [slot_rows, BLOCK_K], of which in a cluster the other
+  static_assert(M == 64 * PARTS && (PARTS == 1 || PARTS == 2), "products of 64 channels");
+
+  // A slot holds U [M, BLOCK_K] and then x [slot_rows, BLOCK_K], of which in a cluster the other
   // block sends half. One warpgroup reads it.
   struct Ring : sm90::Ring<STAGES, SLOT, 4, CLUSTER> {
     __device__ __forceinline__ uint32_t u(uint32_t stage) const { return this->slot(stage); }
@@ -111,7 +114,7 @@ struct Kernel {
                                                  int32_t cluster_id, int32_t clusters, int group,
                                                  int warp, int lane) {
     const uint32_t steps = static_cast<uint32_t>((a.channels + BLOCK_K - 1) / BLOCK_K * a.segments);
-    float d[2][N / 2];  // 64 channels each
+    float d[PARTS][N / 2];  // 64 channels each
     uint32_t turn_parity = group == 0 ? 1 : 0;
     uint32_t first_step = group * steps;
     for (int32_t unit = unit_of(group, cluster_id, clusters); unit < a.units;
@@ -120,8 +123,8 @@ struct Kernel {
       first_step += kGroups * steps;
       wait(ring.turn(group), turn_parity);
       turn_parity ^= 1;
-      touch(d[0]);
-      touch(d[1]);
+#pragma unroll
+      for (int m = 0; m < PARTS; ++m) touch(d[m]);
       uint32_t before = 0;
       for (uint32_t step = 0; step < steps; ++step) {
         wait(ring.full(slot.stage), slot.parity);
@@ -132,7 +135,7 @@ struct Kernel {
 #pragma unroll
         for (int k = 0; k < kRowBytes / kPartBytes; ++k) {
 #pragma unroll
-          for (int m = 0; m < 2; ++m)
+          for (int m = 0; m < PARTS; ++m)
             Wgmma<N, T>::run(d[m], u + descriptor_step(m, k), x + descriptor_step(0, k), step + k);
         }
         wgmma_commit();
@@ -151,13 +154,13 @@ struct Kernel {
       // which spills without); its products take three times as long, and there a late release
       // matters less.
       const int same_lane = EXACT && kTile.pixels != 64 ? lane : anew(lane);
-      touch(d[0]);
-      touch(d[1]);
+#pragma unroll
+      for (int m = 0; m < PARTS; ++m) touch(d[m]);
       const Work work = work_of(unit, a.groups, CLUSTER, rank);
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
+      for (int m = 0; m < PARTS; ++m) {
         const int32_t channel = work.m * M + m * 64 + warp * 16 + same_lane / 4;
-        if constexpr (KIND == kFlat)
+        if constexpr (kTile.images == 0)
           merge(a, d[m], work.n, channel, same_lane);
         else
           write(a, d[m], work.n * kTile.images, channel, same_lane);

@@ -23,7 +23,7 @@ Launcher of_cluster(int cluster) {
 }
 template <bool EXACT, typename T>
 Launcher of_tile(int tile, int cluster) {
-  static_assert(kTileKinds == 7 && kFlat == 6, "one line each below");
+  static_assert(kTileKinds == 10, "one line each below");
   switch (tile) {
     case 0:
       return of_cluster<0, EXACT, T>(cluster);
@@ -37,8 +37,14 @@ Launcher of_tile(int tile, int cluster) {
       return of_cluster<4, EXACT, T>(cluster);
     case 5:
       return of_cluster<5, EXACT, T>(cluster);
+    case 6:
+      return of_cluster<6, EXACT, T>(cluster);
+    case 7:
+      return of_cluster<7, EXACT, T>(cluster);
+    case 8:
+      return of_cluster<8, EXACT, T>(cluster);
     default:
-      return of_cluster<kFlat, EXACT, T>(cluster);
+      return of_cluster<9, EXACT, T>(cluster);
   }
 }
 

@@ -13,7 +13,7 @@ import pytest
 from tests.cuda.common import CSRC, tool
 
 FOLDER = Path(__file__).with_name("emulator")
-KERNELS = ("rotate_pool", "rotate_pool_backward", "rotate_pool_float8")
+KERNELS = ("rotate_pool", "rotate_pool_backward", "rotate_pool_float8", "channels_last")
 
 RING, FORWARD, GRAD = "ring.cuh", "rotate_pool_kernel.cuh", "rotate_pool_backward_kernel.cuh"
 Edit = tuple[str, str, str]

@@ -15,13 +15,15 @@ int main(int count, char** arguments) {
   infodisent::model::context = problem;
   host();
   for (int i = 0; i < problems; ++i) {
-    const uint32_t kind = below(20);
+    const uint32_t kind = below(21);
     if (kind < 12)
       forward();
     else if (kind < 18)
       backward();
     else if (kind < 19)
       cast();
+    else if (kind < 20)
+      lay_out();
     else
       split();
     if (i % 50 == 49)
