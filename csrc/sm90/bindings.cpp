@@ -8,7 +8,7 @@
 
 #include "address.h"
 #include "channels_last.h"
-#include "grad_u_schedule.h"
+#include "grad_u_cost.h"
 #include "rotate_pool.h"
 #include "rotate_pool_backward.h"
 #include "tile_cost.h"
@@ -143,9 +143,16 @@ void grad_u(Address x, int dtype, int64_t images, int64_t pixels, int64_t channe
 py::tuple choose_grad_u(int32_t images, int32_t pixels, int32_t channels, int32_t pitch,
                         int processors) {
   using namespace infodisent;
-  const int cluster = backward::choose_cluster(channels, processors);
-  return py::make_tuple(
-      cluster, backward::choose_splits(images, pixels, channels, pitch, cluster, processors));
+  const backward::Plan plan = backward::choose(images, pixels, channels, pitch, processors);
+  return py::make_tuple(plan.cluster, plan.splits);
+}
+
+// (blocks at a time, waves, clocks) of grad_u by the model of grad_u_cost.h.
+py::tuple grad_u_cost(int32_t images, int32_t pixels, int32_t channels, int32_t pitch, int cluster,
+                      int splits, int processors) {
+  const auto cost =
+      infodisent::backward::cost_of(images, pixels, channels, pitch, cluster, splits, processors);
+  return py::make_tuple(cost.blocks, cost.waves, cost.clocks);
 }
 
 // The newest version of CUDA that the GPU driver serves, as CUDART_VERSION counts; 0 without one.
@@ -180,7 +187,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("pitch", &infodisent::pitch_of, py::arg("images"), py::arg("pixels"),
         py::arg("image_stride"), py::arg("pixel_stride"));
   using infodisent::cost::Problem;
-  py::class_<Problem>(m, "Problem")
+  py::class_<Problem>(m, "Problem", py::module_local())
       .def(py::init<int32_t, int32_t, int32_t, int32_t, int32_t>(), py::arg("images"),
            py::arg("pixels"), py::arg("channels"), py::arg("pitch"), py::arg("steps"));
   m.def("choose_tile", &infodisent::cost::choose_tile, py::arg("problem"), py::arg("processors"));
@@ -195,6 +202,8 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("grad_u", &grad_u);
   m.def("choose_grad_u", &choose_grad_u, py::arg("images"), py::arg("pixels"), py::arg("channels"),
         py::arg("pitch"), py::arg("processors"));
+  m.def("grad_u_cost", &grad_u_cost, py::arg("images"), py::arg("pixels"), py::arg("channels"),
+        py::arg("pitch"), py::arg("cluster"), py::arg("splits"), py::arg("processors"));
   m.def("channels_last", &channels_last);
   m.def("split", &split);
   m.def("split_rotation", &split_rotation);

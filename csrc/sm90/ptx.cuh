@@ -82,6 +82,58 @@ __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+// Four words, which one instruction moves.
+struct Words {
+  uint32_t w[4];
+};
+// Into what has this address in block `rank` of the cluster (this one included).
+__device__ __forceinline__ void store_at(uint32_t to, uint32_t rank, const Words& words) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "st.shared::cluster.v4.b32 [remote], {%2, %3, %4, %5};\n"
+      "}\n" ::"r"(to),
+      "r"(rank), "r"(words.w[0]), "r"(words.w[1]), "r"(words.w[2]), "r"(words.w[3])
+      : "memory");
+}
+// Of this block's shared memory.
+__device__ __forceinline__ Words load_words(uint32_t from) {
+  Words words;
+  asm volatile("ld.shared::cta.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.w[0]), "=r"(words.w[1]), "=r"(words.w[2]), "=r"(words.w[3])
+               : "r"(from)
+               : "memory");
+  return words;
+}
+// Arrives at the barrier that has this address in block `rank`: what this thread has stored before
+// is seen there by those that wait_for_cluster.
+__device__ __forceinline__ void publish_at(uint32_t barrier, uint32_t rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+      "}\n" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+// `wait`, and what blocks of the cluster stored before they arrived is seen.
+__device__ __forceinline__ void wait_for_cluster(uint32_t barrier, uint32_t parity) {
+  uint32_t done;
+  do {
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n"
+        "}\n"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  } while (!done);
+}
+
 // --- TMA: a box of a 3-D tensor map (channel, row, image) into shared memory ---
 
 __device__ __forceinline__ void prefetch(const CUtensorMap* map) {
@@ -175,6 +227,7 @@ struct Wgmma;
 #define INFODISENT_D76 INFODISENT_D72, INFODISENT_D4(72)
 #define INFODISENT_D96 INFODISENT_D72, INFODISENT_D8(72), INFODISENT_D8(80), INFODISENT_D8(88)
 #define INFODISENT_D100 INFODISENT_D96, INFODISENT_D4(96)
+#define INFODISENT_R8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define INFODISENT_R16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define INFODISENT_R28 INFODISENT_R16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27"
 #define INFODISENT_R52                                                                           \
@@ -215,6 +268,7 @@ struct Wgmma;
     }                                                                                              \
   };
 #define INFODISENT_WGMMAS(K, TYPE, NAME, END)                                           \
+  INFODISENT_WGMMA(16, K, TYPE, NAME, END, INFODISENT_D8(0), INFODISENT_R8, 8, 9, 10)   \
   INFODISENT_WGMMA(32, K, TYPE, NAME, END, INFODISENT_D16, INFODISENT_R16, 16, 17, 18)  \
   INFODISENT_WGMMA(56, K, TYPE, NAME, END, INFODISENT_D28, INFODISENT_R28, 28, 29, 30)  \
   INFODISENT_WGMMA(104, K, TYPE, NAME, END, INFODISENT_D52, INFODISENT_R52, 52, 53, 54) \

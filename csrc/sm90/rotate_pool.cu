@@ -129,7 +129,7 @@ Status rotate_pool(const Rows& x, Dtype dtype, const void* u, const void* u_low,
       (is_flat(options.tile) && keys == nullptr))
     return refused("an argument is missing");
   const TileShape& tile = kTiles[options.tile];
-  if (tile.images > 0 && tile.pixels != x.pixels) return refused("this tile is for other maps");
+  if (!serves(options.tile, x.pixels)) return refused("this tile is for other maps");
   // where there is only one image, its stride may be anything
   const int64_t image_stride = x.images > 1 ? x.image_stride : x.pixels * x.pixel_stride;
   const int32_t pitch = pitch_of(x.images, x.pixels, image_stride, x.pixel_stride);
@@ -178,9 +178,9 @@ Status rotate_pool(const Rows& x, Dtype dtype, const void* u, const void* u_low,
   const int64_t row_bytes = x.pixel_stride * size, u_bytes = x.channels * size;
   const int64_t map_bytes = maps > 1 ? image_stride * size : rows * row_bytes;
   const bool encoded = encode(&a.u, dtype, u, x.channels, x.channels, 1, u_bytes,
-                              x.channels * u_bytes, tile.channels, 1) &&
+                              x.channels * u_bytes, tile.channels / tile.parts, 1) &&
                        encode(&a.u_low, dtype, parts ? u_low : u, x.channels, x.channels, 1,
-                              u_bytes, x.channels * u_bytes, tile.channels, 1) &&
+                              u_bytes, x.channels * u_bytes, tile.channels / tile.parts, 1) &&
                        encode(&a.x, dtype, x.data, x.channels, rows, maps, row_bytes, map_bytes,
                               box_rows, box_images) &&
                        encode(&a.x_low, dtype, parts ? x.data_low : x.data, x.channels, rows, maps,

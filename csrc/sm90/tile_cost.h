@@ -13,8 +13,10 @@ namespace cost {
 
 constexpr double kPortBytes = 128;  // of shared memory, a clock: reads of products, and copies
 constexpr double kFillBytes = 64;   // that a processor gets from L2, a clock
-constexpr double kL2Bytes = 3072;   // that L2 gives to all processors, a clock
-constexpr double kStart = 2000;     // clocks until the first product: barriers, the first slot
+constexpr double kL2Bytes =
+    5120;                        // that L2 gives to all of them, a clock: A100's, and no less here
+constexpr double kStart = 2000;  // clocks until the first product: barriers, the first slot
+constexpr double kExchange = 1000;  // clocks of what the parts of an image send each other
 constexpr double kLaunch = 1500;    // clocks of one more kernel or fill on the stream
 
 struct Problem {
@@ -29,7 +31,8 @@ inline double slot_clocks(const TileShape& tile, int cluster, int64_t blocks) {
   // each product of 64 rows reads all columns anew
   const double read = (tile.channels + tile.channels / 64.0 * tile.columns) * kRowBytes;
   const double port = (slot + read) / kPortBytes;
-  const double fetched = (tile.channels + slot_rows(tile.columns) / cluster) * kRowBytes;
+  const double fetched =
+      (tile.channels / tile.parts + slot_rows(tile.columns) / cluster) * kRowBytes;
   const double fill = larger(slot / kFillBytes, blocks * fetched / kL2Bytes);
   return larger(larger(products, port), fill);
 }
@@ -37,6 +40,7 @@ inline double slot_clocks(const TileShape& tile, int cluster, int64_t blocks) {
 // one. Across borders every image of the tile is a sweep over all columns.
 inline double pool_clocks(const TileShape& tile, int32_t pitch) {
   const double values = tile.channels / 64.0 * tile.columns / 2;
+  if (tile.parts > 1) return 6 * values + 150;
   if (tile.images > 0) return 4 * values + 100.0 * tile.images * (tile.channels / 64.0);
   const double sweeps = 1 + (pitch > 0 ? static_cast<double>(tile.columns) / pitch : 0);
   return sweeps * (6 * values + 150);
@@ -52,24 +56,25 @@ inline Cost cost_of(const Problem& p, int kind, int cluster, int processors) {
   const TileShape& tile = kTiles[kind];
   const int64_t units = static_cast<int64_t>(layout_of(kind, p.images, p.pixels, p.pitch).tiles) *
                         channel_groups(p.channels, cluster, tile.channels);
-  const int64_t clusters = smaller<int64_t>(units, larger(1, processors / cluster));
-  Cost cost = {units * cluster, clusters * cluster, (units + clusters - 1) / clusters, 0.0};
+  // Clusters of 4 lie within groups of 16 or 18 processors.
+  const int together = tile.parts > 1 ? processors / 16 * 16 / tile.parts : processors / cluster;
+  const int64_t clusters = smaller<int64_t>(units, larger(1, together));
+  const int blocks = cluster * tile.parts;  // of a cluster
+  Cost cost = {units * blocks, clusters * blocks, (units + clusters - 1) / clusters, 0.0};
   const double product = p.steps * slot_clocks(tile, cluster, cost.blocks);
   const double pool = pool_clocks(tile, p.pitch);
   // Two warpgroups take turns, so that a pool is hidden by the products of the next tile, unless
   // it takes longer than those.
   const double turn = larger(product, (product + pool) / 2);
   cost.clocks = kStart + (cost.waves - 1) * turn + product + pool;
+  if (tile.parts > 1) cost.clocks = cost.waves * (kStart + product + pool + kExchange);
   if (is_flat(kind)) cost.clocks += 2 * kLaunch;  // the keys are cleared and unpacked
   return cost;
 }
 
 // Pairs of blocks load halves of the same rows, in whole groups of 8.
 inline bool has_halves(int kind, const Problem& p) {
-  return p.pitch == p.pixels || kTiles[kind].images <= 1;
-}
-inline bool serves(int kind, const Problem& p) {
-  return is_flat(kind) || kTiles[kind].pixels == p.pixels;
+  return kTiles[kind].parts == 1 && (p.pitch == p.pixels || kTiles[kind].images <= 1);
 }
 inline int choose_cluster(const Problem& p, int kind, int processors) {
   const bool pairs =
@@ -83,7 +88,7 @@ inline int choose_tile(const Problem& p, int processors) {
   };
   int best = kFlat;
   for (int kind = 0; kind < kTileKinds; ++kind)
-    if (serves(kind, p) && clocks(kind) < clocks(best)) best = kind;
+    if (serves(kind, p.pixels) && clocks(kind) < clocks(best)) best = kind;
   return best;
 }
 

@@ -21,21 +21,33 @@ constexpr int kGroups = 2;  // warpgroups that take turns, each with a whole til
 // channels a slot brings as many bytes for half of the products. "flat" wastes no column on them.
 //
 // Those of 64 channels are for few images: more tiles, each with less to load. tile_cost.h says
-// when that is worth the bytes of U, which then serve fewer columns.
+// when that is worth the bytes of U, which then serve fewer columns. parts > 1: an image of at most
+// `parts` times `columns` pixels is shared out to a cluster of as many blocks, each of which loads
+// a part of U for all of them. (Parts of K would be fewer bytes, but sums in another order, and
+// then bits that depend on how many images there are.)
 struct TileShape {
   const char* name;
   int channels, columns, images, pixels, stages;
+  int parts = 1;
 };
 // As many slots as 227 KiB hold, or 8; see shared_bytes.
 constexpr TileShape kTiles[] = {
-    {"4x49", 128, 200, 4, 49, 5},   {"3x49", 128, 152, 3, 49, 6},   {"1x196", 128, 200, 1, 196, 5},
-    {"1x197", 128, 200, 1, 197, 5}, {"1x144", 128, 144, 1, 144, 6}, {"3x64", 128, 192, 3, 64, 5},
-    {"flat", 128, 192, 0, 0, 5},    {"few 1x49", 64, 56, 1, 49, 8}, {"few 2x49", 64, 104, 2, 49, 8},
-    {"few flat", 64, 32, 0, 0, 8},
+    {"4x49", 128, 200, 4, 49, 5},       {"3x49", 128, 152, 3, 49, 6},
+    {"1x196", 128, 200, 1, 196, 5},     {"1x197", 128, 200, 1, 197, 5},
+    {"1x144", 128, 144, 1, 144, 6},     {"3x64", 128, 192, 3, 64, 5},
+    {"flat", 128, 192, 0, 0, 5},        {"few 1x49", 64, 56, 1, 49, 8},
+    {"few 2x49", 64, 104, 2, 49, 8},    {"few flat", 64, 32, 0, 0, 8},
+    {"part of 64", 64, 16, 1, 0, 8, 4}, {"part of 224", 64, 56, 1, 0, 8, 4},
 };
 constexpr int kTileKinds = sizeof(kTiles) / sizeof(kTiles[0]);
 constexpr int kFlat = 6;  // the one for whole values of float16
 constexpr bool is_flat(int kind) { return kTiles[kind].images == 0; }
+// Whether a tile can have images of so many pixels.
+constexpr bool serves(int kind, int64_t pixels) {
+  const TileShape& tile = kTiles[kind];
+  if (tile.parts > 1) return pixels <= tile.parts * tile.columns;
+  return is_flat(kind) || pixels == tile.pixels;
+}
 static_assert(is_flat(kFlat), "any number of pixels");
 
 // Rows of x in a slot: columns, so that each of two blocks loads half of them in whole groups of 8
@@ -45,11 +57,18 @@ constexpr int half_bytes(int columns) { return slot_rows(columns) / 2 * kRowByte
 constexpr int slot_bytes(int channels, int columns) {
   return (channels + slot_rows(columns)) * kRowBytes;
 }
-// Slots, their two barriers each, the two barriers of the turns; and room to begin at a multiple of
-// 1024.
+// Where the blocks of an image send what they have: to block w rows 16 w to 16 w + 15, of which it
+// writes the results. A barrier, and 16 bytes a block and row.
+constexpr int kPartRows = 16;
+constexpr int kPartEntry = 16;
+constexpr int exchange_bytes(const TileShape& tile) {
+  return tile.parts > 1 ? 16 + tile.parts * kPartRows * kPartEntry : 0;
+}
+// Slots, their two barriers each, the two barriers of the turns, the exchange; and room to begin at
+// a multiple of 1024.
 constexpr int shared_bytes(const TileShape& tile) {
   return tile.stages * slot_bytes(tile.channels, tile.columns) + (2 * tile.stages + kGroups) * 8 +
-         1024;
+         exchange_bytes(tile) + 1024;
 }
 constexpr int kSharedLimit = 227 * 1024;
 

@@ -69,6 +69,18 @@ FAULTS: dict[str, tuple[str, tuple[Edit, ...]]] = {
     ),
     # rows between images count as pixels
     "pitch": ("not that of the product", ((FORWARD, "shift -= pitch", "shift -= a.pixels"),)),
+    # what the other blocks have of an image is not waited for
+    "exchange": (
+        "not that of the product",
+        ((FORWARD, "wait_for_cluster(ring.sent(), 0);", ";"),),
+    ),
+    # and goes to the wrong rows
+    "entry": ("not that of the product", ((FORWARD, "part * kPartRows + row", "part * kPartRows"),)),
+    # words at the end of a run
+    "run of pixels": (
+        "another place",
+        (("channels_last.cu", "first + i < count", "first + i < count - 1"),),
+    ),
     # two winners in one pixel
     "both": ("not the sum", (("grad_u_schedule.h", "neg = -1;", ";"),)),
     # winners of the image that begins in a piece

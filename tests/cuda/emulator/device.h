@@ -26,6 +26,8 @@ uint32_t dynamic_shared();
 void barrier_init(uint32_t barrier, uint32_t arrivals);
 void arrive(uint32_t barrier);
 void arrive_at(uint32_t barrier, uint32_t rank);
+void store_at(uint32_t to, uint32_t rank, const void* from, size_t bytes);
+void load_shared(uint32_t from, void* to, size_t bytes);
 void arrive_expect(uint32_t barrier, uint32_t bytes);
 void wait(uint32_t barrier, uint32_t parity);
 void sync_block();

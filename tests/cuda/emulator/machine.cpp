@@ -2,6 +2,7 @@
 #include "machine.h"
 
 #include <cstdlib>
+#include <cstring>
 
 namespace infodisent {
 namespace emulator {
@@ -195,6 +196,19 @@ void arrive(uint32_t barrier) { arrive_on(own_barrier(barrier)); }
 void arrive_at(uint32_t barrier, uint32_t rank) {
   if (rank >= machine.blocks.size()) fail("a rank that there is not");
   machine.flights.push_back({static_cast<int>(rank), barrier & kOffset, 0, {}, true});
+}
+void store_at(uint32_t to, uint32_t rank, const void* from, size_t bytes) {
+  if (rank >= machine.blocks.size()) fail("a rank that there is not");
+  Block& block = machine.blocks[rank];
+  if (block.running == 0) fail("something comes to a block that has ended");
+  const uint32_t offset = to & kOffset;
+  if (offset % bytes != 0 || offset + bytes > block.memory.size()) fail("where a store goes");
+  std::memcpy(&block.memory[offset], from, bytes);
+}
+void load_shared(uint32_t from, void* to, size_t bytes) {
+  const uint32_t offset = from & kOffset;
+  if (offset % bytes != 0 || offset + bytes > own_block().memory.size()) fail("where a load is");
+  std::memcpy(to, &own_block().memory[offset], bytes);
 }
 void arrive_expect(uint32_t barrier, uint32_t bytes) {
   own_barrier(barrier).bytes += bytes;
