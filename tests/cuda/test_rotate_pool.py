@@ -42,7 +42,7 @@ def compiled_float8(tmp_path_factory):
 
 
 def test_resources(compiled):
-    # bfloat16: every tile x rounded, whole; float16: every tile x rounded, 1 in pairs or not x whole
+    # bfloat16: every tile, rounded and whole; float16: every tile rounded, "flat" whole
     check_resources(compiled[1], "rotate_pool_kernel", 2 * INSTANCES + INSTANCES + 2)
 
 

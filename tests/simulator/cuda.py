@@ -2,11 +2,11 @@
 
     python -m tests.simulator.cuda [--seeds 0 1 2] [--only TEXT ...] [--build FOLDER]
 
-nvcc compiles csrc/sm90 once; its host code is linked with `cuda_runtime.cpp` in the place of the CUDA
-runtime, so tensor maps, grids, clusters and arguments are those of a GPU, and tensors on the CPU
-stand in for its memory. Races, addresses, waits and reads of memory that nobody wrote are findings.
-Seeds are orders in which warps and copies may run: with all of them results have the same bits.
-One line a problem; exit code 1 if anything is wrong.
+nvcc compiles csrc/sm90 once; its host code is linked with `cuda_runtime.cpp` in the place of the
+CUDA runtime, so tensor maps, grids, clusters and arguments are those of a GPU, and tensors on the
+CPU stand in for its memory. Races, addresses, waits and reads of memory that nobody wrote are
+findings. Seeds are orders in which warps and copies may run: with all of them results have the same
+bits. One line a problem; exit code 1 if anything is wrong.
 
 The simulator (ptxsim) is no part of this repository: it is taken from `TOOLS` where that is there.
 """
@@ -36,6 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from infodisent.backends.cuda import module as native
 from tests.cuda.common import CSRC, INCLUDES, tool
+from tests.cuda.emulation import headers_of_cuda
 
 TOOLS = Path(__file__).resolve().parents[3] / "shared" / "tools"
 """Where the simulator is looked for: beside the checkout."""
@@ -80,11 +81,7 @@ def build(folder: Path | None = None) -> Path:
         objects = list(pool.map(lambda name: _compiled(name, folder), KERNELS))
     import pybind11
 
-    nvcc = str(tool("nvcc"))
-    dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "/dev/null"], capture_output=True, text=True)
-    top = re.search(r"#\$ TOP=(\S+)", dry.stderr)
-    home = top[1] if top else str(Path(nvcc).resolve().parents[1])
-    headers = [f"{home}/include", pybind11.get_include(), sysconfig.get_paths()["include"]]
+    headers = [headers_of_cuda(), pybind11.get_include(), sysconfig.get_paths()["include"]]
     command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", *INCLUDES]
     command += [f"-I{path}" for path in headers]
     command += [str(CSRC / "sm90" / "bindings.cpp"), str(RUNTIME), *objects]
@@ -109,7 +106,8 @@ class Program:
 
     def __init__(self, folder: Path):
         spec = importlib.util.spec_from_file_location("_cuda", folder / "_cuda.so")
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         self.module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(self.module)
         self.library = ctypes.CDLL(str(folder / "_cuda.so"))
@@ -168,10 +166,10 @@ class Tensors(TorchDispatchMode):
         for t in (*args, *(out if isinstance(out, (tuple, list)) else (out,))):
             if isinstance(t, Tensor) and t.device.type == "cpu" and t.untyped_storage().nbytes():
                 self.all.setdefault(t.untyped_storage().data_ptr(), t)
-        if func.overloadpacket.__name__.startswith(("empty", "new_empty")) and out.numel():
-            if out.device.type == "cpu":
-                storage_bytes(out)[:] = 0xFF
-                self.unwritten.add(out.untyped_storage().data_ptr())
+        empty = func.overloadpacket.__name__.startswith(("empty", "new_empty"))
+        if empty and out.numel() and out.device.type == "cpu":
+            storage_bytes(out)[:] = 0xFF
+            self.unwritten.add(out.untyped_storage().data_ptr())
         return out
 
 
@@ -302,7 +300,7 @@ def lines(
                     outputs = case.run()
                 except Exception as error:  # a problem that fails does not stop the others
                     wrong, outputs = f"{type(error).__name__}: {error}", ()
-            these = [t.contiguous().numpy().tobytes() for t in outputs]
+            these = [t.contiguous().view(torch.uint8).numpy().tobytes() for t in outputs]
             if bits is None and not wrong:
                 bits = these
             elif not wrong and these != bits:
@@ -321,7 +319,9 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only", nargs="+", metavar="TEXT", help="problems with these in their name")
+    parser.add_argument(
+        "--only", nargs="+", metavar="TEXT", help="problems with these in their name"
+    )
     parser.add_argument("--build", type=Path, help="folder for what nvcc makes")
     options = parser.parse_args()
     reason = missing()

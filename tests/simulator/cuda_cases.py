@@ -149,7 +149,12 @@ def gradient(
         if special:
             mine[0, p - 1, 5], mine[b - 1, p - 1, c - 1] = float("inf"), float("nan")
         found = rotate_pool_backward.grad_u(
-            *(t.float() for t in grads), mine, *indices, out or dtype, cluster=cluster, splits=splits
+            *(t.float() for t in grads),
+            mine,
+            *indices,
+            out or dtype,
+            cluster=cluster,
+            splits=splits,
         )
         torch.testing.assert_close(found.double(), truth.to(found.dtype).double(), rtol=0, atol=0)
         return [found]

@@ -5,6 +5,7 @@ All of them, with three seeds: ``python -m tests.simulator.cuda --seeds 0 1 2``.
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import pytest
@@ -43,8 +44,8 @@ FAULTS: dict[str, tuple[str, cuda.Change]] = {
     "stores are not released": (
         "part of 64",
         lambda kernel, ptx: ptx.replace(
-            "mbarrier.arrive.release.cluster.shared::cluster", "mbarrier.arrive.relaxed.cluster"
-            ".shared::cluster",
+            "mbarrier.arrive.release.cluster.shared::cluster",
+            "mbarrier.arrive.relaxed.cluster.shared::cluster",
         ),
     ),
     "the block goes on before all has been brought": ("planes 49", without(r"bar\.sync\s+0;")),
@@ -65,9 +66,7 @@ def test_a_planted_fault_is_found(program, fault):
 
     case = CASES[name]
     with cuda.simulated(program, case.processors, change=planted) as device:
-        try:
+        with contextlib.suppress(AssertionError):  # wrong numbers, too
             case.run()
-        except AssertionError:
-            pass  # wrong numbers, too
     assert any(changed), "there is nothing to plant it in"
     assert len(device.findings)

@@ -1,4 +1,4 @@
-"""Maps whose pixels are contiguous, laid out as rows of channels (``csrc/sm90/channels_last.cu``)."""
+"""Maps of contiguous pixels, laid out as rows of channels (``csrc/sm90/channels_last.cu``)."""
 
 from __future__ import annotations
 
