@@ -96,6 +96,11 @@ FAULTS: dict[str, tuple[str, tuple[Edit, ...]]] = {
     "part": ("not the sum", ((GRAD, "image < last", "image < a.images"),)),
     # sums that an Inf elsewhere has spoilt
     "again": ("not the sum", ((GRAD, "check != 0.0f", "false"),)),
+    # rows of what has overflowed, too
+    "overflow": (
+        "added up again",
+        ((GRAD, "skipped = overflowed(a, unit, row);", "skipped = false;"),),
+    ),
     "blocks": (
         "not the sum",
         ((GRAD, "backward::descriptor_step(k)", "backward::descriptor_step(k) / 2"),),

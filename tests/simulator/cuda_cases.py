@@ -130,6 +130,7 @@ def gradient(
     out: torch.dtype | None = None,
     prefix: int = 0,
     special: bool = False,
+    overflow: bool = False,
     processors: int = 2,
 ) -> Case:
     def run() -> Sequence[Tensor]:
@@ -139,6 +140,9 @@ def gradient(
         last = max(p - 1, 1) if special else p  # nobody chooses the last pixel then
         indices = [torch.randint(-1, last, (b, c), generator=g).int() for _ in range(2)]
         indices[1][:, c // 2] = indices[0][:, c // 2]
+        if overflow:
+            grads[0][0, 3] = float("inf")
+            indices[0][0, 3] = 0
         truth = torch.zeros(c, c, dtype=torch.float64)
         for grad, index in zip(grads, indices, strict=True):
             there = index.clamp(min=0).long()[..., None].expand(-1, -1, c)
@@ -156,7 +160,8 @@ def gradient(
             cluster=cluster,
             splits=splits,
         )
-        torch.testing.assert_close(found.double(), truth.to(found.dtype).double(), rtol=0, atol=0)
+        ours, wanted = found.double(), truth.to(found.dtype).double()
+        torch.testing.assert_close(ours, wanted, rtol=0, atol=0, equal_nan=True)
         return [found]
 
     return Case(run, processors)
@@ -247,5 +252,7 @@ CASES: dict[str, Case] = {
     "dU 60 pair": gradient(3, 60, 256, cluster=2),
     "dU 100": gradient(2, 100, 72, cluster=1),
     "dU special": gradient(3, 49, 128, cluster=1, special=True),
+    "dU overflow": gradient(3, 49, 128, cluster=1, overflow=True),
+    "dU f16 overflow": gradient(3, 49, 256, dtype=F16, cluster=2, splits=2, overflow=True),
     "dU f16 special": gradient(3, 49, 256, dtype=F16, cluster=2, special=True),
 }

@@ -13,6 +13,8 @@ namespace emulator {
 // Whether this fault is planted: see FAULTS in tests/cuda/emulation.py.
 bool fault(const char* name);
 
+extern long loads;  // by __ldg
+
 uint3 thread_index();
 uint3 block_index();
 dim3 block_size();

@@ -11,7 +11,7 @@ Machine machine;
 Fiber* self = nullptr;
 std::string planted;
 long copies = 0, products_of_warps = 0;
-long products_beside = 0, copies_beside = 0;
+long products_beside = 0, copies_beside = 0, loads = 0;
 
 namespace {
 jmp_buf scheduler;
