@@ -247,7 +247,8 @@ class build_ext(_build_ext):  # noqa: N801  (setuptools' name)
         from pybind11.setup_helpers import ParallelCompile
 
         def changed(target, source):
-            stale = self.force or _is_older(target, [source, *headers("cpu"), "setup.py"])
+            own = headers(Path(source).parent.name)
+            stale = self.force or _is_older(target, [source, *own, "setup.py"])
             self.reused = self.reused or not stale
             return stale
 
