@@ -193,6 +193,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("choose_tile", &infodisent::cost::choose_tile, py::arg("problem"), py::arg("processors"));
   m.def("choose_cluster", &infodisent::cost::choose_cluster, py::arg("problem"), py::arg("tile"),
         py::arg("processors"));
+  m.def("serves", &infodisent::serves, py::arg("tile"), py::arg("pixels"));
   m.def("has_halves", &infodisent::cost::has_halves, py::arg("tile"), py::arg("problem"));
   m.def("tile_cost", &tile_cost, py::arg("tile"), py::arg("cluster"), py::arg("problem"),
         py::arg("processors"));

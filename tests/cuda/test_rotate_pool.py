@@ -195,6 +195,21 @@ def test_pitch():
 
 
 @needs_module
+def test_variants():
+    """What can serve a map, which GPU scripts run through; pairs where halves can be loaded."""
+    cuda, half = _native_cuda, torch.float16
+    x = torch.zeros(3, 50, 64, dtype=BF16)
+    variants = {tile: cuda.clusters(x[:, 1:], tile) for tile in cuda.tiles(x[:, 1:])}
+    assert variants == {
+        **dict.fromkeys(("4x49", "3x49", "few 2x49", "part of 64", "part of 224"), (1,)),
+        **dict.fromkeys(("flat", "few 1x49", "few flat"), (1, 2)),
+    }
+    assert cuda.clusters(torch.zeros(3, 49, 64, dtype=BF16), "4x49") == (1, 2)
+    assert cuda.clusters(torch.zeros(3, 50, 64)[:, 1:], "4x49") == (1, 2)
+    assert cuda.tiles(torch.zeros(1, 1025, 64, dtype=half)) == ["flat"]
+
+
+@needs_module
 @no_gpu
 def test_errors_are_raised():
     """Without a GPU a launch fails, and bad arguments do before that."""

@@ -156,9 +156,16 @@ def tiles(x: Tensor) -> list[str]:
     whole_float16 = x.dtype == torch.float16 and x.shape[1] > _module.packed_pixels
     return [
         name
-        for name, _, images, pixels in _module.tiles
-        if (images == 0 or pixels == x.shape[1]) and (name == "flat" or not whole_float16)
+        for kind, (name, *_) in enumerate(_module.tiles)
+        if _module.serves(kind, x.shape[1]) and (name == "flat" or not whole_float16)
     ]
+
+
+def clusters(x: Tensor, tile: str) -> tuple[int, ...]:
+    """How many blocks can share pixels of x [B, P, C] with a kind of tile."""
+    kind = [name for name, *_ in _module.tiles].index(tile)
+    pitch = x.shape[1] if x.dtype == torch.float32 else _pitch(x)  # its parts are contiguous
+    return (1, 2) if _module.has_halves(kind, _module.Problem(*x.shape, pitch, 1)) else (1,)
 
 
 @functools.cache
