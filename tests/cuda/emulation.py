@@ -210,7 +210,7 @@ def run(program: Path, problems: int, seed: int = 1, fault: str = "") -> tuple[i
 
 def beside_a_pool(program: Path, fault: str = "") -> tuple[int, int]:
     """Of rotate_pool: copies and products that began while another warpgroup was pooling."""
-    command = [str(program), "-40", "1", fault]
+    command = [str(program), "-10", "2", fault]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
     counts = re.search(r"(\d+) copies, (\d+) products beside a pool", done.stderr)
     assert counts is not None, done.stderr
