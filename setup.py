@@ -56,6 +56,7 @@ CUDA_SOURCES = [
     "csrc/sm90/rotate_pool.cu",
     "csrc/sm90/rotate_pool_backward.cu",
     "csrc/sm90/rotate_pool_float8.cu",
+    "csrc/sm90/channels_last.cu",
 ]
 # wgmma and setmaxnreg exist for the architecture with an "a" only, so there is no PTX for others
 CUDA_FLAGS = ["-gencode=arch=compute_90a,code=sm_90a", "-O3", "-std=c++17", "-Xptxas", "-v"]
@@ -250,7 +251,8 @@ class build_ext(_build_ext):  # noqa: N801  (setuptools' name)
         from pybind11.setup_helpers import ParallelCompile
 
         def changed(target, source):
-            stale = self.force or _is_older(target, [source, *headers("cpu"), "setup.py"])
+            own = headers(Path(source).parent.name)
+            stale = self.force or _is_older(target, [source, *own, "setup.py"])
             self.reused = self.reused or not stale
             return stale
 

@@ -15,18 +15,21 @@ import torch
 from benchmarks.gpu.cuda_problems import HALF, Row, call, make, make_gradients, variants, wrong
 from infodisent.backends.cuda import float8 as emulation
 from infodisent.backends.cuda import module as cuda
+from infodisent.backends.cuda.channels_last import channels_last
 from infodisent.backends.cuda.rotate_pool_backward import grad_u
 from infodisent.contract import Extremes
 from infodisent.testing import poisoned_memory
 
 
 def smoke(_: argparse.Namespace) -> list[Row]:
-    """Every kernel once: a small problem, then one of several tiles a block."""
-    rows = []
+    """Every kernel once: a small problem, then one of several tiles a block; also the layout's."""
+    rows: list[Row] = []
     for pixels in (49, 64, 144, 196, 197, 60, 1100):
         for batch, channels in ((5, 192), (36000 // pixels, 512)):
             for dtype in (*HALF, torch.float32):
                 x, u, y = make(batch, pixels, channels, dtype)
+                laid_out = torch.equal(channels_last(x.mT.contiguous().mT), x)
+                rows.append({"layout": (batch, channels, pixels, str(dtype)), "ok": laid_out})
                 for variant in variants(x):
                     print(batch, channels, pixels, dtype, *variant, end=" ", flush=True)
                     reason = wrong(call(x, u, variant), x, u, y)

@@ -78,13 +78,7 @@ def wrong(
 
 def variants(x: Tensor) -> list[tuple[str, int]]:
     """Tile and cluster of every kernel that can serve x."""
-    gaps = x.dtype != torch.float32 and len(x) > 1 and x.stride(0) != x.shape[1] * x.stride(1)
-    return [
-        (tile, cluster)
-        for tile in cuda.tiles(x)
-        for cluster in (1, 2)
-        if not (gaps and cluster == 2 and tile[0] in "34")
-    ]
+    return [(tile, count) for tile in cuda.tiles(x) for count in cuda.clusters(x, tile)]
 
 
 def call(x: Tensor, u: Tensor, variant: tuple[str, int] | None = None) -> Extremes:

@@ -7,9 +7,11 @@
 #include <string>
 
 #include "address.h"
-#include "grad_u_schedule.h"
+#include "channels_last.h"
+#include "grad_u_cost.h"
 #include "rotate_pool.h"
 #include "rotate_pool_backward.h"
+#include "tile_cost.h"
 #include "tile_schedule.h"
 
 namespace py = pybind11;
@@ -83,6 +85,19 @@ void to_float8(Address x, int dtype, int64_t images, int64_t pixels, int64_t cha
   check("to_float8", status);
 }
 
+void channels_last(Address x, int element_bytes, int64_t images, int64_t pixels, int64_t channels,
+                   int64_t image_stride, int64_t channel_stride, Address out, int device,
+                   Address stream) {
+  infodisent::sm90::Status status;
+  {
+    py::gil_scoped_release free;
+    status = infodisent::sm90::channels_last(
+        {at<const void>(x), images, pixels, channels, image_stride, channel_stride}, element_bytes,
+        at<void>(out), device, reinterpret_cast<cudaStream_t>(stream));
+  }
+  check("channels_last", status);
+}
+
 void split(Address x, int64_t images, int64_t pixels, int64_t channels, int64_t image_stride,
            int64_t pixel_stride, Address high, Address low, int device, Address stream) {
   infodisent::sm90::Status status;
@@ -128,15 +143,29 @@ void grad_u(Address x, int dtype, int64_t images, int64_t pixels, int64_t channe
 py::tuple choose_grad_u(int32_t images, int32_t pixels, int32_t channels, int32_t pitch,
                         int processors) {
   using namespace infodisent;
-  const int cluster = backward::choose_cluster(channels, processors);
-  return py::make_tuple(
-      cluster, backward::choose_splits(images, pixels, channels, pitch, cluster, processors));
+  const backward::Plan plan = backward::choose(images, pixels, channels, pitch, processors);
+  return py::make_tuple(plan.cluster, plan.splits);
+}
+
+// (blocks at a time, waves, clocks) of grad_u by the model of grad_u_cost.h.
+py::tuple grad_u_cost(int32_t images, int32_t pixels, int32_t channels, int32_t pitch, int cluster,
+                      int splits, int processors) {
+  const auto cost =
+      infodisent::backward::cost_of(images, pixels, channels, pitch, cluster, splits, processors);
+  return py::make_tuple(cost.blocks, cost.waves, cost.clocks);
 }
 
 // The newest version of CUDA that the GPU driver serves, as CUDART_VERSION counts; 0 without one.
 int driver() {
   int version = 0;
   return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+}
+
+// (tiles, blocks at a time, waves, clocks) of a tile and a cluster by the model of tile_cost.h.
+py::tuple tile_cost(int tile, int cluster, const infodisent::cost::Problem& problem,
+                    int processors) {
+  const auto cost = infodisent::cost::cost_of(problem, tile, cluster, processors);
+  return py::make_tuple(cost.tiles, cost.blocks, cost.waves, cost.clocks);
 }
 
 // (name, columns, images, pixels) of every tile; images = 0: any number of pixels.
@@ -151,21 +180,32 @@ py::list tiles() {
 
 PYBIND11_MODULE(_cuda, m) {
   m.attr("tiles") = tiles();
+  m.attr("row_bytes") = infodisent::kRowBytes;
   m.attr("packed_pixels") = infodisent::kPackedPixels;
   m.attr("toolkit") = CUDART_VERSION;
   m.def("driver", &driver);
   m.def("pitch", &infodisent::pitch_of, py::arg("images"), py::arg("pixels"),
         py::arg("image_stride"), py::arg("pixel_stride"));
-  m.def("choose_tile", &infodisent::choose_tile, py::arg("images"), py::arg("pixels"),
-        py::arg("channels"), py::arg("pitch"), py::arg("processors"));
-  m.def("choose_cluster", &infodisent::choose_cluster, py::arg("tile"), py::arg("images"),
-        py::arg("pixels"), py::arg("channels"), py::arg("pitch"), py::arg("processors"));
+  using infodisent::cost::Problem;
+  py::class_<Problem>(m, "Problem", py::module_local())
+      .def(py::init<int32_t, int32_t, int32_t, int32_t, int32_t>(), py::arg("images"),
+           py::arg("pixels"), py::arg("channels"), py::arg("pitch"), py::arg("steps"));
+  m.def("choose_tile", &infodisent::cost::choose_tile, py::arg("problem"), py::arg("processors"));
+  m.def("choose_cluster", &infodisent::cost::choose_cluster, py::arg("problem"), py::arg("tile"),
+        py::arg("processors"));
+  m.def("serves", &infodisent::serves, py::arg("tile"), py::arg("pixels"));
+  m.def("has_halves", &infodisent::cost::has_halves, py::arg("tile"), py::arg("problem"));
+  m.def("tile_cost", &tile_cost, py::arg("tile"), py::arg("cluster"), py::arg("problem"),
+        py::arg("processors"));
   m.def("rotate_pool", &rotate_pool);
   m.def("rotate_pool_float8", &rotate_pool_float8);
   m.def("to_float8", &to_float8);
   m.def("grad_u", &grad_u);
   m.def("choose_grad_u", &choose_grad_u, py::arg("images"), py::arg("pixels"), py::arg("channels"),
         py::arg("pitch"), py::arg("processors"));
+  m.def("grad_u_cost", &grad_u_cost, py::arg("images"), py::arg("pixels"), py::arg("channels"),
+        py::arg("pitch"), py::arg("cluster"), py::arg("splits"), py::arg("processors"));
+  m.def("channels_last", &channels_last);
   m.def("split", &split);
   m.def("split_rotation", &split_rotation);
 }

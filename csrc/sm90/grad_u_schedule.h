@@ -106,29 +106,6 @@ INFODISENT_BOTH Unit unit_of(const Grid& grid, int32_t unit, int32_t images, int
   return {group * cluster + rank, n, split, first, smaller(first + grid.images, images)};
 }
 
-// Blocks that share x: 2 where tiles of channels come in pairs.
-inline int choose_cluster(int32_t channels, int processors) {
-  return channel_groups(channels, 1) % 2 == 0 && processors >= 2 ? 2 : 1;
-}
-// Parts of the batch, for work on every multiprocessor. Clocks of a model: 2048 multiply-adds a
-// clock and multiprocessor, and 1700 bytes a clock from memory for the parts, which are written and
-// read. Not measured.
-inline int choose_splits(int32_t images, int32_t pixels, int32_t channels, int32_t pitch,
-                         int cluster, int processors) {
-  const double image =
-      static_cast<double>(kTileChannels) * kTileColumns * choose_cut(pixels, pitch).pitch / 2048;
-  const int32_t clusters = larger(1, processors / cluster);
-  const auto clocks = [&](int splits) {
-    const Grid grid = grid_of(images, channels, splits, cluster);
-    const double moved = grid.splits > 1 ? 8.0 * grid.splits * channels * channels : 0.0;
-    return (grid.units + clusters - 1) / clusters * (grid.images * image) + moved / 1700;
-  };
-  int best = 1;
-  for (int splits = 2; splits <= smaller(images, 32); ++splits)
-    if (clocks(splits) < clocks(best)) best = splits;
-  return grid_of(images, channels, best, cluster).splits;
-}
-
 // --- the left operand: dY, in registers ---
 
 // The scale of a channel: brings `most`, the largest magnitude of its gradients, into [2^13, 2^14).

@@ -82,6 +82,58 @@ __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+// Four words, which one instruction moves.
+struct Words {
+  uint32_t w[4];
+};
+// Into what has this address in block `rank` of the cluster (this one included).
+__device__ __forceinline__ void store_at(uint32_t to, uint32_t rank, const Words& words) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "st.shared::cluster.v4.b32 [remote], {%2, %3, %4, %5};\n"
+      "}\n" ::"r"(to),
+      "r"(rank), "r"(words.w[0]), "r"(words.w[1]), "r"(words.w[2]), "r"(words.w[3])
+      : "memory");
+}
+// Of this block's shared memory.
+__device__ __forceinline__ Words load_words(uint32_t from) {
+  Words words;
+  asm volatile("ld.shared::cta.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.w[0]), "=r"(words.w[1]), "=r"(words.w[2]), "=r"(words.w[3])
+               : "r"(from)
+               : "memory");
+  return words;
+}
+// Arrives at the barrier that has this address in block `rank`: what this thread has stored before
+// is seen there by those that wait_for_cluster.
+__device__ __forceinline__ void publish_at(uint32_t barrier, uint32_t rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+      "}\n" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+// `wait`, and what blocks of the cluster stored before they arrived is seen.
+__device__ __forceinline__ void wait_for_cluster(uint32_t barrier, uint32_t parity) {
+  uint32_t done;
+  do {
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n"
+        "}\n"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  } while (!done);
+}
+
 // --- TMA: a box of a 3-D tensor map (channel, row, image) into shared memory ---
 
 __device__ __forceinline__ void prefetch(const CUtensorMap* map) {
@@ -166,12 +218,22 @@ struct Wgmma;
 
 #define INFODISENT_D4(i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
 #define INFODISENT_D8(i) INFODISENT_D4(i), INFODISENT_D4((i) + 4)
+#define INFODISENT_D16 INFODISENT_D8(0), INFODISENT_D8(8)
+#define INFODISENT_D28 INFODISENT_D16, INFODISENT_D8(16), INFODISENT_D4(24)
+#define INFODISENT_D52 INFODISENT_D28, INFODISENT_D8(28), INFODISENT_D8(36), INFODISENT_D8(44)
 #define INFODISENT_D72                                                                         \
   INFODISENT_D8(0), INFODISENT_D8(8), INFODISENT_D8(16), INFODISENT_D8(24), INFODISENT_D8(32), \
       INFODISENT_D8(40), INFODISENT_D8(48), INFODISENT_D8(56), INFODISENT_D8(64)
 #define INFODISENT_D76 INFODISENT_D72, INFODISENT_D4(72)
 #define INFODISENT_D96 INFODISENT_D72, INFODISENT_D8(72), INFODISENT_D8(80), INFODISENT_D8(88)
 #define INFODISENT_D100 INFODISENT_D96, INFODISENT_D4(96)
+#define INFODISENT_R8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define INFODISENT_R16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define INFODISENT_R28 INFODISENT_R16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27"
+#define INFODISENT_R52                                                                           \
+  INFODISENT_R28                                                                                 \
+  ", %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, " \
+  "%46, %47, %48, %49, %50, %51"
 #define INFODISENT_R72                                                                    \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "      \
   "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, " \
@@ -206,6 +268,10 @@ struct Wgmma;
     }                                                                                              \
   };
 #define INFODISENT_WGMMAS(K, TYPE, NAME, END)                                           \
+  INFODISENT_WGMMA(16, K, TYPE, NAME, END, INFODISENT_D8(0), INFODISENT_R8, 8, 9, 10)   \
+  INFODISENT_WGMMA(32, K, TYPE, NAME, END, INFODISENT_D16, INFODISENT_R16, 16, 17, 18)  \
+  INFODISENT_WGMMA(56, K, TYPE, NAME, END, INFODISENT_D28, INFODISENT_R28, 28, 29, 30)  \
+  INFODISENT_WGMMA(104, K, TYPE, NAME, END, INFODISENT_D52, INFODISENT_R52, 52, 53, 54) \
   INFODISENT_WGMMA(144, K, TYPE, NAME, END, INFODISENT_D72, INFODISENT_R72, 72, 73, 74) \
   INFODISENT_WGMMA(152, K, TYPE, NAME, END, INFODISENT_D76, INFODISENT_R76, 76, 77, 78) \
   INFODISENT_WGMMA(192, K, TYPE, NAME, END, INFODISENT_D96, INFODISENT_R96, 96, 97, 98) \

@@ -18,7 +18,7 @@ namespace {
 
 // --- the kernels around the product ---
 
-// What the tiles of kind kFlat have merged, as results.
+// What flat tiles have merged, as results.
 template <typename KEY>
 __global__ void unpack_kernel(const KEY* keys,  // [2, count]
                               float* pos, float* neg, int32_t* pos_index, int32_t* neg_index,
@@ -126,10 +126,10 @@ Status rotate_pool(const Rows& x, Dtype dtype, const void* u, const void* u_low,
     return refused("whole values are needed for these");
   if ((parts && (x.data_low == nullptr || u_low == nullptr)) ||
       (dtype == kFloat8 && (scales.u == nullptr || scales.x == nullptr)) ||
-      (options.tile == kFlat && keys == nullptr))
+      (is_flat(options.tile) && keys == nullptr))
     return refused("an argument is missing");
   const TileShape& tile = kTiles[options.tile];
-  if (tile.images > 0 && tile.pixels != x.pixels) return refused("this tile is for other maps");
+  if (!serves(options.tile, x.pixels)) return refused("this tile is for other maps");
   // where there is only one image, its stride may be anything
   const int64_t image_stride = x.images > 1 ? x.image_stride : x.pixels * x.pixel_stride;
   const int32_t pitch = pitch_of(x.images, x.pixels, image_stride, x.pixel_stride);
@@ -155,7 +155,7 @@ Status rotate_pool(const Rows& x, Dtype dtype, const void* u, const void* u_low,
   a.images = static_cast<int32_t>(x.images);
   a.pixels = static_cast<int32_t>(x.pixels);
   a.channels = static_cast<int32_t>(x.channels);
-  a.groups = channel_groups(a.channels, options.cluster);
+  a.groups = channel_groups(a.channels, options.cluster, tile.channels);
   if (static_cast<int64_t>(a.groups) * layout.tiles >= int64_t{1} << 30)
     return refused("too many tiles");
   a.units = a.groups * layout.tiles;
@@ -178,9 +178,9 @@ Status rotate_pool(const Rows& x, Dtype dtype, const void* u, const void* u_low,
   const int64_t row_bytes = x.pixel_stride * size, u_bytes = x.channels * size;
   const int64_t map_bytes = maps > 1 ? image_stride * size : rows * row_bytes;
   const bool encoded = encode(&a.u, dtype, u, x.channels, x.channels, 1, u_bytes,
-                              x.channels * u_bytes, kTileChannels, 1) &&
+                              x.channels * u_bytes, tile.channels / tile.parts, 1) &&
                        encode(&a.u_low, dtype, parts ? u_low : u, x.channels, x.channels, 1,
-                              u_bytes, x.channels * u_bytes, kTileChannels, 1) &&
+                              u_bytes, x.channels * u_bytes, tile.channels / tile.parts, 1) &&
                        encode(&a.x, dtype, x.data, x.channels, rows, maps, row_bytes, map_bytes,
                               box_rows, box_images) &&
                        encode(&a.x_low, dtype, parts ? x.data_low : x.data, x.channels, rows, maps,
@@ -188,12 +188,12 @@ Status rotate_pool(const Rows& x, Dtype dtype, const void* u, const void* u_low,
   if (!encoded) return refused("the driver refused a tensor map");
 
   const int64_t count = x.images * x.channels;
-  if (options.tile == kFlat) {
+  if (is_flat(options.tile)) {
     error = cudaMemsetAsync(keys, 0, 2 * count * (options.exact ? 8 : 4), stream);
     if (error != cudaSuccess) return {error, "clearing the keys"};
   }
   const Status status = run(a, options.device, processors, stream);
-  if (status.error != cudaSuccess || options.tile != kFlat) return status;
+  if (status.error != cudaSuccess || !is_flat(options.tile)) return status;
   const auto unpack = [&](auto* kernel, auto* merged_keys) {
     return launch("unpacking", kernel, blocks_of(count), 256, stream, merged_keys, pos, neg,
                   pos_index, neg_index, a.u_scale, a.x_scale, count, a.channels, a.mask);

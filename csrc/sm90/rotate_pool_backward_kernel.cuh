@@ -297,17 +297,34 @@ struct GradKernel {
     if (check != 0.0f) again<HALF>(a, unit, channel, first);
   }
 
+  // Whether a gradient of this channel is not finite: then no sum of its row is, by the formula
+  // either. So it is where mixed precision has overflowed, a step that is thrown away.
+  static __device__ __forceinline__ bool overflowed(const GradArguments& a,
+                                                    const backward::Unit& unit, int32_t row) {
+    bool finite_all = true;
+#pragma unroll 1
+    for (int32_t image = unit.first; image < unit.last && row < a.channels; ++image) {
+      const int64_t at = static_cast<int64_t>(image) * a.channels + row;
+      const bool pos = __ldg(a.pos_index + at) < 0 || finite(__ldg(a.grad_pos + at));
+      const bool neg = __ldg(a.neg_index + at) < 0 || finite(__ldg(a.grad_neg + at));
+      finite_all = finite_all && pos && neg;
+    }
+    return !finite_all;
+  }
+
   // Those of a thread's sums that are not finite, from the winners alone. Slow, and rare: an Inf or
-  // NaN in x, or an overflow.
+  // NaN in x. Rows whose gradients have overflowed stay as they are.
   template <bool HALF>
   static __device__ __forceinline__ void again(const GradArguments& a, const backward::Unit& unit,
                                                int32_t channel, int32_t first) {
     const int64_t size = static_cast<int64_t>(a.channels) * a.channels;
     const uint16_t* const x = static_cast<const uint16_t*>(a.x);
+    bool skipped = false;
 #pragma unroll 1
-    for (int i = 0; i < N / 4; ++i) {
-      const int32_t row = channel + 8 * (i % 2), column = first + i / 2 * 8;
-      if (row >= a.channels || column >= a.channels) continue;
+    for (int i = 0; i < N / 4; ++i) {  // first one row, then the other
+      const int32_t row = channel + i / (N / 8) * 8, column = first + i % (N / 8) * 8;
+      if (i % (N / 8) == 0) skipped = overflowed(a, unit, row);
+      if (skipped || row >= a.channels || column >= a.channels) continue;
       const int64_t to = unit.split * size + static_cast<int64_t>(row) * a.channels + column;
       float2 v = stored<HALF>(a.out, to);  // this thread's own
       const bool wrong0 = !finite(v.x), wrong1 = !finite(v.y);
@@ -318,9 +335,9 @@ struct GradKernel {
         const int64_t at = static_cast<int64_t>(image) * a.channels + row;
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
-          const int32_t pixel = side == 0 ? a.pos_index[at] : a.neg_index[at];
+          const int32_t pixel = __ldg((side == 0 ? a.pos_index : a.neg_index) + at);
           if (pixel < 0) continue;
-          const float g = side == 0 ? a.grad_pos[at] : a.grad_neg[at];
+          const float g = __ldg((side == 0 ? a.grad_pos : a.grad_neg) + at);
           const uint16_t* const from = x + image * a.image_stride + pixel * a.pixel_stride + column;
           sum.x += g * whole<T>(from[0]);
           sum.y += g * whole<T>(from[1]);

@@ -1,12 +1,16 @@
 // The kernel behind rotate_pool.h; rotate_pool.cu chooses and launches it.
 //
-// A tile is 128 output channels by N pixels. Three warpgroups: one brings U and x into a ring of
-// slots in shared memory by TMA; the two others take turns ("pingpong"), each computing a whole
-// tile by wgmma, so that the epilogue of one runs beside the products of the other. Channels are
-// the rows of the product: the pool runs along a row, which four lanes hold.
+// A tile is M = 128 (or 64) output channels by N pixels. Three warpgroups: one brings U and x into
+// a ring of slots in shared memory by TMA; the two others take turns ("pingpong"), each computing a
+// whole tile by wgmma, so that the epilogue of one runs beside the products of the other. Channels
+// are the rows of the product: the pool runs along a row, which four lanes hold.
 //
 // Blocks stay and take one tile after the other. With CLUSTER = 2 two blocks work on the same
 // pixels and neighbouring tiles of channels; each loads one half of the pixels for both.
+//
+// Where a tile has parts, so many blocks have one tile together: part of the pixels of an image
+// each. Each loads a part of U for all of them, and in the end they send what they have of a row of
+// the product to the block that writes it. Such a cluster computes one tile and ends.
 //
 // Programmatic dependent launch is left out: what follows in the head is one small product, and
 // without a measurement of what the overlap gains its preconditions (the follower may not touch any
@@ -29,7 +33,7 @@ struct Arguments {
                                    // where there is only one product
   Layout layout;
   int32_t images, pixels, channels;
-  int32_t groups;      // channel_groups(channels, CLUSTER)
+  int32_t groups;      // channel_groups(channels, CLUSTER, M)
   int32_t units;       // groups * layout.tiles
   int32_t segments;    // products to add up: 1, or 3
   uint32_t box_bytes;  // of x, that one block's slot gets
@@ -44,25 +48,36 @@ template <int KIND, bool EXACT, int CLUSTER, typename T>
 struct Kernel {
   static constexpr TileShape kTile = kTiles[KIND];
   static constexpr int N = kTile.columns, STAGES = kTile.stages;
-  static constexpr int M = kTileChannels, HALF = slot_rows(N) / 2, HALF_BYTES = half_bytes(N);
+  static constexpr int M = kTile.channels, PRODUCTS = M / 64;  // of each part of K
+  static constexpr int PARTS = kTile.parts, BLOCKS = CLUSTER * PARTS;
+  static_assert(PARTS == 1 || (PARTS == 4 && CLUSTER == 1 && M == 4 * kPartRows && M == 64),
+                "a block writes the rows of one warp");
+  static constexpr int HALF = slot_rows(N) / 2, HALF_BYTES = half_bytes(N);
   static constexpr int BLOCK_K = block_k(sizeof(T));
   static constexpr bool FLOAT8 = sizeof(T) == 1;
   static_assert(!(FLOAT8 && EXACT), "float8 has packed keys only");
   static constexpr uint32_t U_BYTES = M * kRowBytes;
-  static constexpr uint32_t SLOT = slot_bytes(N);
-  static constexpr int SHARED = shared_bytes(N, STAGES);
+  static constexpr uint32_t SLOT = slot_bytes(M, N);
+  static constexpr int SHARED = shared_bytes(kTile);
   static_assert(SHARED <= kSharedLimit, "the slots must fit");
   static_assert(SLOT % 1024 == 0 && U_BYTES % 1024 == 0, "groups of 8 rows begin at 1024");
   static_assert(kTile.images * kTile.pixels <= N && N % 8 == 0 && N <= 256, "a wgmma of N columns");
   static_assert(kTile.images <= 4, "each of the four lanes of a row writes one image");
 
-  // A slot holds U [128, BLOCK_K] and then x [slot_rows, BLOCK_K], of which in a cluster the other
+  static_assert(M == 64 * PRODUCTS && (PRODUCTS == 1 || PRODUCTS == 2), "products of 64 channels");
+
+  // A slot holds U [M, BLOCK_K] and then x [slot_rows, BLOCK_K], of which in a cluster the other
   // block sends half. One warpgroup reads it.
-  struct Ring : sm90::Ring<STAGES, SLOT, 4, CLUSTER> {
+  struct Ring : sm90::Ring<STAGES, SLOT, 4, BLOCKS> {
     __device__ __forceinline__ uint32_t u(uint32_t stage) const { return this->slot(stage); }
     __device__ __forceinline__ uint32_t x(uint32_t stage) const { return u(stage) + U_BYTES; }
     __device__ __forceinline__ uint32_t turn(uint32_t group) const {
       return this->end() + group * 8;
+    }
+    // Of the parts of an image: arrivals of those that send, and where they send to.
+    __device__ __forceinline__ uint32_t sent() const { return turn(kGroups); }
+    __device__ __forceinline__ uint32_t entry(int32_t part, int32_t row) const {
+      return sent() + 16 + (part * kPartRows + row) * kPartEntry;
     }
   };
 
@@ -73,7 +88,7 @@ struct Kernel {
     const int32_t steps = (a.channels + BLOCK_K - 1) / BLOCK_K;
     Slot slot = {0, 0};
     for (int32_t unit = cluster_id; unit < a.units; unit += clusters) {
-      const Work work = work_of(unit, a.groups, CLUSTER, rank);
+      const Work work = work_of(unit, a.groups, CLUSTER, PARTS > 1 ? 0 : rank);
       const int32_t row = work.n % a.layout.blocks * a.layout.row_step;
       const int32_t image = work.n / a.layout.blocks * a.layout.image_step;
       for (int32_t segment = 3 - a.segments; segment < 3; ++segment) {
@@ -84,8 +99,14 @@ struct Kernel {
           const uint32_t full = ring.announce(slot.stage, U_BYTES + a.box_bytes);
           // rows beyond C and pixels beyond P (or n P) are zeros; so are channels beyond C, on both
           // sides of the product
-          load_box(ring.u(slot.stage), u, k * BLOCK_K, work.m * M, 0, full);
-          if (CLUSTER == 1) {
+          if (PARTS == 1)
+            load_box(ring.u(slot.stage), u, k * BLOCK_K, work.m * M, 0, full);
+          else
+            load_box_everywhere(ring.u(slot.stage) + rank * (U_BYTES / PARTS), u, k * BLOCK_K,
+                                work.m * M + rank * (M / PARTS), 0, full, (1 << PARTS) - 1);
+          if (PARTS > 1) {
+            load_box(ring.x(slot.stage), x, k * BLOCK_K, rank * N, image, full);
+          } else if (CLUSTER == 1) {
             load_box(ring.x(slot.stage), x, k * BLOCK_K, row, image, full);
           } else {
             load_box_everywhere(ring.x(slot.stage) + rank * HALF_BYTES, x, k * BLOCK_K,
@@ -111,7 +132,7 @@ struct Kernel {
                                                  int32_t cluster_id, int32_t clusters, int group,
                                                  int warp, int lane) {
     const uint32_t steps = static_cast<uint32_t>((a.channels + BLOCK_K - 1) / BLOCK_K * a.segments);
-    float d[2][N / 2];  // 64 channels each
+    float d[PRODUCTS][N / 2];  // 64 channels each
     uint32_t turn_parity = group == 0 ? 1 : 0;
     uint32_t first_step = group * steps;
     for (int32_t unit = unit_of(group, cluster_id, clusters); unit < a.units;
@@ -120,8 +141,8 @@ struct Kernel {
       first_step += kGroups * steps;
       wait(ring.turn(group), turn_parity);
       turn_parity ^= 1;
-      touch(d[0]);
-      touch(d[1]);
+#pragma unroll
+      for (int m = 0; m < PRODUCTS; ++m) touch(d[m]);
       uint32_t before = 0;
       for (uint32_t step = 0; step < steps; ++step) {
         wait(ring.full(slot.stage), slot.parity);
@@ -132,7 +153,7 @@ struct Kernel {
 #pragma unroll
         for (int k = 0; k < kRowBytes / kPartBytes; ++k) {
 #pragma unroll
-          for (int m = 0; m < 2; ++m)
+          for (int m = 0; m < PRODUCTS; ++m)
             Wgmma<N, T>::run(d[m], u + descriptor_step(m, k), x + descriptor_step(0, k), step + k);
         }
         wgmma_commit();
@@ -151,13 +172,15 @@ struct Kernel {
       // which spills without); its products take three times as long, and there a late release
       // matters less.
       const int same_lane = EXACT && kTile.pixels != 64 ? lane : anew(lane);
-      touch(d[0]);
-      touch(d[1]);
-      const Work work = work_of(unit, a.groups, CLUSTER, rank);
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
+      for (int m = 0; m < PRODUCTS; ++m) touch(d[m]);
+      const Work work = work_of(unit, a.groups, CLUSTER, PARTS > 1 ? 0 : rank);
+#pragma unroll
+      for (int m = 0; m < PRODUCTS; ++m) {
         const int32_t channel = work.m * M + m * 64 + warp * 16 + same_lane / 4;
-        if constexpr (KIND == kFlat)
+        if constexpr (PARTS > 1)
+          exchange(a, d[m], ring, work, rank, warp, same_lane);
+        else if constexpr (kTile.images == 0)
           merge(a, d[m], work.n, channel, same_lane);
         else
           write(a, d[m], work.n * kTile.images, channel, same_lane);
@@ -183,6 +206,62 @@ struct Kernel {
     return extremes;
   }
 
+  // A part of an image: what it has of rows 16 w ... goes from warp w of each block to block w,
+  // whose warp w merges and writes.
+  static __device__ __forceinline__ void exchange(const Arguments& a, const float (&d)[N / 2],
+                                                  Ring ring, const Work& work, int32_t rank,
+                                                  int warp, int lane) {
+    const int32_t quad = lane % 4, first = rank * N;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      Extremes all = {};
+      if constexpr (EXACT) {
+        all = across(extremes_of_run<N>(d, h, quad, first, a.pixels));
+      } else {
+        const Keys keys = across(keys_of_run<N>(d, h, quad, first, a.pixels, a.mask));
+        all = {keys.largest, keys.smallest, 0, 0};
+      }
+      if (quad == 0)
+        store_at(ring.entry(rank, lane / 4 + 8 * h), warp,
+                 {static_cast<uint32_t>(all.largest), all.smallest,
+                  static_cast<uint32_t>(all.at_largest), static_cast<uint32_t>(all.at_smallest)});
+    }
+    if (quad == 0) publish_at(ring.sent(), warp);
+    if (warp != rank) return;
+    wait_for_cluster(ring.sent(), 0);
+    const int32_t row = work.m * M + warp * kPartRows + lane;
+    if (lane >= kPartRows || row >= a.channels) return;
+    std::conditional_t<EXACT, Extremes, Keys> found = {};
+    if constexpr (EXACT) found = kNothing;
+#pragma unroll
+    for (int part = 0; part < PARTS; ++part) {
+      const Words words = load_words(ring.entry(part, lane));
+      if constexpr (EXACT)
+        found = merged(found, {static_cast<int32_t>(words.w[0]), words.w[1],
+                               static_cast<int32_t>(words.w[2]), static_cast<int32_t>(words.w[3])});
+      else
+        found = merged(found, {static_cast<int32_t>(words.w[0]), words.w[1]});
+    }
+    put(a, found, work.n, row, a.mask);
+  }
+
+  // The results of one channel of one image.
+  template <typename FOUND>
+  static __device__ __forceinline__ void put(const Arguments& a, FOUND found, int32_t image,
+                                             int32_t row, uint32_t mask) {
+    Pooled result;
+    if constexpr (EXACT)
+      result = pooled(found);
+    else
+      result = unpacked(sides_of(found.largest, found.smallest), mask);
+    if constexpr (FLOAT8) result = scaled(result, a.u_scale[row], a.x_scale[image]);
+    const int64_t to = static_cast<int64_t>(image) * a.channels + row;
+    a.pos[to] = result.pos;
+    a.neg[to] = result.neg;
+    a.pos_index[to] = result.pos_index;
+    a.neg_index[to] = result.neg_index;
+  }
+
   // Whole images: the results, image i of the tile by lane i of the four. d is channel and
   // channel + 8 of images first, first + 1, ...
   static __device__ __forceinline__ void write(const Arguments& a, const float (&d)[N / 2],
@@ -202,19 +281,8 @@ struct Kernel {
         }
       }
       const int32_t row = channel + 8 * h;
-      if (quad < kTile.images && image < a.images && row < a.channels) {
-        Pooled result;
-        if constexpr (EXACT)
-          result = pooled(mine);
-        else
-          result = unpacked(sides_of(mine.largest, mine.smallest), mask_of(kTile.pixels));
-        if constexpr (FLOAT8) result = scaled(result, a.u_scale[row], a.x_scale[image]);
-        const int64_t to = static_cast<int64_t>(image) * a.channels + row;
-        a.pos[to] = result.pos;
-        a.neg[to] = result.neg;
-        a.pos_index[to] = result.pos_index;
-        a.neg_index[to] = result.neg_index;
-      }
+      if (quad < kTile.images && image < a.images && row < a.channels)
+        put(a, mine, image, row, mask_of(kTile.pixels));
     }
   }
 
@@ -255,18 +323,20 @@ __global__ void __launch_bounds__(kThreads, 1)
     rotate_pool_kernel(const __grid_constant__ Arguments a) {
   using K = Kernel<KIND, EXACT, CLUSTER, T>;
   const typename K::Ring ring = {{K::Ring::first_slot()}};
-  const int32_t rank = block_rank<CLUSTER>();
-  const int32_t cluster_id = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
+  const int32_t rank = block_rank<K::BLOCKS>();
+  const int32_t cluster_id = blockIdx.x / K::BLOCKS, clusters = gridDim.x / K::BLOCKS;
   // the same in all lanes, and known to be to the compiler
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
     ring.init();
     for (int group = 0; group < kGroups; ++group) barrier_init(ring.turn(group), 4);
+    // of each block the eight lanes of a warp that have rows
+    if (K::PARTS > 1) barrier_init(ring.sent(), K::PARTS * 8);
     barrier_init_fence();
     prefetch(&a.u);
     prefetch(&a.x);
   }
-  barriers_ready<CLUSTER>();
+  barriers_ready<K::BLOCKS>();
   if (warp >= 4 * kGroups) {
     fewer_registers<kProducerRegisters>();
     if (warp == 4 * kGroups && elected()) K::produce(a, ring, rank, cluster_id, clusters);

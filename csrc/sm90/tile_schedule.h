@@ -7,39 +7,68 @@
 
 namespace infodisent {
 
-constexpr int kTileChannels = 128;  // rows of a tile: two products of 64
+constexpr int kTileChannels = 128;  // rows of most tiles: two products of 64
 constexpr int kRowBytes = 128;      // of a channel or pixel in a slot, the span of the swizzle
 // Channels of x in a slot: 64 of 2 bytes, 128 of 1 (float8).
 constexpr int block_k(int element_bytes) { return kRowBytes / element_bytes; }
 constexpr int kGroups = 2;  // warpgroups that take turns, each with a whole tile
 
-// Columns of a tile. images > 0: so many whole images of `pixels` side by side, and then columns of
-// nothing up to a multiple of 8. images == 0: any number of pixels, across the borders of images.
+// A tile: `channels` rows, each product of 64 of them, by `columns`. images > 0: so many whole
+// images of `pixels` side by side, and then columns of nothing up to a multiple of 8. images == 0:
+// any number of pixels, across the borders of images ("flat").
 //
 // There is none of 256 pixels: 256 columns of 128 channels are 256 registers of sums, and with 64
 // channels a slot brings as many bytes for half of the products. "flat" wastes no column on them.
+//
+// Those of 64 channels are for few images: more tiles, each with less to load. tile_cost.h says
+// when that is worth the bytes of U, which then serve fewer columns. parts > 1: an image of at most
+// `parts` times `columns` pixels is shared out to a cluster of as many blocks, each of which loads
+// a part of U for all of them. (Parts of K would be fewer bytes, but sums in another order, and
+// then bits that depend on how many images there are.)
 struct TileShape {
   const char* name;
-  int columns, images, pixels, stages;
+  int channels, columns, images, pixels, stages;
+  int parts = 1;
 };
-// As many slots as 227 KiB hold, see shared_bytes.
+// As many slots as 227 KiB hold, or 8; see shared_bytes.
 constexpr TileShape kTiles[] = {
-    {"4x49", 200, 4, 49, 5},   {"3x49", 152, 3, 49, 6},   {"1x196", 200, 1, 196, 5},
-    {"1x197", 200, 1, 197, 5}, {"1x144", 144, 1, 144, 6}, {"3x64", 192, 3, 64, 5},
-    {"flat", 192, 0, 0, 5},
+    {"4x49", 128, 200, 4, 49, 5},       {"3x49", 128, 152, 3, 49, 6},
+    {"1x196", 128, 200, 1, 196, 5},     {"1x197", 128, 200, 1, 197, 5},
+    {"1x144", 128, 144, 1, 144, 6},     {"3x64", 128, 192, 3, 64, 5},
+    {"flat", 128, 192, 0, 0, 5},        {"few 1x49", 64, 56, 1, 49, 8},
+    {"few 2x49", 64, 104, 2, 49, 8},    {"few flat", 64, 32, 0, 0, 8},
+    {"part of 64", 64, 16, 1, 0, 8, 4}, {"part of 224", 64, 56, 1, 0, 8, 4},
 };
 constexpr int kTileKinds = sizeof(kTiles) / sizeof(kTiles[0]);
-constexpr int kFlat = kTileKinds - 1;
+constexpr int kFlat = 6;  // the one for whole values of float16
+constexpr bool is_flat(int kind) { return kTiles[kind].images == 0; }
+// Whether a tile can have images of so many pixels.
+constexpr bool serves(int kind, int64_t pixels) {
+  const TileShape& tile = kTiles[kind];
+  if (tile.parts > 1) return pixels <= tile.parts * tile.columns;
+  return is_flat(kind) || pixels == tile.pixels;
+}
+static_assert(is_flat(kFlat), "any number of pixels");
 
 // Rows of x in a slot: columns, so that each of two blocks loads half of them in whole groups of 8
 // rows, which is where the pattern of the swizzle begins anew.
 constexpr int slot_rows(int columns) { return (columns + 15) / 16 * 16; }
 constexpr int half_bytes(int columns) { return slot_rows(columns) / 2 * kRowBytes; }
-constexpr int slot_bytes(int columns) { return (kTileChannels + slot_rows(columns)) * kRowBytes; }
-// Slots, their two barriers each, the two barriers of the turns; and room to begin at a multiple of
-// 1024.
-constexpr int shared_bytes(int columns, int stages) {
-  return stages * slot_bytes(columns) + (2 * stages + kGroups) * 8 + 1024;
+constexpr int slot_bytes(int channels, int columns) {
+  return (channels + slot_rows(columns)) * kRowBytes;
+}
+// Where the blocks of an image send what they have: to block w rows 16 w to 16 w + 15, of which it
+// writes the results. A barrier, and 16 bytes a block and row.
+constexpr int kPartRows = 16;
+constexpr int kPartEntry = 16;
+constexpr int exchange_bytes(const TileShape& tile) {
+  return tile.parts > 1 ? 16 + tile.parts * kPartRows * kPartEntry : 0;
+}
+// Slots, their two barriers each, the two barriers of the turns, the exchange; and room to begin at
+// a multiple of 1024.
+constexpr int shared_bytes(const TileShape& tile) {
+  return tile.stages * slot_bytes(tile.channels, tile.columns) + (2 * tile.stages + kGroups) * 8 +
+         exchange_bytes(tile) + 1024;
 }
 constexpr int kSharedLimit = 227 * 1024;
 
@@ -86,7 +115,7 @@ inline Layout layout_of(int kind, int32_t images, int32_t pixels, int32_t pitch)
   const int columns = kTiles[kind].columns, side_by_side = kTiles[kind].images;
   Layout layout = {};
   layout.pitch = pitch;
-  if (kind == kFlat) {
+  if (is_flat(kind)) {
     // rows between images are read and ignored, where that takes no more tiles than to begin anew
     // with every image
     const int32_t through = ((images - 1) * pitch + pixels + columns - 1) / columns;
@@ -107,8 +136,9 @@ inline Layout layout_of(int kind, int32_t images, int32_t pixels, int32_t pitch)
 }
 
 // Tiles of channels, in groups of as many as a cluster has blocks: those share their pixels.
-INFODISENT_BOTH int32_t channel_groups(int32_t channels, int cluster) {
-  const int32_t group = kTileChannels * cluster;
+// `rows`: channels of a tile.
+INFODISENT_BOTH int32_t channel_groups(int32_t channels, int cluster, int rows = kTileChannels) {
+  const int32_t group = rows * cluster;
   return (channels + group - 1) / group;
 }
 struct Work {
@@ -140,7 +170,7 @@ struct Slot {
   }
 };
 
-// Images in a tile of kind kFlat: the first of them, the pixel of it that is column 0 (beyond its
+// Images in a flat tile: the first of them, the pixel of it that is column 0 (beyond its
 // last one, if a tile begins between two images), and how many.
 struct Run {
   int32_t image, pixel, images;
@@ -156,32 +186,7 @@ INFODISENT_BOTH Run run_of(int32_t n, int32_t images, int columns, const Layout&
 inline int64_t count_tiles(int kind, int32_t images, int32_t pixels, int32_t channels,
                            int32_t pitch) {
   return static_cast<int64_t>(layout_of(kind, images, pixels, pitch).tiles) *
-         channel_groups(channels, 1);
-}
-// The kind for a problem: that with the least columns in its longest sequence of tiles, of which
-// `processors` run at a time. Not measured on a GPU yet, nor is the 1.1 for the merge across
-// borders.
-inline int choose_tile(int32_t images, int32_t pixels, int32_t channels, int32_t pitch,
-                       int processors) {
-  const auto cost = [&](int kind) {
-    const int64_t tiles = count_tiles(kind, images, pixels, channels, pitch);
-    return static_cast<double>((tiles + processors - 1) / processors) * kTiles[kind].columns *
-           (kind == kFlat ? 1.1 : 1.0);
-  };
-  int best = kFlat;
-  for (int kind = 0; kind < kFlat; ++kind)
-    if (kTiles[kind].pixels == pixels && (best == kFlat || cost(kind) < cost(best))) best = kind;
-  return best != kFlat && cost(kFlat) < cost(best) ? kFlat : best;
-}
-// Blocks that share pixels: 2 where tiles of channels come in pairs, there is work for every
-// processor, and each block can load its half. Not measured on a GPU yet.
-inline int choose_cluster(int kind, int32_t images, int32_t pixels, int32_t channels, int32_t pitch,
-                          int processors) {
-  const bool halves = pitch == pixels || kTiles[kind].images <= 1;
-  return halves && channel_groups(channels, 1) % 2 == 0 &&
-                 count_tiles(kind, images, pixels, channels, pitch) >= processors
-             ? 2
-             : 1;
+         channel_groups(channels, 1, kTiles[kind].channels);
 }
 
 }  // namespace infodisent

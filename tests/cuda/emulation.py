@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import pytest
 from tests.cuda.common import CSRC, tool
 
 FOLDER = Path(__file__).with_name("emulator")
-KERNELS = ("rotate_pool", "rotate_pool_backward", "rotate_pool_float8")
+KERNELS = ("rotate_pool", "rotate_pool_backward", "rotate_pool_float8", "channels_last")
 
 RING, FORWARD, GRAD = "ring.cuh", "rotate_pool_kernel.cuh", "rotate_pool_backward_kernel.cuh"
 Edit = tuple[str, str, str]
@@ -69,6 +70,21 @@ FAULTS: dict[str, tuple[str, tuple[Edit, ...]]] = {
     ),
     # rows between images count as pixels
     "pitch": ("not that of the product", ((FORWARD, "shift -= pitch", "shift -= a.pixels"),)),
+    # what the other blocks have of an image is not waited for
+    "exchange": (
+        "a block that has ended",
+        ((FORWARD, "wait_for_cluster(ring.sent(), 0);", ";"),),
+    ),
+    # and goes to the wrong rows
+    "entry": (
+        "not that of the product",
+        ((FORWARD, "part * kPartRows + row", "part * kPartRows"),),
+    ),
+    # words at the end of a run
+    "run of pixels": (
+        "another place",
+        (("channels_last.cu", "first + i < count", "first + i < count - 1"),),
+    ),
     # two winners in one pixel
     "both": ("not the sum", (("grad_u_schedule.h", "neg = -1;", ";"),)),
     # winners of the image that begins in a piece
@@ -80,6 +96,11 @@ FAULTS: dict[str, tuple[str, tuple[Edit, ...]]] = {
     "part": ("not the sum", ((GRAD, "image < last", "image < a.images"),)),
     # sums that an Inf elsewhere has spoilt
     "again": ("not the sum", ((GRAD, "check != 0.0f", "false"),)),
+    # rows of what has overflowed, too
+    "overflow": (
+        "added up again",
+        ((GRAD, "skipped = overflowed(a, unit, row);", "skipped = false;"),),
+    ),
     "blocks": (
         "not the sum",
         ((GRAD, "backward::descriptor_step(k)", "backward::descriptor_step(k) / 2"),),
@@ -101,6 +122,18 @@ FAULTS: dict[str, tuple[str, tuple[Edit, ...]]] = {
     ),
 }
 """What can be wrong in csrc/sm90, by name: a part of the report that must come, and the edits."""
+SERIAL: dict[str, tuple[Edit, ...]] = {
+    # the next tile's products start after a pool and not beside it
+    "serial": (
+        (FORWARD, "if (lane == 0) arrive(ring.turn(group ^ 1));", ";"),
+        (
+            FORWARD,
+            "unit += kGroups * clusters",
+            "(lane == 0 ? arrive(ring.turn(group ^ 1)) : void()), unit += kGroups * clusters",
+        ),
+    ),
+}
+"""What leaves results as they are, and only takes longer."""
 
 
 def planted(text: str, name: str, old: str, new: str) -> str:
@@ -119,7 +152,8 @@ def write_sources(folder: Path) -> list[Path]:
         for path in sorted((CSRC / "sm90").iterdir())
         if path.suffix in (".h", ".cuh", ".cu")
     }
-    for name, (_, edits) in FAULTS.items():
+    every = {name: edits for name, (_, edits) in FAULTS.items()} | SERIAL
+    for name, edits in every.items():
         for file, old, new in edits:
             texts[file] = planted(texts[file], name, old, new)
     texts["ptx.cuh"] = (FOLDER / "ptx.cuh").read_text(encoding="utf-8")
@@ -172,3 +206,12 @@ def run(program: Path, problems: int, seed: int = 1, fault: str = "") -> tuple[i
     command = [str(program), str(problems), str(seed), fault]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     return done.returncode, done.stdout
+
+
+def beside_a_pool(program: Path, fault: str = "") -> tuple[int, int]:
+    """Of rotate_pool: copies and products that began while another warpgroup was pooling."""
+    command = [str(program), "-10", "2", fault]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
+    counts = re.search(r"(\d+) copies, (\d+) products beside a pool", done.stderr)
+    assert counts is not None, done.stderr
+    return int(counts[1]), int(counts[2])

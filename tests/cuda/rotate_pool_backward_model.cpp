@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <vector>
 
-#include "grad_u_schedule.h"
+#include "grad_u_cost.h"
 #include "model.h"
 
 namespace infodisent {
@@ -218,9 +218,9 @@ void schedule() {
     for (int images = 1; images <= 70; ++images)
       for (int pixels : {1, 7, 49, 144, 196, 197, 577}) {
         for (int processors : {1, 2, 7, 132}) {
-          const int cluster = choose_cluster(channels, processors);
-          const int splits = choose_splits(images, pixels, channels, pixels, cluster, processors);
-          check(splits >= 1 && splits <= images && splits <= 32, "a number of parts");
+          const auto [cluster, splits] = choose(images, pixels, channels, pixels, processors);
+          check(splits >= 1 && splits <= images && splits <= kMostSplits, "a number of parts");
+          check(cluster == 1 || (cluster == 2 && processors > 1), "a pair without processors");
           check(grid_of(images, channels, splits, cluster).splits == splits, "an empty part");
           covered_once(images, pixels, channels, pixels, cluster, splits);
         }
@@ -234,6 +234,11 @@ void schedule() {
     check(choose_cut(pixels, pixels).pitch == pixels, "empty rows between images");
     const Cut cut = choose_cut(pixels, 0);
     check(cut.pitch / 16 <= (pixels + 15) / 16 + 3, "many empty rows");
+    // of a batch that goes on across its images, at most the end of the last piece
+    const Cut whole = choose_cut(pixels, pixels);
+    const int piece = kPieces[whole.kind].parts;
+    check(16 * piece * steps_of(64, pixels, whole.pitch, piece) <= 64 * pixels + 16 * piece - 1,
+          "products of nothing");
   }
   check(!kPieces[choose_cut(7, 7).kind].through, "pieces of more than two images");
 }

@@ -9,6 +9,7 @@
 #include "model.h"
 #include "packed_key.h"
 #include "pools.h"
+#include "tile_cost.h"
 #include "tile_schedule.h"
 
 using namespace infodisent;
@@ -82,9 +83,10 @@ void tile_of_images() {
 }
 
 // pitch: rows from image to image, 0 for none.
+template <int KIND>
 void flat(int images, int pixels, int pitch) {
-  constexpr int N = kTiles[kFlat].columns;
-  const Layout layout = layout_of(kFlat, images, pixels, pitch);
+  constexpr int N = kTiles[KIND].columns;
+  const Layout layout = layout_of(KIND, images, pixels, pitch);
   const uint32_t mask = mask_of(pixels);
   static Fragment<N> fragment;
   for (int kind = 0; kind < kValueKinds; ++kind) {
@@ -138,14 +140,52 @@ void flat(int images, int pixels, int pitch) {
   }
 }
 
+// Parts of an image by blocks that send each other what they have.
+template <int KIND>
+void parts(int pixels) {
+  constexpr int N = kTiles[KIND].columns, PARTS = kTiles[KIND].parts;
+  const uint32_t mask = mask_of(pixels);
+  static Fragment<N> fragment;
+  for (int kind = 0; kind < kValueKinds; ++kind) {
+    std::vector<float> y(16 * static_cast<size_t>(pixels));
+    for (float& v : y) v = value_of(kind);
+    std::vector<Keys> keys(16, {0, 0});
+    std::vector<Extremes> extremes(16, kNothing);
+    for (int part = 0; part < PARTS; ++part) {
+      std::vector<float> matrix(16 * N, 0.0f);  // zeros beyond the image
+      for (int row = 0; row < 16; ++row)
+        for (int c = 0; c < N && part * N + c < pixels; ++c)
+          matrix[row * N + c] = y[static_cast<size_t>(row) * pixels + part * N + c];
+      fragment.load(matrix);
+      for (int row = 0; row < 16; ++row) {
+        keys[row] = merged(keys[row], across(row, [&](int thread, int lane) {
+                             return keys_of_run<N>(fragment.d[thread], row / 8, lane, part * N,
+                                                   pixels, mask);
+                           }));
+        extremes[row] =
+            merged(extremes[row], across(row, [&](int thread, int lane) {
+                     return extremes_of_run<N>(fragment.d[thread], row / 8, lane, part * N, pixels);
+                   }));
+      }
+    }
+    for (int row = 0; row < 16; ++row) {
+      const float* const values = &y[static_cast<size_t>(row) * pixels];
+      const Sides sides = sides_of(keys[row].largest, keys[row].smallest);
+      compare(unpacked(sides, mask), scanned(values, pixels, mask), "parts");
+      compare(pooled(extremes[row]), scanned(values, pixels, 0), "parts, whole values");
+    }
+  }
+}
+
 // --- the schedule ---
 
 void covered_once(int kind, int images, int pixels, int channels, int pitch, int cluster,
                   int processors, int element_bytes) {
   const Layout layout = layout_of(kind, images, pixels, pitch);
-  const int groups = channel_groups(channels, cluster), units = groups * layout.tiles;
+  const int rows = kTiles[kind].channels;
+  const int groups = channel_groups(channels, cluster, rows), units = groups * layout.tiles;
   const int clusters = smaller(units, larger(1, processors / cluster));
-  const int down = channel_groups(channels, 1);
+  const int down = channel_groups(channels, 1, rows);
   const uint32_t steps = (channels + block_k(element_bytes) - 1) / block_k(element_bytes),
                  stages = kTiles[kind].stages;
   std::vector<int> seen(static_cast<size_t>(down) * layout.tiles, 0);
@@ -176,7 +216,7 @@ void covered_once(int kind, int images, int pixels, int channels, int pitch, int
     const int row = n % layout.blocks * layout.row_step;
     const int image = n / layout.blocks * layout.image_step;
     const int side_by_side = kTiles[kind].images;
-    if (kind == kFlat) {
+    if (is_flat(kind)) {
       const Run run = run_of(n, images, kTiles[kind].columns, layout);
       for (int i = 0; i < run.images; ++i)
         for (int c = 0; c < kTiles[kind].columns; ++c) {
@@ -202,19 +242,25 @@ void schedule() {
       for (int cluster : {1, 2})
         for (int images = 1; images <= 70; images += images < 8 || processors == 132 ? 1 : 9)
           for (int kind = 0; kind < kTileKinds; ++kind) {
-            const int pixels = kind == kFlat ? (images % 2 ? 577 : 50) : kTiles[kind].pixels;
+            const int parts = kTiles[kind].parts;
+            if (parts > 1 && cluster > 1) continue;
+            const int pixels = parts > 1       ? parts * kTiles[kind].columns - 15
+                               : is_flat(kind) ? (images % 2 ? 577 : 50)
+                                               : kTiles[kind].pixels;
             if (images > 20 && pixels > 150 && images % 7) continue;
             covered_once(kind, images, pixels, channels, pixels, cluster, processors,
                          1 + images % 2);
             for (int pitch : {0, pixels + 1, 2 * pixels})
               covered_once(kind, images, pixels, channels, pitch, cluster, processors, 2);
-            const int chosen = choose_tile(images, pixels, channels, pixels, processors);
-            check(chosen == kFlat || kTiles[chosen].pixels == pixels, "a tile of other pixels");
+            const int steps = (channels + 63) / 64;
+            const cost::Problem problem = {images, pixels, channels, pixels, steps};
+            check(serves(cost::choose_tile(problem, processors), pixels), "a tile of other pixels");
           }
   for (const TileShape& tile : kTiles) {
-    check(shared_bytes(tile.columns, tile.stages) <= kSharedLimit, "shared memory");
-    check(shared_bytes(tile.columns, tile.stages + 1) > kSharedLimit || tile.stages >= 6,
-          "room for one more slot");
+    TileShape more = tile;
+    ++more.stages;
+    check(shared_bytes(tile) <= kSharedLimit, "shared memory");
+    check(shared_bytes(more) > kSharedLimit || tile.stages >= 6, "room for one more slot");
     check(slot_rows(tile.columns) % 16 == 0 && slot_rows(tile.columns) >= tile.columns, "halves");
   }
 }
@@ -228,8 +274,10 @@ void operands() {
   static_assert(PART == (BYTES == 2 ? 16 : 32), "m64nNk16 of 2 bytes, m64nNk32 of 1");
   for (const TileShape& tile : kTiles)
     for (int cluster : {1, 2}) {
-      const uint32_t base = 3 * 1024 + 2 * slot_bytes(tile.columns);  // slot 2 of a ring at 3072
-      const uint32_t x = base + kTileChannels * kRowBytes;
+      // slot 2 of a ring at 3072
+      const uint32_t base = 3 * 1024 + 2 * slot_bytes(tile.channels, tile.columns);
+      const uint32_t x = base + tile.channels * kRowBytes;
+      const int products = tile.channels / 64, part = tile.channels / tile.parts;
       check(base % 1024 == 0 && x % 1024 == 0, "groups of 8 rows begin at multiples of 1024");
       std::vector<int> memory((x + slot_rows(tile.columns) * kRowBytes) / BYTES, -1);  // elements
       const auto copy = [&](uint32_t to, int first, int rows, int operand) {
@@ -238,7 +286,8 @@ void operands() {
             memory[swizzled(to + row * 128 + k * BYTES) / BYTES] =
                 operand << 20 | (first + row) << 8 | k;
       };
-      copy(base, 0, kTileChannels, 1);
+      for (int rank = tile.parts - 1; rank >= 0; --rank)
+        copy(base + rank * part * kRowBytes, rank * part, part, 1);
       if (cluster == 1) {
         copy(x, 0, tile.columns, 2);
       } else {
@@ -247,17 +296,18 @@ void operands() {
       }
       int read = 0;  // parts of K, which together must be all of it
       for (int k = 0; k < kRowBytes / kPartBytes; ++k, read += PART)
-        for (int m = 0; m < 3; ++m) {  // 0, 1: rows of U; 2: x
-          const uint64_t descriptor = m < 2 ? descriptor_of(base) + descriptor_step(m, k)
-                                            : descriptor_of(x) + descriptor_step(0, k);
+        for (int m = 0; m <= products; ++m) {  // rows of U, 64 each; x
+          const uint64_t descriptor = m < products ? descriptor_of(base) + descriptor_step(m, k)
+                                                   : descriptor_of(x) + descriptor_step(0, k);
           const uint32_t start = (descriptor & 0x3fff) << 4;
           const uint32_t stride = (descriptor >> 32 & 0x3fff) << 4;
           check(descriptor >> 62 == 1 && (descriptor >> 49 & 7) == 0, "fields of a descriptor");
-          for (int row = 0; row < (m < 2 ? 64 : tile.columns); ++row)
+          for (int row = 0; row < (m < products ? 64 : tile.columns); ++row)
             for (int i = 0; i < PART; ++i) {
               const uint32_t at = swizzled(start + row / 8 * stride + row % 8 * 128 + i * BYTES);
               const int wanted =
-                  (m < 2 ? 1 << 20 | (64 * m + row) << 8 : 2 << 20 | row << 8) | (PART * k + i);
+                  (m < products ? 1 << 20 | (64 * m + row) << 8 : 2 << 20 | row << 8) |
+                  (PART * k + i);
               check(memory[at / BYTES] == wanted, "a product reads another element");
             }
         }
@@ -315,9 +365,16 @@ int main() {
   tile_of_images<3>();
   tile_of_images<4>();
   tile_of_images<5>();
+  tile_of_images<7>();
+  tile_of_images<8>();
   for (int pixels : {1, 7, 48, 50, 64, 65, 192, 256, 257, 576, 577, 1024})
     for (int images : {1, 2, 3, 5, 9})
-      for (int pitch : {0, pixels, pixels + 1, pixels + 200}) flat(images, pixels, pitch);
+      for (int pitch : {0, pixels, pixels + 1, pixels + 200}) {
+        flat<kFlat>(images, pixels, pitch);
+        flat<9>(images, pixels, pitch);
+      }
+  for (int pixels : {1, 15, 16, 17, 49, 63, 64}) parts<10>(pixels);
+  for (int pixels : {1, 56, 64, 144, 196, 197, 224}) parts<11>(pixels);
   schedule();
   operands<2>();
   operands<1>();

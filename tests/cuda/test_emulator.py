@@ -28,6 +28,14 @@ def test_random_problems(emulator):
     assert emulation.run(emulator, 150) == (0, "clean\n")
 
 
+def test_the_next_tile_begins_under_the_pool_of_this_one(emulator):
+    """Blocks stay: copies of later tiles and products of the next one run beside a pool."""
+    copies, products = emulation.beside_a_pool(emulator)
+    assert copies > 50
+    assert products > 50
+    assert emulation.beside_a_pool(emulator, "serial")[1] == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2, 7))
 def test_many_random_problems(emulator, seed):

@@ -42,22 +42,30 @@ def compiled_float8(tmp_path_factory):
 
 
 def test_resources(compiled):
-    # bfloat16: 7 tiles x rounded, whole; float16: 7 x rounded, 1 x whole; with and without clusters
-    check_resources(compiled[1], "rotate_pool_kernel", 2 * (14 + 8))
+    # bfloat16: every tile, rounded and whole; float16: every tile rounded, "flat" whole
+    check_resources(compiled[1], "rotate_pool_kernel", 2 * INSTANCES + INSTANCES + 2)
 
 
 def test_resources_float8(compiled_float8):
-    check_resources(compiled_float8[1], "rotate_pool_kernel", 2 * 7)
+    check_resources(compiled_float8[1], "rotate_pool_kernel", INSTANCES)
 
 
-COLUMNS = {"0": 200, "1": 152, "2": 200, "3": 200, "4": 144, "5": 192, "6": 192}
-FLAT = "6"
-TILE = r"rotate_pool_kernelILi(\d)ELb([01])ELi([12])E"
+ROWS = (128,) * 7 + (64,) * 5
+COLUMNS = (200, 152, 200, 200, 144, 192, 192, 56, 104, 32, 16, 56)
+FLAT, PARTS = (6, 9), (10, 11)
+INSTANCES = 2 * 10 + 2  # in pairs or not; the blocks that have parts of an image are no pairs
+TILE = r"rotate_pool_kernelILi(\d+)ELb([01])ELi([12])E"
 
 
 def copies_of(tile: re.Match) -> tuple[int, int]:
-    """(multicast, all): x is shared by the blocks of a pair, U is each block's own."""
-    return (1 if tile[3] == "2" else 0), 2
+    """(multicast, all): a pair shares x, and the blocks that have parts of an image U."""
+    return (1 if tile[3] == "2" or int(tile[1]) in PARTS else 0), 2
+
+
+def columns_and_products(tile: re.Match) -> tuple[int, int]:
+    """Columns of a product, and how many a slot takes: 4 steps along K for each 64 channels."""
+    kind = int(tile[1])
+    return COLUMNS[kind], 4 * ROWS[kind] // 64
 
 
 def test_machine_code(compiled):
@@ -69,18 +77,20 @@ def test_machine_code(compiled):
             continue
         seen += 1
         dtype = "F16" if "__half" in name else "BF16"  # as in "F32.BF16"; plain F32 is float16
-        products = re.findall(rf"HGMMA\.64x{COLUMNS[tile[1]]}x16\.F32(\.BF16)?", text)
-        assert len(products) == 8, name  # 4 steps of 16 along K, 2 of 64 channels
+        columns, count = columns_and_products(tile)
+        products = re.findall(rf"HGMMA\.64x{columns}x16\.F32(\.BF16)?", text)
+        assert len(products) == count, name
         assert all(bool(kind) == (dtype == "BF16") for kind in products), name
         check_copies_and_loop(name, text, "HGMMA", copies_of(tile))
         check_packing(name, text, tile)
-    assert seen == 44
+    assert seen == 3 * INSTANCES + 2
 
 
 def check_packing(name: str, text: str, tile: re.Match) -> None:
     """A value of a whole image becomes its key by one instruction, not two, each of a constant."""
-    if tile[2] == "0" and tile[1] != FLAT:
-        values = COLUMNS[tile[1]]  # of a thread: two products of half as many
+    kind = int(tile[1])
+    if tile[2] == "0" and kind not in FLAT and ROWS[kind] == 128:
+        values = COLUMNS[kind]  # of a thread: two products of half as many
         assert len(re.findall(r"\bLOP3\b", text)) <= 1.45 * values, name
 
 
@@ -92,12 +102,13 @@ def test_machine_code_float8(compiled_float8):
             assert "largest_kernel" in name or "F2FP.SATFINITE.E4M3" in text, name
             continue
         seen += 1
-        products = re.findall(rf"QGMMA\.64x{COLUMNS[tile[1]]}x32\.F32\.E4M3\.E4M3", text)
-        assert len(products) == 8, name  # 4 steps of 32 along K, 2 of 64 channels
+        columns, count = columns_and_products(tile)
+        products = re.findall(rf"QGMMA\.64x{columns}x32\.F32\.E4M3\.E4M3", text)
+        assert len(products) == count, name
         assert "HGMMA" not in text, name
         check_copies_and_loop(name, text, "QGMMA", copies_of(tile))
         check_packing(name, text, tile)
-    assert seen == 14
+    assert seen == INSTANCES
 
 
 def test_a_missing_module_says_why(monkeypatch):
@@ -174,33 +185,28 @@ def test_objection(x, u, reason):
 
 
 @needs_module
-def test_choice():
-    """Whole images where there is a tile for them, and the smaller one for small grids."""
+def test_pitch():
     module = _native_cuda._module
-    names = [name for name, *_ in module.tiles]
-
-    def choose(*problem):
-        return names[module.choose_tile(*problem)]
-
     assert module.pitch(256, 49, 49 * 64, 64) == 49
     assert module.pitch(256, 196, 197 * 64, 64) == 197  # a class token
     assert module.pitch(256, 49, 49 * 64 + 8, 64) == 0
     assert module.pitch(256, 49, 10 * 64, 64) == 0  # images that overlap
     assert module.pitch(1, 49, 7, 64) == 49
-    assert choose(256, 49, 2048, 49, 132) == "4x49"
-    assert choose(256, 49, 1536, 49, 132) == "4x49"
-    assert choose(64, 49, 768, 49, 132) == "3x49"
-    assert choose(256, 197, 768, 197, 132) == "1x197"
-    assert choose(256, 196, 768, 197, 132) == "1x196"
-    assert choose(256, 144, 1536, 144, 132) == "1x144"
-    assert choose(256, 577, 768, 577, 132) == "flat"
-    assert choose(256, 64, 512, 64, 132) == "3x64"
-    assert choose(256, 256, 768, 257, 132) == "flat"  # no image begins a tile of its own
-    tile = names.index("4x49")
-    assert module.choose_cluster(tile, 256, 49, 2048, 49, 132) == 2
-    assert module.choose_cluster(tile, 256, 49, 2048, 50, 132) == 1
-    assert module.choose_cluster(tile, 8, 49, 2048, 49, 132) == 1
-    assert module.choose_cluster(tile, 256, 49, 640, 49, 132) == 1
+
+
+@needs_module
+def test_variants():
+    """What can serve a map, which GPU scripts run through; pairs where halves can be loaded."""
+    cuda, half = _native_cuda, torch.float16
+    x = torch.zeros(3, 50, 64, dtype=BF16)
+    variants = {tile: cuda.clusters(x[:, 1:], tile) for tile in cuda.tiles(x[:, 1:])}
+    assert variants == {
+        **dict.fromkeys(("4x49", "3x49", "few 2x49", "part of 64", "part of 224"), (1,)),
+        **dict.fromkeys(("flat", "few 1x49", "few flat"), (1, 2)),
+    }
+    assert cuda.clusters(torch.zeros(3, 49, 64, dtype=BF16), "4x49") == (1, 2)
+    assert cuda.clusters(torch.zeros(3, 50, 64)[:, 1:], "4x49") == (1, 2)
+    assert cuda.tiles(torch.zeros(1, 1025, 64, dtype=half)) == ["flat"]
 
 
 @needs_module
@@ -217,9 +223,10 @@ def test_errors_are_raised():
         module.rotate_pool(16, 16, 1, *sizes, *pointers, 0, 0, 1, False, 0)
     for tile, cluster, exact, message in [
         (2, 1, False, "other maps"),
-        (9, 1, False, "no such tile"),
+        (12, 1, False, "no such tile"),
         (0, 3, False, "clusters"),
         (6, 1, False, "missing"),
+        (10, 2, False, "no kernel"),
     ]:
         with pytest.raises(ValueError, match=message):
             module.rotate_pool(16, 16, 1, *sizes, *pointers, 0, tile, cluster, exact, 0)

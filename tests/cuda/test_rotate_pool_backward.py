@@ -134,9 +134,9 @@ needs_this = pytest.mark.skipif(
 @needs_module
 @needs_this
 def test_choice():
-    """Pairs of blocks where tiles come in pairs, and parts of the batch for small dU."""
+    """Pairs of blocks where they cost nothing, and parts of the batch for small dU."""
     module = _native_cuda._module
-    assert module.choose_grad_u(256, 49, 2048, 49, 132) == (2, 1)
+    assert module.choose_grad_u(256, 49, 2048, 49, 132)[0] == 2
     assert module.choose_grad_u(1, 49, 768, 49, 132) == (2, 1)
     cluster, splits = module.choose_grad_u(256, 196, 768, 196, 132)
     assert cluster == 2

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from infodisent.backends import choices
 from infodisent.backends.base import Backend, Call, MaybeTensor
-from infodisent.backends.cuda import module, rotate_pool_backward
+from infodisent.backends.cuda import channels_last, module, rotate_pool_backward
 from infodisent.backends.errors import BackendError
 from infodisent.backends.sparse.backend import Sparse, unsupported
 from infodisent.backends.triton.backend import Triton
@@ -80,7 +80,7 @@ class Cuda(Backend):
             BackendError: what `Call` does not show: the shape, or strides.
         """
         if x.stride(2) != 1:
-            x = x.contiguous()
+            x = channels_last.channels_last(x)
         reason = module.objection(x, u, self.fp8)
         if reason is not None:
             raise BackendError(f"backend {self.name!r} cannot serve this call: {reason}")

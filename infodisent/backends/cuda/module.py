@@ -167,9 +167,16 @@ def tiles(x: Tensor) -> list[str]:
     whole_float16 = x.dtype == torch.float16 and x.shape[1] > _module.packed_pixels
     return [
         name
-        for name, _, images, pixels in _module.tiles
-        if images == 0 or (pixels == x.shape[1] and not whole_float16)
+        for kind, (name, *_) in enumerate(_module.tiles)
+        if _module.serves(kind, x.shape[1]) and (name == "flat" or not whole_float16)
     ]
+
+
+def clusters(x: Tensor, tile: str) -> tuple[int, ...]:
+    """How many blocks can share pixels of x [B, P, C] with a kind of tile."""
+    kind = [name for name, *_ in _module.tiles].index(tile)
+    pitch = x.shape[1] if x.dtype == torch.float32 else _pitch(x)  # its parts are contiguous
+    return (1, 2) if _module.has_halves(kind, _module.Problem(*x.shape, pitch, 1)) else (1,)
 
 
 @functools.cache
@@ -215,9 +222,9 @@ def rotate_pool(
     Args:
         x: [B, P, C] float32, bfloat16 or float16, channels contiguous; see `objection`.
         u: [C, C] of the same dtype.
-        tile: one of `tiles`; by default the one with the shortest sequence of tiles.
-        cluster: 2: pairs of blocks share their pixels; 1: they do not. By default 2 where the
-            tiles of channels come in pairs and every multiprocessor has work.
+        tile: one of `tiles`; by default the cheapest by the model of ``csrc/sm90/tile_cost.h``.
+        cluster: 2: pairs of blocks share their pixels; 1: they do not. By default what that model
+            says.
         fp8: multiply as float8, see above. Inference only; for C % 16 == 0 and P <= 1024.
 
     Returns:
@@ -304,7 +311,7 @@ def _float8(
     for start in range(0, batch, step):
         codes, x_scale = _to_float8(x[start : start + step])
         count = len(codes)
-        kind, pairs = _choose(codes, False, tile, cluster)
+        kind, pairs = _choose(codes, 1, False, tile, cluster)
         keys = _keys(kind, count, channels, False, x.device)
         index, stream = _where(x.device)
         _module.rotate_pool_float8(
@@ -325,19 +332,21 @@ def _float8(
 
 
 def _choose(
-    x: Tensor,  # [B, P, C]
+    x: Tensor,  # [B, P, C], what is multiplied
+    products: int,
     flat: bool,
     tile: str | None,
     cluster: int | None,
 ) -> tuple[int, int]:
     """Index of the tile and blocks that share pixels; `flat`: by default that tile and no other."""
     names = [name for name, *_ in _module.tiles]
-    problem = *x.shape, _pitch(x), _processors(x.device)
+    steps = products * -(-x.shape[2] * x.element_size() // _module.row_bytes)
+    problem, processors = _module.Problem(*x.shape, _pitch(x), steps), _processors(x.device)
     if tile is None:
-        kind = names.index("flat") if flat else _module.choose_tile(*problem)
+        kind = names.index("flat") if flat else _module.choose_tile(problem, processors)
     else:
         kind = names.index(tile)
-    return kind, _module.choose_cluster(kind, *problem) if cluster is None else cluster
+    return kind, _module.choose_cluster(problem, kind, processors) if cluster is None else cluster
 
 
 def _pitch(x: Tensor) -> int:
@@ -346,8 +355,8 @@ def _pitch(x: Tensor) -> int:
 
 
 def _keys(kind: int, batch: int, channels: int, exact: bool, device: torch.device) -> Tensor | None:
-    """Scratch of the tile "flat", [2, B, C]."""
-    if _module.tiles[kind][0] != "flat":
+    """Scratch of flat tiles, [2, B, C]."""
+    if _module.tiles[kind][2] > 0:  # whole images
         return None
     dtype = torch.int64 if exact else torch.int32
     return torch.empty(2, batch, channels, dtype=dtype, device=device)
@@ -367,7 +376,7 @@ def _launch(
     image, pixel = row_strides(x)
     exact = dtype == torch.float32 or pixels > _module.packed_pixels
     flat = exact and dtype == torch.float16
-    kind, cluster = _choose(x, flat, tile, cluster)
+    kind, cluster = _choose(x, 3 if dtype == torch.float32 else 1, flat, tile, cluster)
     keys = _keys(kind, batch, channels, exact, x.device)
     index, stream = _where(x.device)
     _module.rotate_pool(

@@ -13,6 +13,8 @@ namespace emulator {
 // Whether this fault is planted: see FAULTS in tests/cuda/emulation.py.
 bool fault(const char* name);
 
+extern long loads;  // by __ldg
+
 uint3 thread_index();
 uint3 block_index();
 dim3 block_size();
@@ -26,6 +28,8 @@ uint32_t dynamic_shared();
 void barrier_init(uint32_t barrier, uint32_t arrivals);
 void arrive(uint32_t barrier);
 void arrive_at(uint32_t barrier, uint32_t rank);
+void store_at(uint32_t to, uint32_t rank, const void* from, size_t bytes);
+void load_shared(uint32_t from, void* to, size_t bytes);
 void arrive_expect(uint32_t barrier, uint32_t bytes);
 void wait(uint32_t barrier, uint32_t parity);
 void sync_block();

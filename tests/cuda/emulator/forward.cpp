@@ -22,9 +22,12 @@ Forward random_forward(int kind) {
   f.dtype = static_cast<Dtype>(below(4));
   f.exact = f.dtype == kFloat32Parts || (f.dtype != kFloat8 && below(3) == 0);
   if (f.dtype == kFloat16 && f.kind != kFlat) f.exact = false;
-  f.pixels = f.kind == kFlat ? one_of({1, 5, 50, 64, 192, 200, 256, 400}) : kTiles[f.kind].pixels;
+  f.pixels = is_flat(f.kind) ? one_of({1, 5, 50, 64, 192, 200, 256, 400}) : kTiles[f.kind].pixels;
+  if (kTiles[f.kind].parts > 1)
+    f.pixels = 1 + static_cast<int>(below(kTiles[f.kind].parts * kTiles[f.kind].columns));
   f.images = static_cast<int>(1 + below(f.pixels > 100 ? 4 : 11));
-  if (f.kind == kFlat && f.dtype != kFloat8 && below(12) == 0) {  // more than a packed key holds
+  const bool whole = f.dtype == kFloat16 ? f.kind == kFlat : f.dtype != kFloat8 && is_flat(f.kind);
+  if (whole && below(12) == 0) {  // more than a packed key holds
     f.pixels = 1100;
     f.images = static_cast<int>(1 + below(2));
     f.exact = true;
@@ -32,6 +35,7 @@ Forward random_forward(int kind) {
   f.channels = one_of({16, 48, 64, 128, 144, 192, 272, 448});
   f.gap = below(3) == 0 && f.images > 1 ? 1 + static_cast<int>(below(3)) : 0;
   f.cluster = f.gap && kTiles[f.kind].images > 1 ? 1 : static_cast<int>(1 + below(2));
+  if (kTiles[f.kind].parts > 1) f.cluster = 1;
   f.processors = static_cast<int>(1 + below(7));
   return f;
 }
@@ -79,7 +83,7 @@ void check(const Forward& f) {
                      f.channels};
   accept(rotate_pool(rows, f.dtype, u_data.data(), parts ? u_low_data.data() : nullptr, pos.data(),
                      neg.data(), pos_index.data(), neg_index.data(),
-                     f.kind == kFlat ? keys.data() : nullptr, {0, f.kind, f.cluster, f.exact},
+                     is_flat(f.kind) ? keys.data() : nullptr, {0, f.kind, f.cluster, f.exact},
                      nullptr, {u_scale.data(), x_scale.data()}));
 
   std::vector<float> y(channels);

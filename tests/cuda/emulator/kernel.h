@@ -56,6 +56,7 @@ inline uint32_t __reduce_max_sync(unsigned mask, uint32_t value) {
 inline void __syncthreads() { infodisent::emulator::sync_block(); }
 template <typename T>
 T __ldg(const T* from) {
+  ++infodisent::emulator::loads;
   return *from;
 }
 template <typename T>

@@ -2,6 +2,7 @@
 #include "machine.h"
 
 #include <cstdlib>
+#include <cstring>
 
 namespace infodisent {
 namespace emulator {
@@ -10,6 +11,7 @@ Machine machine;
 Fiber* self = nullptr;
 std::string planted;
 long copies = 0, products_of_warps = 0;
+long products_beside = 0, copies_beside = 0, loads = 0;
 
 namespace {
 jmp_buf scheduler;
@@ -196,11 +198,32 @@ void arrive_at(uint32_t barrier, uint32_t rank) {
   if (rank >= machine.blocks.size()) fail("a rank that there is not");
   machine.flights.push_back({static_cast<int>(rank), barrier & kOffset, 0, {}, true});
 }
+void store_at(uint32_t to, uint32_t rank, const void* from, size_t bytes) {
+  if (rank >= machine.blocks.size()) fail("a rank that there is not");
+  Block& block = machine.blocks[rank];
+  if (block.running == 0) fail("something comes to a block that has ended");
+  const uint32_t offset = to & kOffset;
+  if (offset % bytes != 0 || offset + bytes > block.memory.size()) fail("where a store goes");
+  std::memcpy(&block.memory[offset], from, bytes);
+}
+void load_shared(uint32_t from, void* to, size_t bytes) {
+  const uint32_t offset = from & kOffset;
+  if (offset % bytes != 0 || offset + bytes > own_block().memory.size()) fail("where a load is");
+  std::memcpy(to, &own_block().memory[offset], bytes);
+}
 void arrive_expect(uint32_t barrier, uint32_t bytes) {
   own_barrier(barrier).bytes += bytes;
   arrive_on(own_barrier(barrier));
 }
+bool beside_a_pool() {
+  for (const Fiber& fiber : machine.fibers)
+    if (fiber.pooling && !fiber.done && fiber.lane == 0 && fiber.block == self->block &&
+        fiber.thread / 128 != self->thread / 128)
+      return true;
+  return false;
+}
 void wait(uint32_t barrier, uint32_t parity) {
+  self->pooling = false;
   if (parity > 1) fail("a parity");
   const Barrier& own = own_barrier(barrier);
   block_until([&] { return own.phase % 2 != parity; });
@@ -249,6 +272,7 @@ void load_box(uint32_t to, const void* map, int32_t channel, int32_t row, int32_
   TensorMap m;
   std::memcpy(&m, map, sizeof m);
   if (reinterpret_cast<uintptr_t>(map) % 64 != 0) fail("where a tensor map is");
+  if (beside_a_pool()) ++copies_beside;
   if (rank_of(to) != self->block || rank_of(barrier) != self->block) fail("a copy to elsewhere");
   if ((to & kOffset) % 1024 != 0) fail("a swizzled box begins at a multiple of 1024");
   std::vector<uint8_t> box(static_cast<size_t>(m.box[0]) * m.box[1] * m.box[2] * m.element_bytes);

@@ -68,6 +68,7 @@ struct Fiber {
   long group = 0;      // that its next product belongs to
   size_t product = 0;  // number of that in the group
   int registers = 0;
+  bool pooling = false;                  // between the end of its products and its next wait
   bool (*ready)(const void*) = nullptr;  // what it waits for
   const void* condition = nullptr;
 };
@@ -95,6 +96,9 @@ extern Machine machine;
 extern Fiber* self;          // whose turn it is
 extern std::string planted;  // the fault that is; or empty
 extern long copies, products_of_warps;
+extern long products_beside, copies_beside;  // a pool, of another warpgroup of the block
+// Whether another warpgroup of the block is pooling.
+bool beside_a_pool();
 
 inline Block& own_block() { return machine.blocks[static_cast<size_t>(self->block)]; }
 void swap_to_scheduler();

@@ -1,4 +1,5 @@
 // The small kernels around the products, and what the host functions promise besides results.
+#include "channels_last.h"
 #include "float8.h"
 #include "host.h"
 #include "problems.h"
@@ -71,6 +72,39 @@ void cast() {
         fail("a number as float8");
     }
   }
+}
+
+// channels_last: every element is where it belongs, from any address and with any stride.
+void lay_out() {
+  const int bytes = one_of({2, 4}), channels = one_of({8, 24, 64, 136, 272});
+  const int pixels = one_of({1, 7, 49, 64, 196, 197, 300, 1100});
+  const int images = static_cast<int>(1 + below(3)), prefix = static_cast<int>(below(3));
+  const int gap = one_of({0, 0, 1, 5, 2000});
+  std::snprintf(problem, sizeof problem, "channels_last bytes %d B %d P %d C %d prefix %d gap %d",
+                bytes, images, pixels, channels, prefix, gap);
+  const int64_t stride = prefix + pixels + gap, image_stride = channels * stride + below(2);
+  const size_t count = static_cast<size_t>(images) * pixels * channels;
+  const auto lay = [&](auto zero) {
+    using T = decltype(zero);
+    Buffer<T> x(images * image_stride), out(count);
+    const auto at = [&](int b, int c, int p) -> T& {
+      return x[b * image_stride + c * stride + prefix + p];
+    };
+    for (int b = 0; b < images; ++b)
+      for (int c = 0; c < channels; ++c)
+        for (int p = 0; p < pixels; ++p) at(b, c, p) = static_cast<T>(below(1 << 30));
+    accept(channels_last({&at(0, 0, 0), images, pixels, channels, image_stride, stride}, bytes,
+                         out.data(), 0, nullptr));
+    for (int b = 0; b < images; ++b)
+      for (int c = 0; c < channels; ++c)
+        for (int p = 0; p < pixels; ++p)
+          if (out[(static_cast<size_t>(b) * pixels + p) * channels + c] != at(b, c, p))
+            fail("an element in another place");
+  };
+  if (bytes == 2)
+    lay(uint16_t{0});
+  else
+    lay(uint32_t{0});
 }
 
 // split and split_rotation: both parts together are the number, to 2^-15, and none overflows.

@@ -113,6 +113,7 @@ T one_of(const T (&choices)[N]) {
 void forward(int kind = -1);
 void backward();
 void cast();
+void lay_out();
 void split();
 void host();  // errors, contexts, drivers
 

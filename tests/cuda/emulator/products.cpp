@@ -111,6 +111,7 @@ float number_of(uint16_t bits, bool is_float16) {
 }
 
 void product(const Operands& o) {
+  if (self->lane == 0 && beside_a_pool()) ++products_beside;
   std::vector<Product>& products = own_group().products;
   if (products.size() <= self->product) products.emplace_back();
   Product& own = products[self->product++];
@@ -143,6 +144,7 @@ void wait_products(int pending) {
     ++warp.waits;
   }
   block_until([&] { return warp.waits != before; });
+  self->pooling = pending == 0;
 }
 
 }  // namespace emulator

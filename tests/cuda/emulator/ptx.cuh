@@ -24,6 +24,20 @@ inline void wait(uint32_t barrier, uint32_t parity) { emulator::wait(barrier, pa
 inline uint32_t cluster_rank() { return emulator::rank(); }
 inline void cluster_sync() { emulator::sync_cluster(); }
 
+struct Words {
+  uint32_t w[4];
+};
+inline void store_at(uint32_t to, uint32_t rank, const Words& words) {
+  emulator::store_at(to, rank, words.w, sizeof words.w);
+}
+inline Words load_words(uint32_t from) {
+  Words words;
+  emulator::load_shared(from, words.w, sizeof words.w);
+  return words;
+}
+inline void publish_at(uint32_t barrier, uint32_t rank) { emulator::arrive_at(barrier, rank); }
+inline void wait_for_cluster(uint32_t barrier, uint32_t parity) { emulator::wait(barrier, parity); }
+
 inline void prefetch(const CUtensorMap*) {}
 inline void load_box(uint32_t to, const CUtensorMap* map, int32_t channel, int32_t row,
                      int32_t image, uint32_t barrier) {
