@@ -65,7 +65,9 @@ def demo(
         f"{counts['train']} to train on, {counts['val']} held out"
     )
     model = efficientnet_lite0(len(classes), parametrization=parametrization)
-    config = FitConfig(epochs=epochs, seed=seed)
+    # of half as many images half as many a step: as many passes over them as all of them get
+    few = images is None and not all_images
+    config = FitConfig(epochs=epochs, seed=seed, batch_size=128 if few else 256)
 
     def say(path: Path, epochs: int) -> None:
         print_result(f"a first look after {epochs} epochs:", path)
