@@ -20,8 +20,8 @@ pytestmark = [
 ]
 SAMPLE = (
     "product tf32x3 symmetric", "pool half 49", "pool half split", "pool half across", "nan half",
-    "pool tf32x3 49", "head two half", "head one half", "backward half infinite",
-    "rotation tf32x3 ragged, 50",
+    "pool half tile after tile", "pool tf32x3 49", "head two half", "head one half",
+    "backward half infinite", "rotation tf32x3 ragged, 50",
 )  # fmt: skip
 
 
@@ -87,3 +87,10 @@ def test_other_bits_and_exceptions_are_findings():
     assert [good for good, _ in found] == [True, False, False, False]
     assert "other bits" in found[1][1]
     assert "as planted" in found[2][1]
+
+
+def test_a_maximum_that_is_no_less_than_zero():
+    """Which sm_90 has an instruction for, and the simulator none."""
+    given = "@%p1 max.relu.s32 \t%r3, %r1, %r2;\n\tmax.relu.s32 %r4, %r4, -5;"
+    wanted = "@%p1 max.s32 %r3, %r1, %r2; @%p1 max.s32 %r3, %r3, 0;\n\t"
+    assert triton._plain(given) == wanted + "max.s32 %r4, %r4, -5; max.s32 %r4, %r4, 0;"

@@ -179,6 +179,15 @@ def _across(*widths: int, split: int = 1) -> Change:
     return lambda tiles, arch: replace(tiles, images=0, widths=widths, split=split)
 
 
+def _whole(images: int, *widths: int) -> Change:
+    return lambda tiles, arch: replace(tiles, images=images, widths=widths)
+
+
+def _loop(tiles: Tiles, arch: int) -> Tiles:
+    """A tile of fewer steps than stages, one after the other in each of `PROCESSORS` programs."""
+    return Tiles(64, (64,), 1, 32, 4, 4, persistent=True)
+
+
 def _big(tiles: Tiles, arch: int) -> Tiles:
     """The tile of large maps."""
     if arch == 80:
@@ -200,6 +209,12 @@ CASES: dict[str, Case] = {
     "pool half odd, C=65": _pool("half", 2, 20, 65),
     "pool half C=88, a multiple of 8": _pool("half", 3, 49, 88),
     "pool half big tile": _pool("half", 9, 49, 256, _big),
+    "pool half images in two accumulators": _pool("half", 9, 20, 253, _whole(4, 64, 32)),
+    "pool half tile after tile": _pool("half", 11, 49, 72, _loop),
+    "pool half tile after tile, big": _pool(
+        "half", 23, 49, 256, lambda tiles, arch: replace(_big(tiles, arch), persistent=True)
+    ),
+    "pool half tile after tile, ragged": _pool("half", 11, 49, 150, _loop),
     "pool half split": _pool("half", 3, 49, 256, _split(2)),
     "pool half across": _pool("half", 5, 49, 128, _across(64)),
     "pool half one image across": _pool("half", 1, 300, 64),
