@@ -175,10 +175,11 @@ def launch(
     }  # fmt: skip
     options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
     items = number * tiles.split
-    wanted_programs = programs(
-        tiles, items, products, gpu.capability(x.device), gpu.processors(x.device)
-    )
-    return Launch(items, wanted_programs, arguments, options, clear.get("state"))
+    needed = items
+    if tiles.persistent:
+        machine = gpu.capability(x.device), gpu.processors(x.device)
+        needed = programs(tiles, items, products, *machine)
+    return Launch(items, needed, arguments, options, clear.get("state"))
 
 
 def check(x: Tensor, u: Tensor, products: str | None) -> str:

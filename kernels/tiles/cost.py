@@ -58,6 +58,7 @@ FIRST = 1500  # clocks of the first loads, from memory, and of what comes before
 SWEPT = 32  # numbers a clock of which the pool takes the extremes: about four instructions each
 MERGED = 600  # clocks to merge an image across tiles: atomics, and the last who reads them
 WRITTEN = 32  # bytes a clock of the sums of parts; they are read as fast as L2 gives them
+CLEARED = 4000  # clocks of a launch before this one, which sets counters and keys to 0
 FLATTENED = 30  # clocks a step of the one loop of a persistent program: whether a tile ends
 NARROW = 32  # an accumulator of fewer columns takes the time of this many: it rereads all of U
 
@@ -159,11 +160,7 @@ def clocks(tiles: Tiles, items: int, work: Work, capability: int, processors: in
     rounds = -(-load // most)
     product = product_clocks(tiles, work, capability, min(most, load))
     after = pool_clocks(tiles, work)
+    before = 0 if tiles.images and tiles.split == 1 else CLEARED
     if tiles.persistent:  # the first loads of a tile run under the pool of the one before
         return load * product + rounds * after + FIRST
-    return load * product + rounds * (FIRST + after)
-
-
-def imbalance(items: int, processors: int) -> float:
-    """Tiles of the busiest multiprocessor over those of the mean one."""
-    return -(-items // processors) * processors / items
+    return before + load * product + rounds * (FIRST + after)
