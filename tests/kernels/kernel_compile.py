@@ -75,7 +75,7 @@ def _rotation(size: int, products: str) -> None:
     rotation_backward(a, a, kept, numbers, "full", products)
 
 
-MAPS = ((256, 49), (256, 196), (8, 49), (1, 49), (64, 577), (1, 577))
+MAPS = ((256, 49), (64, 49), (256, 196), (8, 49), (1, 49), (64, 577), (1, 577))
 """(B, P) of the maps that the pooling kernels are compiled for."""
 
 
