@@ -166,7 +166,7 @@ def launch(
         "ARITHMETIC": Arithmetic(
             terms(products),
             run(products, tiles.block_k),
-            "ieee" if products == "ieee" else "tf32",
+            "tf32" if products in ("tf32x3", "tf32") else "ieee",  # of half numbers neither
             ragged=channels % tiles.block_k != 0,
             multiple=common_multiple(channels, *operand[1:], u.part, u.row),
             emulated=gpu.emulated(),
