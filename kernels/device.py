@@ -8,6 +8,7 @@ import torch
 import triton
 
 
+@functools.lru_cache
 def capability(device: torch.device) -> int:
     """Compute capability times 10; 90 where there is no GPU."""
     if device.type != "cuda":

@@ -37,7 +37,7 @@ from .epilogues.extremes import Borders, Keys
 from .precision import ROTATE_POOL, ROTATE_POOL_PARTS, check_products, run, terms
 from .product import Arithmetic, Parts, Pixels, Vectors, common_multiple
 from .rows import rows, split
-from .tiles.rotate_pool import Tiles, candidates, choose, count
+from .tiles.rotate_pool import Tiles, candidates, choose, count, programs
 
 PRODUCTS = ROTATE_POOL
 """How ``u x`` is computed, see `infodisent.kernels.precision`."""
@@ -122,6 +122,7 @@ class Launch:
     """Arguments of the kernel for one map."""
 
     items: int  # tiles times parts
+    programs: int  # one each, or one for all that a multiprocessor does
     arguments: dict[str, Any] = field(repr=False)
     options: dict[str, int]
     state: Tensor | None  # [state] int32 zeros, for the caller
@@ -165,7 +166,7 @@ def launch(
         "ARITHMETIC": Arithmetic(
             terms(products),
             run(products, tiles.block_k),
-            "ieee" if products == "ieee" else "tf32",
+            "tf32" if products in ("tf32x3", "tf32") else "ieee",  # of half numbers neither
             ragged=channels % tiles.block_k != 0,
             multiple=common_multiple(channels, *operand[1:], u.part, u.row),
             emulated=gpu.emulated(),
@@ -173,7 +174,12 @@ def launch(
         "KEYS": Keys((1 << (pixels - 1).bit_length()) - 1, exact),
     }  # fmt: skip
     options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
-    return Launch(number * tiles.split, arguments, options, clear.get("state"))
+    items = number * tiles.split
+    needed = items
+    if tiles.persistent:
+        machine = gpu.capability(x.device), gpu.processors(x.device)
+        needed = programs(tiles, items, products, *machine)
+    return Launch(items, needed, arguments, options, clear.get("state"))
 
 
 def check(x: Tensor, u: Tensor, products: str | None) -> str:
@@ -263,7 +269,7 @@ def rotate_pool(
         for images, to in _groups(x, products, outputs):
             tiles = chosen or best_tiles(images, products)
             one = launch(images, vectors, to, products, tiles, exact)
-            kernels.rotate_pool_kernel[(one.items,)](**one.arguments, **one.options)
+            kernels.rotate_pool_kernel[(one.programs,)](**one.arguments, **one.options)
     return outputs
 
 

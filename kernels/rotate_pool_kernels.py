@@ -57,8 +57,23 @@ def rotate_pool_kernel(
     ARITHMETIC: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """One program a tile and part: the four results of ``max(0, +-u x)`` over the pixels."""
-    pool_tile(
-        tl.program_id(0), x, u, outputs, parts, borders, None,
-        B, C, P if P > 0 else SIZE, TILES, ARITHMETIC, KEYS, 1,
-    )  # fmt: skip
+    """The four results of ``max(0, +-u x)`` over the pixels: one program a tile and part.
+
+    Or, where TILES.persistent, as many programs as there is room for, and tile after tile in each:
+    the compiler makes one loop of that over tiles and that over the steps of one, so that the first
+    loads of a tile are on their way while the one before is pooled.
+    """
+    PIXELS = P if P > 0 else SIZE
+    if TILES.persistent:
+        tl.static_assert(TILES.split == 1 and TILES.images > 0)
+        tiles = tl.cdiv(C, TILES.channels) * tl.cdiv(B, TILES.images)
+        for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+            pool_tile(
+                tile, x, u, outputs, parts, borders, None,
+                B, C, PIXELS, TILES, ARITHMETIC, KEYS, 1,
+            )  # fmt: skip
+    else:
+        pool_tile(
+            tl.program_id(0), x, u, outputs, parts, borders, None,
+            B, C, PIXELS, TILES, ARITHMETIC, KEYS, 1,
+        )  # fmt: skip

@@ -76,6 +76,10 @@ def _tiles(fields: dict[str, Any]) -> Tiles:
     rest = (tiles.images, tiles.num_stages - 1, tiles.split - 1, tiles.group - 1)
     if not all(isinstance(n, int) and n >= 0 for n in rest):
         raise ValueError("counts must be whole numbers")
+    if tiles.persistent not in (False, True):
+        raise ValueError("persistent must be true or false")
+    if tiles.persistent and (tiles.split > 1 or tiles.images == 0):
+        raise ValueError("a persistent program has whole images and all of their channels")
     return tiles
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .cost import unit
+
 
 @dataclass(frozen=True)
 class Block:
@@ -23,10 +25,11 @@ class Row:
 
     Attributes:
         least: channels from which on.
-        capability: compute capability from which on, 80, 90, ...; 0: any.
+        capability: matrix unit from which on, 80, 90 or 100 as in `cost.unit`; 0: any.
         products: of `infodisent.kernels.precision`.
         block: the block.
         multiple: what the channels must be a multiple of.
+        below: compute capability from which on the row does not serve.
     """
 
     least: int
@@ -34,6 +37,7 @@ class Row:
     products: tuple[str, ...]
     block: Block
     multiple: int = 1
+    below: int = 1000
 
 
 def pick(table: Sequence[Row], channels: int, products: str, capability: int) -> Block:
@@ -43,6 +47,7 @@ def pick(table: Sequence[Row], channels: int, products: str, capability: int) ->
         for row in table
         if channels >= row.least
         and channels % row.multiple == 0
-        and capability >= row.capability
+        and unit(capability) >= row.capability
+        and capability < row.below
         and products in row.products
     )

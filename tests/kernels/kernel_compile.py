@@ -31,10 +31,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.kernels.kernel_text import facts
+from tests.kernels.kernel_text import facts, of_amd
+from tests.kernels.kernel_types import aligned, like, specialize
 
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-"""Bytes of shared memory that one program may have."""
+SHARED_LIMIT = {
+    80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10,
+    942: 64 << 10, 950: 160 << 10,
+}  # fmt: skip
+"""Bytes of shared memory that one program may have, by architecture; from 900 on AMD's gfx."""
 
 
 def _done(
@@ -71,7 +75,7 @@ def _rotation(size: int, products: str) -> None:
     rotation_backward(a, a, kept, numbers, "full", products)
 
 
-MAPS = ((256, 49), (256, 196), (8, 49), (1, 49), (64, 577), (1, 577))
+MAPS = ((256, 49), (64, 49), (256, 196), (8, 49), (1, 49), (64, 577), (1, 577))
 """(B, P) of the maps that the pooling kernels are compiled for."""
 
 
@@ -139,47 +143,6 @@ def recorder() -> Iterator[list[tuple[Any, dict[str, Any]]]]:
         JITFunction.run = plain
 
 
-POINTERS = {
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-}
-
-
-def _aligned(value: Tensor) -> bool:
-    """Whether it begins at 16 bytes, as all memory that is allocated does."""
-    return value.storage_offset() * value.element_size() % 16 == 0
-
-
-def _like(value: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
-    """Items in a tuple of the same type, named where that is."""
-    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-
-
-def _specialize(
-    value: Any, special: bool
-) -> tuple[Any, dict[tuple[int, ...], Any], dict[tuple[int, ...], Any]]:
-    """(type, constants and attributes by path) of one argument, as Triton's launcher does."""
-    divisible = [["tt.divisibility", 16]]
-    if isinstance(value, tuple):
-        parts = [_specialize(v, special) for v in value]
-        constants, attributes = (
-            {(i, *path): v for i, part in enumerate(parts) for path, v in part[n].items()}
-            for n in (1, 2)
-        )
-        return _like(value, [part[0] for part in parts]), constants, attributes
-    if value is None or (isinstance(value, int) and value == 1 and special):
-        return "constexpr", {(): value}, {}
-    if isinstance(value, int):
-        kind = "i32" if -(2**31) <= value < 2**31 else "i64"
-        return kind, {}, {(): divisible} if special and value % 16 == 0 else {}
-    if isinstance(value, float):
-        return "fp32", {}, {}
-    return POINTERS[value.dtype], {}, {(): divisible} if _aligned(value) else {}
-
-
 SHOWN = ("PARITY", "BLOCK", "BLOCK_M", "BLOCK_K", "images", "widths", "split")
 """Constants that tell launches of one kernel apart, beside those that are strings or true."""
 
@@ -211,7 +174,7 @@ def _source(kernel: Any, arguments: dict[str, Any]) -> tuple[Any, list[str]]:
             signature[name], constants[(i,)] = "constexpr", value
             shown += _constants(name, value)
             continue
-        kind, constant, attribute = _specialize(value, not parameter.do_not_specialize)
+        kind, constant, attribute = specialize(value, not parameter.do_not_specialize)
         signature[name] = kind
         constants.update({(i, *path): v for path, v in constant.items()})
         attributes.update({(i, *path): v for path, v in attribute.items()})
@@ -222,6 +185,13 @@ def _source(kernel: Any, arguments: dict[str, Any]) -> tuple[Any, list[str]]:
     return ASTSource(kernel, signature, constants, attributes), shown
 
 
+def target(arch: int) -> Any:
+    """Of NVIDIA, or from 900 on of AMD: 942 is gfx942."""
+    from triton.backends.compiler import GPUTarget
+
+    return GPUTarget("hip", f"gfx{arch}", 64) if arch >= 900 else GPUTarget("cuda", arch, 32)
+
+
 def _options(arguments: dict[str, Any]) -> dict[str, int]:
     return {k: arguments[k] for k in ("num_warps", "num_stages") if k in arguments}
 
@@ -229,7 +199,6 @@ def _options(arguments: dict[str, Any]) -> dict[str, int]:
 def compile_launch(kernel: Any, arguments: dict[str, Any], arch: int) -> dict[str, Any]:
     """Compile one recorded launch."""
     import triton
-    from triton.backends.compiler import GPUTarget
 
     source, shown = _source(kernel, arguments)
     options = _options(arguments)
@@ -243,11 +212,14 @@ def compile_launch(kernel: Any, arguments: dict[str, Any], arch: int) -> dict[st
         with contextlib.redirect_stdout(log):
             compiled = triton.compile(
                 source,
-                target=GPUTarget("cuda", arch, 32),
+                target=target(arch),
                 options=options,
             )
     except Exception as error:
         return {**launch, "error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    if "amdgcn" in compiled.asm:
+        return {**launch, **of_amd(compiled.asm["amdgcn"]), "shared": compiled.metadata.shared,
+                "seconds": round(time.perf_counter() - start, 1)}  # fmt: skip
     registers = re.search(r"Used (\d+) registers", log.getvalue())
     spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", log.getvalue())
     return {
@@ -274,7 +246,7 @@ def with_ones(kernel: Any, arguments: dict[str, Any]) -> Iterator[tuple[str, dic
             for i, item in enumerate(value):
                 if isinstance(item, int):
                     items = [*value[:i], 1, *value[i + 1 :]]
-                    yield f"{name}[{i}]", {**arguments, name: _like(value, items)}
+                    yield f"{name}[{i}]", {**arguments, name: like(value, items)}
 
 
 def front_end(kernel: Any, arguments: dict[str, Any], arch: int) -> None:
@@ -323,7 +295,8 @@ def compile_all(stem: str, archs: list[int], sizes: list[int], products: list[st
     knobs.compilation.always_compile = True  # the cache has no log
     seen = set()
     for arch, size, product in itertools.product(archs, sizes, products):
-        device.capability = lambda _, arch=arch: arch
+        # tiles of the oldest matrix unit for AMD's, which nobody has chosen any for
+        device.capability = lambda _, arch=arch: 80 if arch >= 900 else arch
         with recorder() as launches:
             CALLS[stem](size, product)
         for kernel, arguments in launches:
@@ -350,7 +323,7 @@ def _kind(value: Any, special: bool) -> Any:
     if isinstance(value, int):
         # sizes that are compiled alike are one
         return special and (value == 1, value % 16 == 0), -(2**31) <= value < 2**31
-    return (value.dtype, _aligned(value)) if isinstance(value, Tensor) else type(value)
+    return (value.dtype, aligned(value)) if isinstance(value, Tensor) else type(value)
 
 
 def run(

@@ -47,7 +47,8 @@ def facts(ttgir: str, ptx: str) -> dict[str, object]:
         instructions: the tensor-core instructions; adds: fewest additions of tiles in plain float32
         in a loop that multiplies; drains: most waits there for the matrix unit to be idle, in every
         step; loads: of matrices, most there that no asynchronous copy does; copies: bytes that one
-        such copies; fences: what orders memory for the whole device.
+        such copies; fences: what orders memory for the whole device; stores: most to memory in a
+        loop that multiplies.
     """
     loops = list(product_loops(ttgir))
     return {
@@ -65,4 +66,14 @@ def facts(ttgir: str, ptx: str) -> dict[str, object]:
         ),
         "copies": sorted({int(size, 0) for size in COPY.findall(ptx)}),
         "fences": len(FENCE.findall(ptx)),
+        "stores": max((sum("tt.store" in t for _, t in loop) for loop in loops), default=0),
     }
+
+
+AMD_FACTS = {"registers": r"\.vgpr_count: +(\d+)", "spills": r"\.[vs]gpr_spill_count: +(\d+)"}
+
+
+def of_amd(text: str) -> dict[str, object]:
+    """Registers, spilled ones, and matrix instructions of a kernel compiled for AMD."""
+    numbers = {name: sum(map(int, re.findall(p, text))) for name, p in AMD_FACTS.items()}
+    return {**numbers, "instructions": sorted(set(re.findall(r"v_mfma_\w+", text)))}

@@ -22,9 +22,9 @@ from tests.kernels.marks import compiles
 META = {"device": "meta"}
 
 
-def _pool(batch: int, pixels: int, dtype: torch.dtype) -> None:
-    x = torch.empty(batch, pixels, 512, dtype=dtype, **META)
-    forward.rotate_pool(x, torch.empty(512, 512, **META))
+def _pool(batch: int, pixels: int, dtype: torch.dtype, channels: int = 512) -> None:
+    x = torch.empty(batch, pixels, channels, dtype=dtype, **META)
+    forward.rotate_pool(x, torch.empty(channels, channels, **META))
 
 
 def _head() -> None:
@@ -46,7 +46,7 @@ def _rotation() -> None:
 
 CALLS: dict[str, Callable[[], None]] = {
     "whole images": lambda: _pool(256, 49, torch.bfloat16),
-    "split steps": lambda: _pool(1, 49, torch.bfloat16),
+    "split steps": lambda: _pool(1, 49, torch.bfloat16, 2048),
     "across images": lambda: _pool(4, 577, torch.float32),
     "head in one launch": _head,
     "gradients": _backward,

@@ -10,7 +10,10 @@ import re
 
 import pytest
 import torch
+from infodisent.kernels import device as gpu
 from infodisent.kernels import rotate_pool as pool
+from infodisent.kernels.tiles import cost
+from infodisent.kernels.tiles import rotate_pool as tiles_of
 from infodisent.kernels.tiles.rotate_pool import Tiles
 
 from tests.kernels import kernel_compile
@@ -22,6 +25,8 @@ SMALL = {  # P = 20
     "images": Tiles(16, (64,), 3, 16, 4, 1, group=2),
     "two accumulators": Tiles(32, (32, 16), 2, 16, 4, 1),
     "three accumulators": Tiles(16, (64, 32, 16), 5, 16, 4, 1, group=1),
+    "tile after tile": Tiles(16, (64,), 3, 16, 4, 1, group=2, persistent=True),
+    "tile after tile, two accumulators": Tiles(32, (32, 16), 2, 16, 4, 1, persistent=True),
     "borders, image in a tile": Tiles(16, (64,), 0, 16, 4, 1, group=2),
     "borders, tile in an image": Tiles(16, (16,), 0, 16, 4, 1),
     "borders, two accumulators": Tiles(32, (32, 16), 0, 32, 4, 1),
@@ -32,16 +37,30 @@ SMALL = {  # P = 20
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("exact", [False, True])
-def test_every_tile_gives_the_same(name, exact):
-    """Whole images, columns across borders, and channels that are split."""
+def test_every_tile_gives_the_same(name, exact, monkeypatch):
+    """Whole images, columns across borders, channels that are split, fewer programs than tiles."""
+    monkeypatch.setattr(gpu, "processors", lambda _: 2)
     x, u = torch.randint(-8, 9, (7, 20, 34)).to(F16), torch.randint(-3, 4, (34, 34)).to(F16)
     plain = run(x, u)
     check(x, u, plain)
     whole = run(x, u, chosen=SMALL[name], exact=exact)
     assert all(map(torch.equal, whole, plain))
+    if SMALL[name].persistent:
+        return
     for parts in (2,) if exact else (2, 5):  # more parts than there are steps is allowed
         split = Tiles(**{**vars(SMALL[name]), "split": parts})
         assert all(map(torch.equal, run(x, u, chosen=split, exact=exact), plain))
+
+
+def test_programs_of_a_launch():
+    """One a tile, or as many as there is room for; in the test above, fewer than tiles."""
+    one = SMALL["tile after tile"]
+    number = tiles_of.count(one, 70, 20, 340)
+    assert tiles_of.programs(one, number, "half", 90, 2) < number
+    assert tiles_of.programs(SMALL["images"], number, "half", 90, 2) == number
+    flagship = Tiles(128, (256,), 5, 64, 8, 4, persistent=True)
+    assert tiles_of.programs(flagship, 832, "half", 90, 132) == 132
+    assert tiles_of.programs(flagship, 100, "half", 90, 132) == 100
 
 
 @runs
@@ -58,7 +77,7 @@ def test_split_is_deterministic():
 @pytest.mark.parametrize("products", pool.PRODUCTS)
 def test_choice_of_tiles(pixels, products):
     """Whatever is chosen covers its images, is a power of two a part, and fills the device."""
-    for capability in (80, 90, 100):
+    for capability in (80, 89, 90, 100, 120):
         for batch, channels in ((1, 24), (1, 2048), (8, 768), (256, 2048)):
             case = (batch, pixels, channels, products, capability, 132)
             chosen = pool.choose(*case)
@@ -71,9 +90,13 @@ def test_choice_of_tiles(pixels, products):
                 assert tiles.images * pixels <= sum(tiles.widths)
                 assert tiles.images > 0 or batch * pixels > sum(tiles.widths) / 2
                 number = pool.count(tiles, batch, pixels, channels)
-                assert 1 <= tiles.split <= max(1, 132 // number)
+                one = tiles_of.work(pixels, channels, products)
+                room = cost.residents(tiles, one.size, capability, one.runs)
+                assert 1 <= tiles.split <= max(1, 132 * room // number)
+                assert not tiles.persistent or tiles.images * (tiles.split == 1)
+            assert cost.residents(chosen, one.size, capability, one.runs) > 0
     if pixels == 49 and products == "half":
-        assert pool.choose(256, 49, 2048, "half", 90, 132).images == 5
+        assert pool.choose(256, 49, 1280, "half", 90, 132).images == 5
         assert pool.choose(1, 49, 2048, "half", 90, 132).split > 1
 
 

@@ -63,6 +63,7 @@ def test_the_named_file_goes_before_the_cache(monkeypatch, tmp_path):
     [
         "x", 3, {}, {"channels": 64}, {"channels": 65}, {"widths": [64, 64, 64, 64]},
         {"widths": []}, {"num_warps": 3}, {"num_stages": 0}, {"split": "2"}, {"images": -1},
+        {"persistent": 2}, {"persistent": True, "split": 2},
         {"block_k": True, "unknown": 1},
     ],
 )  # fmt: skip

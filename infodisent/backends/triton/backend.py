@@ -36,8 +36,11 @@ class Triton(Backend):
         return selfcheck.objection(call.op, call.device, call.dtype, _check)
 
     def describe(self) -> str | None:
-        """Whether the kernels load."""
-        return loading.missing() or "the kernels load"
+        """Whether the kernels load, and what is known of them on such a GPU."""
+        reason = loading.missing()
+        if reason is not None or not torch.cuda.is_available() or torch.version.hip is not None:
+            return reason or "the kernels load"
+        return f"the kernels load; {loading.known(torch.cuda.get_device_capability())}"
 
     def rotation(self, a: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
         """See `kernels.rotation`: everything is decided on the device."""

@@ -1,7 +1,8 @@
 """Problems that between them run every kind of tile that the Triton kernels would ever take here.
 
-The choice of tiles is asked for a grid of sizes that leaves out no kind (`tests/kernels/
-test_coverage.py` asks for others), and each kind gets one small problem that is run with its tiles.
+A choice is made between candidates, and these are asked for, for a grid of sizes that leaves out no
+kind (`tests/kernels/test_coverage.py` asks for others, and which are chosen). Each kind gets one
+small problem that is run with its tiles.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ if TYPE_CHECKING:
     from infodisent.kernels.tiles.blocks import Block
     from infodisent.kernels.tiles.rotate_pool import Tiles
 
-BATCHES = (1, 2, 4, 8, 16, 32, 64, 100, 128, 256, 1024)
+BATCHES = (1, 2, 4, 8, 32, 1024)
 PIXELS = (*range(1, 260), 576, 577, 784, 1025, 3136)  # of more, no tile holds an image
-CHANNELS = (64, 192, 384, 512, 640, 768, 1024, 1536, 2048, 4096)
+CHANNELS = (64, 1024, 4096)
 
 
 class Kind(NamedTuple):
@@ -25,12 +26,16 @@ class Kind(NamedTuple):
         channels, widths: its size.
         across: whether its columns run across the borders of images.
         split: whether several programs share its channels.
+        stages: steps in flight.
+        persistent: whether a program has one tile after the other.
     """
 
     channels: int
     widths: tuple[int, ...]
     across: bool
     split: bool
+    stages: int
+    persistent: bool
 
 
 class Case(NamedTuple):
@@ -44,7 +49,10 @@ class Case(NamedTuple):
 
 def kind(tiles: Tiles) -> Kind:
     """The kind of some tiles."""
-    return Kind(tiles.channels, tiles.widths, tiles.images == 0, tiles.split > 1)
+    return Kind(
+        tiles.channels, tiles.widths, tiles.images == 0, tiles.split > 1, tiles.num_stages,
+        tiles.persistent,
+    )  # fmt: skip
 
 
 def pool_cases(products: str, capability: int, processors: int) -> dict[Kind, Case]:
@@ -55,20 +63,20 @@ def pool_cases(products: str, capability: int, processors: int) -> dict[Kind, Ca
         capability: compute capability, 80, 90, ...
         processors: how many multiprocessors there are.
     """
-    from infodisent.kernels.tiles.rotate_pool import choose
+    from infodisent.kernels.tiles.rotate_pool import candidates
 
     found: dict[Kind, tuple[tuple[int, int], int, int, Tiles]] = {}
-    uncached = choose.__wrapped__  # tens of thousands that nobody asks for again
     for channels in CHANNELS:
         for pixels in PIXELS:
             for batch in BATCHES:
-                tiles = uncached(batch, pixels, channels, products, capability, processors)
-                key = kind(tiles)
-                # the least pixels for each kind; but one image alone where it has several tiles
-                # whose channels are split: the launcher makes a constant of a batch of 1
-                rank = (batch if key.across and key.split else 0), pixels
-                if key not in found or rank < found[key][0]:
-                    found[key] = rank, batch, pixels, tiles
+                sizes = batch, pixels, channels
+                for tiles in candidates(*sizes, products, capability, processors):
+                    key = kind(tiles)
+                    # the least pixels for each kind; but one image alone where it has several tiles
+                    # whose channels are split: the launcher makes a constant of a batch of 1
+                    rank = (batch if key.across and key.split else 0), pixels
+                    if key not in found or rank < found[key][0]:
+                        found[key] = rank, batch, pixels, tiles
     cases = {}
     for number, (key, (_, batch, pixels, tiles)) in enumerate(sorted(found.items())):
         # two rows of tiles and two columns, the last of which are not full; channels that are a

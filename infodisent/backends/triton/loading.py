@@ -29,6 +29,24 @@ def missing() -> str | None:
     return None
 
 
+KNOWN = (
+    ((12, 0), "compiled for sm_120 without spills, in 99 KB of shared memory; never run"),
+    ((10, 0), "compiled for sm_100; never run"),
+    ((9, 0), "compiled for sm_90 and run by a simulator of its instructions"),
+    ((8, 1), "compiled for sm_80 in the shared memory of sm_89, and run by a simulator"),
+    ((8, 0), "compiled for sm_80 and run by a simulator of its instructions"),
+)
+"""What was tried of the kernels for GPUs from a compute capability on, none of it on a GPU."""
+
+
+def known(capability: tuple[int, int]) -> str:
+    """What is known of the kernels on GPUs of this compute capability, in words."""
+    name = f"compute capability {capability[0]}.{capability[1]}"
+    if capability < LEAST_CAPABILITY:
+        return f"{name}: too old, the kernels need 8.0"
+    return f"{name}: " + next(text for least, text in KNOWN if capability >= least)
+
+
 def objection(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels cannot serve operator `op` on such a tensor, or None."""
     if op not in STEMS:

@@ -1,0 +1,296 @@
+"""The problems that are run on the simulator: small ones, of every Triton kernel in every mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from infodisent.kernels import infodisent_head as head
+from infodisent.kernels import rotate_pool as pool
+from infodisent.kernels import rotate_pool_backward as backward
+from infodisent.kernels import rotation as rotations
+from infodisent.kernels.tiles.rotate_pool import Tiles
+from torch import Tensor
+
+from infodisent.backends.triton import coverage
+from infodisent.testing import (
+    check_close,
+    check_extremes,
+    gradient_truth,
+    random_map,
+    relative,
+    require,
+)
+from tests.kernels.rotate_pool_cases import BF16, F16, F32, rounding
+from tests.simulator.triton import Case
+
+Change = Callable[[Tiles, int], Tiles]
+"""Of the tiles that are chosen, and the architecture: other ones."""
+HALF_PRODUCTS = ("half", "split", "split3")
+
+
+def _dtypes(products: str, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
+    """Of the map and of u."""
+    if products not in HALF_PRODUCTS:
+        return F32, F32
+    return dtype, dtype if products == "half" else F32
+
+
+def _pool(
+    products: str, batch: int, pixels: int, channels: int, change: Change | None = None, *,
+    dtype: torch.dtype = BF16, kind: str = "normal", prefix: int = 0, nchw: bool = False,
+    exact: bool | None = None,
+) -> Case:  # fmt: skip
+    def run(arch: int) -> Sequence[Tensor]:
+        of_x, of_u = _dtypes(products, dtype)
+        x, u, y = random_map(
+            batch, pixels, channels, dtype=of_x, u_dtype=of_u, kind=kind, prefix=prefix, seed=3
+        )
+        if nchw:
+            x = x.mT.contiguous().mT
+        chosen = pool.best_tiles(x, products)
+        chosen = change(chosen, arch) if change else chosen
+        result = pool.rotate_pool(x, u, products, chosen=chosen, exact=exact)
+        whole = bool(exact) or pool.is_exact(x, products)
+        allowed = 4 * rounding(x, products, whole)
+        # ties are judged to the last pixel, of values that no product rounds
+        ties = kind in ("ties", "integers")
+        least = 1e-3 if ties and products not in ("half", "ieee", "tf32") else 0.0
+        check_extremes(
+            result, y, relative_tolerance=allowed, exact=ties and products == "half", least=least
+        )
+        return result
+
+    return run
+
+
+def _head(
+    products: str, launches: str, batch: int, pixels: int, channels: int, classes: int,
+    change: Change | None = None,
+) -> Case:  # fmt: skip
+    def run(arch: int) -> Sequence[Tensor]:
+        of_x, of_u = _dtypes(products, BF16)
+        x, u, y = random_map(batch, pixels, channels, dtype=of_x, u_dtype=of_u, seed=4)
+        g = torch.Generator().manual_seed(5)
+        weight = torch.randn(classes, channels, generator=g).to(of_x)
+        bias = torch.randn(classes, generator=g).to(of_x)
+        chosen = change(pool.best_tiles(x, products), arch) if change else None
+        logits, *result = head.infodisent_head(
+            x, u, weight, bias, True, launches, products, chosen=chosen
+        )
+        check_extremes(result, y, relative_tolerance=4 * rounding(x, products, False))
+        pooled = y.amax(1).clamp_min(0) - (-y).amax(1).clamp_min(0)
+        truth = pooled @ weight.double().relu().mT + bias.double()
+        check_close(logits, truth, 5e-3 if of_x == BF16 else 1e-5, "logits")
+        return logits, *result
+
+    return run
+
+
+ERROR_OF_GRADIENTS = {"half": 1e-2, "split": 5e-3, "split3": 5e-3, "tf32x3": 3e-6, "bf16x3": 1e-4,
+                      "ieee": 3e-6}  # fmt: skip
+
+
+def _backward(
+    products: str, batch: int, pixels: int, channels: int, *, dtype: torch.dtype = BF16,
+    splits: int | None = None, infinite: bool = False,
+) -> Case:  # fmt: skip
+    def run(arch: int) -> Sequence[Tensor]:
+        dtype_ = dtype if products in HALF_PRODUCTS else F32
+        x, u, y = random_map(batch, pixels, channels, dtype=dtype_, seed=6)
+        g = torch.Generator().manual_seed(9)
+        grads = torch.randn(2, batch, channels, generator=g).unbind()
+        places = [torch.where(side.amax(1) > 0, side.argmax(1), -1).int() for side in (y, -y)]
+        places[0][0, :3] = -1
+        places[1][0, channels // 2] = places[0][0, channels // 2]
+        if infinite:  # at a pixel that nobody chooses
+            places = [p.clamp_max(pixels - 2) for p in places]
+            x[0, pixels - 1, 5], x[1, pixels - 1, channels - 1] = float("inf"), float("nan")
+        winners = (*grads, *places)
+        truth = gradient_truth(*grads, x, u, *places)
+        du = backward.grad_u(winners, x, u.dtype, products, splits=splits)
+        dx = backward.grad_x(winners, u, pixels, x.dtype, products)
+        check_close(du, truth.du, ERROR_OF_GRADIENTS[products], "dU")
+        check_close(dx, truth.dx, ERROR_OF_GRADIENTS[products], "dX")
+        return du, dx
+
+    return run
+
+
+ERROR_OF_ROTATION = {"tf32x3": 1e-5, "ieee": 1e-5, "bf16x3": 3e-4, "tf32": 5e-3}
+
+
+def _rotation(products: str, size: int, sigma: float = 0.05, precision: str = "full") -> Case:
+    def run(arch: int) -> Sequence[Tensor]:
+        g = torch.Generator().manual_seed(3)
+        a = torch.randn(size, size, generator=g) * sigma
+        grad = torch.randn(size, size, generator=g)
+        u, kept, numbers = rotations.rotation(a, precision, products)
+        d_a = rotations.rotation_backward(grad, a, kept, numbers, precision, products)
+        leaf = a.double().requires_grad_()
+        truth = torch.matrix_exp(leaf - leaf.mT)
+        truth.backward(grad.double())
+        check_close(u, truth, ERROR_OF_ROTATION[products], "U")
+        check_close(d_a, leaf.grad, 10 * ERROR_OF_ROTATION[products], "dA")
+        squarings = int(numbers[rotations.SQUARINGS])
+        require((squarings > 0) == (sigma > 0.5), f"{squarings} squarings")
+        return u, d_a
+
+    return run
+
+
+def _product(products: str, size: int, **options: bool) -> Case:
+    """One product of the rotation, with the tile that large matrices have."""
+
+    def run(arch: int) -> Sequence[Tensor]:
+        g = torch.Generator().manual_seed(8)
+        a, b, add = torch.randn(3, size, size, generator=g)
+        if options.get("symmetric"):
+            a = b = a + a.mT
+        out, numbers = torch.empty(size, size), torch.ones(rotations.WIDTH)
+        plain = rotations.pick
+        rotations.pick = lambda table, _, *rest: plain(table, 1024, *rest)
+        try:
+            rotations._product(a, b, out, numbers, products, add=add, beta=2.0, **options)
+        finally:
+            rotations.pick = plain
+        left = a.double().mT if options.get("trans_a") else a.double()
+        right = b.double().mT if options.get("trans_b") else b.double()
+        truth = left @ right + 2 * add.double()
+        if options.get("both"):
+            truth = truth + right @ left
+        if options.get("symmetric"):  # the lower half of what is added counts for both
+            truth = truth.tril() + truth.tril(-1).mT
+        require(
+            relative(out, truth) <= {"tf32x3": 2e-6, "bf16x3": 5e-5, "tf32": 2e-3}[products],
+            f"product off by {relative(out, truth):.1e}",
+        )
+        return (out,)
+
+    return run
+
+
+def _split(parts: int) -> Change:
+    return lambda tiles, arch: replace(tiles, split=parts)
+
+
+def _across(*widths: int, split: int = 1) -> Change:
+    return lambda tiles, arch: replace(tiles, images=0, widths=widths, split=split)
+
+
+def _whole(images: int, *widths: int) -> Change:
+    return lambda tiles, arch: replace(tiles, images=images, widths=widths)
+
+
+def _loop(tiles: Tiles, arch: int) -> Tiles:
+    """A tile of fewer steps than stages, one after the other in each of `PROCESSORS` programs."""
+    return Tiles(64, (64,), 1, 32, 4, 4, persistent=True)
+
+
+def _big(tiles: Tiles, arch: int) -> Tiles:
+    """The tile of large maps."""
+    if arch == 80:
+        return Tiles(128, (128, 64, 16), 4, 32, 8, 4)
+    return Tiles(128, (128, 128), 5, 64, 8, 4)
+
+
+CASES: dict[str, Case] = {
+    "product tf32x3": _product("tf32x3", 144),
+    "product tf32x3 transposed": _product("tf32x3", 144, trans_a=True, trans_b=True),
+    "product tf32x3 symmetric": _product("tf32x3", 144, symmetric=True),
+    "product tf32x3 both": _product("tf32x3", 144, trans_b=True, both=True),
+    "product bf16x3": _product("bf16x3", 144, trans_b=True),
+    "product tf32": _product("tf32", 144, trans_a=True),
+    "pool half 49": _pool("half", 5, 49, 128),
+    "pool half float16": _pool("half", 5, 49, 128, dtype=F16),
+    "pool half 196": _pool("half", 2, 196, 128),
+    "pool half ragged, C=72 P=30": _pool("half", 3, 30, 72),
+    "pool half odd, C=65": _pool("half", 2, 20, 65),
+    "pool half C=88, a multiple of 8": _pool("half", 3, 49, 88),
+    "pool half big tile": _pool("half", 9, 49, 256, _big),
+    "pool half images in two accumulators": _pool("half", 9, 20, 253, _whole(4, 64, 32)),
+    "pool half tile after tile": _pool("half", 11, 49, 72, _loop),
+    "pool half tile after tile, big": _pool(
+        "half", 23, 49, 256, lambda tiles, arch: replace(_big(tiles, arch), persistent=True)
+    ),
+    "pool half tile after tile, ragged": _pool("half", 11, 49, 150, _loop),
+    "pool half split": _pool("half", 3, 49, 256, _split(2)),
+    "pool half across": _pool("half", 5, 49, 128, _across(64)),
+    "pool half one image across": _pool("half", 1, 300, 64),
+    "pool half one channel": _pool("half", 2, 20, 1),
+    "pool half across, split": _pool("half", 3, 49, 256, _across(64, split=2)),
+    "pool half across, two widths": _pool("half", 5, 70, 128, _across(64, 32)),
+    "pool half prefix": _pool("half", 2, 49, 128, prefix=1),
+    "pool half NCHW": _pool("half", 2, 49, 128, nchw=True),
+    "pool half exact": _pool("half", 3, 49, 128, exact=True),
+    "pool split": _pool("split", 3, 49, 128),
+    "pool split float16": _pool("split", 3, 49, 128, dtype=F16),
+    "pool tf32x3 49": _pool("tf32x3", 3, 49, 128),
+    "pool tf32x3 two runs, C=288": _pool("tf32x3", 1, 20, 288),
+    "pool tf32x3 across": _pool("tf32x3", 3, 49, 64, _across(64)),
+    "pool tf32x3 split in 3": _pool("tf32x3", 2, 49, 128, _split(3)),
+    "pool tf32x3 ragged, C=33": _pool("tf32x3", 2, 30, 33),
+    "pool bf16x3": _pool("bf16x3", 3, 49, 128),
+    "pool ieee": _pool("ieee", 2, 49, 64),
+    "pool tf32": _pool("tf32", 2, 49, 64),
+    "ties half": _pool("half", 5, 49, 64, kind="ties"),
+    "ties half across": _pool("half", 5, 70, 64, _across(64), kind="ties"),
+    "ties tf32x3": _pool("tf32x3", 3, 49, 64, kind="ties"),
+    "ties tf32x3 across": _pool("tf32x3", 3, 70, 64, _across(64), kind="ties"),
+    **{
+        f"{kind} {products}{', ' * bool(word)}{word}": _pool(
+            products, 3, 49, 64, change, kind=kind
+        )
+        for kind in ("nan", "inf")
+        for products, word, change in (
+            ("half", "", None), ("half", "across", _across(64)), ("half", "split", _split(2)),
+            ("split", "", None), ("tf32x3", "", None), ("bf16x3", "", None), ("ieee", "", None),
+        )
+    },
+    "head two half": _head("half", "two", 5, 49, 128, 37),
+    "head two half, 20 images": _head("half", "two", 20, 20, 64, 70),
+    "head two tf32x3": _head("tf32x3", "two", 3, 49, 64, 20),
+    "head two ieee": _head("ieee", "two", 2, 20, 64, 20),
+    "head one half": _head("half", "one", 5, 49, 128, 37),
+    "head one half, 20 images": _head("half", "one", 20, 20, 64, 50),
+    "head one half split": _head("half", "one", 3, 49, 256, 37, _split(2)),
+    "head one half across": _head("half", "one", 5, 49, 64, 37, _across(64)),
+    "head one half one image across": _head("half", "one", 1, 300, 64, 10),
+    "head one tf32x3": _head("tf32x3", "one", 3, 49, 64, 20),
+    "backward half 49": _backward("half", 4, 49, 128),
+    "backward half 196, C=256": _backward("half", 2, 196, 256),
+    "backward half one channel": _backward("half", 2, 20, 1),
+    "backward half float16": _backward("half", 4, 49, 128, dtype=F16),
+    "backward half infinite": _backward("half", 3, 49, 64, infinite=True),
+    "backward half one split": _backward("half", 3, 49, 64, splits=1),
+    "backward split": _backward("split", 3, 49, 64),
+    "backward split3": _backward("split3", 3, 49, 128),
+    "backward tf32x3": _backward("tf32x3", 3, 49, 64),
+    "backward tf32x3 128": _backward("tf32x3", 2, 49, 128),
+    "backward bf16x3": _backward("bf16x3", 3, 49, 64),
+    "backward ieee": _backward("ieee", 2, 30, 64),
+    "rotation tf32x3 64": _rotation("tf32x3", 64),
+    "rotation tf32x3 ragged, 50": _rotation("tf32x3", 50),
+    "rotation tf32x3 squarings": _rotation("tf32x3", 64, sigma=1.0),
+    "rotation bf16x3": _rotation("bf16x3", 64, precision="half"),
+    "rotation ieee": _rotation("ieee", 64),
+    "rotation tf32": _rotation("tf32", 64),
+}  # fmt: skip
+SAMPLE = (
+    "product tf32x3 symmetric", "pool half 49", "pool half split", "pool half across", "nan half",
+    "pool tf32x3 49", "head two half", "backward half infinite",
+)  # fmt: skip
+"""What is run with every change, on sm_90."""
+
+
+def kinds(arch: int) -> dict[str, Case]:
+    """A problem for every kind of tile that half maps and float32 ones may take on a usual GPU."""
+    cases = {}
+    processors = {80: 108, 90: 132}.get(arch, 148)
+    for products in ("half", "tf32x3"):
+        for kind, case in coverage.pool_cases(products, arch, processors).items():
+            name = f"kind {products} {kind.channels}x{kind.widths} of {tuple(case[:3])}"
+            name += " across" * kind.across + " split" * kind.split
+            cases[name] = _pool(products, *case[:3], lambda _, arch, its=case.tiles: its)
+    return cases
