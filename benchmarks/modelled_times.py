@@ -4,13 +4,15 @@ python -m benchmarks.modelled_times            # write results/modelled-times.js
 python -m benchmarks.modelled_times --check    # fail if they are not what the kernels' models say
 
 A backend has a function in `BACKENDS`, which gives its rows; where one cannot be asked (its module
-is not built) its rows stay as they are. The CUDA kernels choose their tiles by this same model
-(``csrc/sm90/tile_cost.h``, ``grad_u_cost.h``).
+is not built) its rows stay as they are. The kernels choose their tiles by these same models, which
+are two: ``csrc/sm90/tile_cost.h`` and ``grad_u_cost.h``, and ``kernels/tiles/cost.py``. Both state
+their guesses; their difference is no measurement.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -142,7 +144,38 @@ def cuda_rows() -> list[Row] | None:
     return rows
 
 
-BACKENDS: dict[str, Callable[[], list[Row] | None]] = {"cuda": cuda_rows}
+def triton_rows() -> list[Row] | None:
+    """The forward of half maps by the Triton kernels; None where Triton is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from infodisent.kernels.tiles import cost
+    from infodisent.kernels.tiles import rotate_pool as tiles_of
+
+    rows = []
+    for name, size in sizes():
+        for batch in BATCHES:
+            problem = batch, size.pixels, size.channels
+            tiles = tiles_of.choose(*problem, "half", 90, PROCESSORS)
+            count = tiles_of.count(tiles, *problem) * tiles.split
+            room = PROCESSORS * cost.residents(
+                tiles, tiles_of.work(size.pixels, size.channels, "half").size, 90, False
+            )
+            clocks = tiles_of.clocks(tiles, *problem, "half", 90, PROCESSORS)
+            widths = "+".join(map(str, tiles.widths))
+            choice = f"{tiles.channels}x{widths}"
+            choice += f", {tiles.split} parts" if tiles.split > 1 else ""
+            choice += ", persistent" if tiles.persistent else ""
+            # a multiprocessor's programs take turns on its matrix unit: a wave is a program each
+            blocks, waves = min(count, room), -(-count // PROCESSORS)
+            numbers = count, blocks, waves, clocks
+            rows.append(row("triton", "forward", name, size, batch, choice, *numbers))
+    return rows
+
+
+BACKENDS: dict[str, Callable[[], list[Row] | None]] = {
+    "cuda": cuda_rows,
+    "triton": triton_rows,
+}
 
 
 def stored() -> list[dict[str, Any]]:

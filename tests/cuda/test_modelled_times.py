@@ -45,7 +45,8 @@ def test_no_time_is_below_its_floor():
     for row in rows:
         assert row["microseconds"] >= row["floor"], row
         assert 0 < row["filled"] <= 1
-        assert row["blocks"] <= modelled_times.PROCESSORS
+        programs = {"cuda": 1, "triton": 8}[row["backend"]]  # on a multiprocessor at most
+        assert row["blocks"] <= programs * modelled_times.PROCESSORS
 
 
 def test_floors():
