@@ -10,6 +10,7 @@ import torch
 from infodisent import reference
 from infodisent.backends.native import module
 from infodisent.backends.native import similarity_pool as native
+from infodisent.backends.sparse import similarity_pool as sparse
 from infodisent.contract import empty_best
 
 pytestmark = pytest.mark.skipif(
@@ -38,6 +39,9 @@ def laid_out(x, layout):
 
 
 def forward(x, v, valid, similarities, instructions):
+    """By the compiled code, or with `instructions` None by the sparse backend."""
+    if instructions is None:
+        return sparse.similarity_pool(x, v, valid, similarities)
     if instructions == 0 or torch.float64 in (x.dtype, v.dtype):
         return native.similarity_pool(x, v, valid, similarities)
     outputs = tuple(empty_best(len(x), len(v), torch.float32, "cpu") for _ in similarities)
@@ -288,7 +292,7 @@ def test_one_prototype_and_many_images_are_summed_in_one_order():
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
-def sweep(count, seed):
+def sweep(count, seed, instructions=(0, 1)):
     draw = random.Random(seed)
     torch.manual_seed(seed)
     for _ in range(count):
@@ -310,15 +314,17 @@ def sweep(count, seed):
             valid,
             views,
             exact=exact and "cosine" not in views,
-            instructions=draw.choice((0, 1)),
+            instructions=draw.choice(instructions),
         )
 
 
-def test_random_shapes():
-    sweep(200, seed=0)
+@pytest.mark.parametrize("instructions", [(0, 1), (None,)], ids=["native", "sparse"])
+def test_random_shapes(instructions):
+    sweep(200, 0, instructions)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 11))
-def test_ten_thousand_random_shapes(seed):
-    sweep(1000, seed)
+@pytest.mark.parametrize("instructions", [(0, 1), (None,)], ids=["native", "sparse"])
+def test_ten_thousand_random_shapes(seed, instructions):
+    sweep(1000, seed, instructions)
