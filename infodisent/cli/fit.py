@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,6 +60,13 @@ def fit(
         ),
     ] = None,
     module: ModuleOption = None,
+    method: Annotated[
+        str, typer.Option(help="Of the head; infodisent methods lists them.")
+    ] = "infodisent",
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-O", help="Of the method: name=value; may be given again."),
+    ] = None,
     out: OutOption = Path("runs/fit"),
     epochs: EpochsOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per training step.")] = 256,
@@ -104,11 +112,12 @@ def fit(
         ),
     ] = None,
     nonneg: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="How the class weights stay >= 0; one of projection, relu, softplus, abs."
+            help="How the class weights stay >= 0; one of projection (default), relu, softplus, "
+            "abs."
         ),
-    ] = "projection",
+    ] = None,
     bias: Annotated[
         bool | None,
         typer.Option(
@@ -193,6 +202,10 @@ def fit(
         validation=validation,
         patience=patience,
     )
+    given: dict[str, Any] = {"nonneg": nonneg, "bias": bias}
+    if parametrization != "exp":
+        given["parametrization"] = parametrization
+    head_options = method_options(method, option or [], given)
     callbacks = [] if tensorboard is None else [tensorboard_callback(tensorboard)]
     images = images_from(
         folder, train, val, val_fraction=val_fraction, seed=seed, multilabel=multilabel
@@ -201,6 +214,8 @@ def fit(
         f"{len(images.items)} images of {len(images.classes)} classes in {images.root}",
         markup=False,
     )
+    if images.task == "multilabel" and method == "infodisent":
+        head_options.setdefault("bias", True)
     torch.manual_seed(seed)  # a backbone without weights is the same one when the run goes on
     own = module_from(module)
     if own is None and not pretrained and weights is None:
@@ -210,9 +225,8 @@ def fit(
             backbone if own is None else own,
             len(images.classes),
             pretrained=own is None and pretrained and weights is None,
-            nonneg=nonneg,
-            bias=images.task == "multilabel" if bias is None else bias,
-            parametrization=parametrization,
+            method=method,
+            **head_options,
             input_size=sizes(input_size),
             mean=numbers("mean", mean),
             std=numbers("std", std),
@@ -247,6 +261,28 @@ def fit(
 
         print_result("open", report_run(run, count=explain))
     print_result("next", f"infodisent explain IMAGE --run {shlex.quote(str(run.folder))}")
+
+
+def method_options(method: str, pairs: list[str], given: dict[str, Any]) -> dict[str, Any]:
+    """Options of a head: ``name=value`` pairs, and what has options of the command of its own.
+
+    Raises:
+        ValueError: no such method, or a pair without ``=``.
+        TypeError: an option that the method does not have.
+    """
+    from infodisent.methods import check_options
+
+    options = {name: value for name, value in given.items() if value is not None}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--option is {pair!r}, must be name=value")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value  # a word
+    check_options(method, options)
+    return options
 
 
 def _class_weights(given: str) -> str | list[float]:

@@ -7,12 +7,14 @@ from typing import Any
 
 from infodisent.methods.base import Head
 from infodisent.methods.infodisent import InfoDisentHead
+from infodisent.methods.protopnet import ProtoPNetHead
 from infodisent.methods.stages import Stage
 
 METHODS: dict[str, type[Head]] = {
     head.method: head
     for head in (
         InfoDisentHead,  # rotate, keep the extreme pixels, classify with nonnegative weights
+        ProtoPNetHead,  # compare with prototypes of every class, keep the best pixels, add up
     )
 }
 """Every method by its name; a new one is one line above."""

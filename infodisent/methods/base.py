@@ -52,6 +52,8 @@ class Head(nn.Module, abc.ABC):
     Attributes:
         method: name in `infodisent.methods.METHODS` and in files.
         title: its name for people.
+        summary: what it does, one line for tables.
+        paper: where it comes from.
         unit: what its evidence is counted in, singular: "channel", "prototype" …
         penalty_needs_pool: `penalty` wants the units of the batch, which costs the fused
             map-to-logits operator where a method has one.
@@ -64,6 +66,8 @@ class Head(nn.Module, abc.ABC):
 
     method: ClassVar[str]
     title: ClassVar[str]
+    summary: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
     unit: ClassVar[str] = "channel"
     penalty_needs_pool: ClassVar[bool] = False
 

@@ -44,6 +44,8 @@ class InfoDisentHead(Head):
 
     method = "infodisent"
     title = "InfoDisent"
+    summary = "rotate the channels, keep both extreme pixels of each, weights >= 0"
+    paper = "Struski et al. 2024, arXiv 2409.10329"
     unit = "channel"
 
     def __init__(

@@ -160,7 +160,19 @@ def test_bench(tmp_path, go):
 
 @pytest.mark.parametrize(
     "command",
-    ["", "demo", "fit", "evaluate", "predict", "explain", "prototypes", "bench", "tune", "doctor"],
+    [
+        "",
+        "demo",
+        "fit",
+        "evaluate",
+        "predict",
+        "explain",
+        "prototypes",
+        "methods",
+        "bench",
+        "tune",
+        "doctor",
+    ],
 )
 def test_help(go, command):
     code, text = go(*([command] if command else []), "--help")

@@ -217,7 +217,8 @@ def test_a_device_that_is_not_there(go, monkeypatch, device):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "demo", "fit", "evaluate", "explain", "prototypes", "bench", "tune", "doctor"]
+    "command",
+    ["", *(c.__name__ for c in cli.COMMANDS)],
 )
 def test_short_help_and_an_example(go, command):
     code, text = go(*([command] if command else []), "-h")

@@ -1,0 +1,299 @@
+"""`ProtoPNetHead`: compare every pixel with prototypes of every class, keep the best, add up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infodisent import ops
+from infodisent.checks import check_choice, check_positive
+from infodisent.contract import SparsePool
+from infodisent.layout import to_bpc
+from infodisent.methods.base import Head
+from infodisent.methods.stages import Batches, Stage, TrainingOptions
+
+SIMILARITIES = ("cosine", "l2")
+EPSILON = 1e-4
+"""Of the logarithm of a distance: a pixel that equals a prototype has ``log(1 / EPSILON)``."""
+LAST_EPOCHS = 20
+"""Passes of the last layer over the images, after the projection."""
+
+
+class ProtoPNetHead(Head):
+    """Feature map to logits by prototypes, each of one class and, once trained, a training patch.
+
+    Two 1 x 1 layers turn every pixel into `dimension` numbers. Each prototype keeps its best pixel,
+    and a linear layer without bias adds up: it starts at 1 for a prototype's own class and at -0.5
+    for the others. Training has two stages: layers and prototypes; then every
+    prototype is moved onto the nearest patch among the training images of its class (projection)
+    and the last layer alone trains.
+
+    Chen et al., "This Looks Like That: Deep Learning for Interpretable Image Recognition", NeurIPS
+    2019 (arXiv 1806.10574), with its formulas, strengths and initial values. What differs: the
+    backbone stays frozen, one projection instead of one every ten epochs, AdamW with a cosine rate,
+    and the cluster and separation terms are the minima themselves, where the published code takes
+    them from a difference that is right only while distances are below `dimension`. The similarity
+    is the cosine by default, which trains better and is what the field moved to ("Cosine similarity
+    is almost all you need", WACV 2026). With it the layers end without the published sigmoid: in
+    the positive corner of space all cosines are large (flowers17, EfficientNet-Lite0, one seed:
+    94.9 % of held-out images right, 76.5 with a sigmoid; "l2" as published 55.1).
+
+    Besides the attributes of `Head` it has ``add_on`` (the layers), ``prototypes`` ``[M, D]``,
+    ``last``, and ``unprojected`` ``[M]`` bool, prototypes that no training image was allowed for.
+
+    Args:
+        in_features: channels C of the map.
+        num_classes: classes K; 0 leaves the similarities of `per_class` prototypes as output.
+        input_fmt: layout of the map: NCHW, NHWC, NCL or NLC.
+        num_prefix_tokens: leading tokens of a token map that are not pixels.
+        similarity: "cosine", clamped at 0; or "l2", ``log((d + 1) / (d + 1e-4))`` of the smallest
+            squared distance d, as published.
+        per_class: prototypes of a class.
+        dimension: D.
+        cluster: strength of the mean distance (of "cosine": 1 - similarity) of an image to the
+            nearest prototype of its own class.
+        separation: strength of minus the same for the other classes.
+        wrong_weight: strength of the sum of the last layer's magnitudes for other classes.
+        drop_rate: dropout on the similarities in training.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: a size, layout or option that is not allowed, named.
+    """
+
+    method = "protopnet"
+    title = "ProtoPNet"
+    summary = "prototypes of every class, each a training patch; the best pixels, a linear layer"
+    paper = "Chen et al. 2019, arXiv 1806.10574"
+    unit = "prototype"
+    penalty_needs_pool = True
+    unprojected: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        input_fmt: str = "NCHW",
+        num_prefix_tokens: int = 0,
+        similarity: str = "cosine",
+        per_class: int = 10,
+        dimension: int = 128,
+        cluster: float = 0.8,
+        separation: float = 0.08,
+        wrong_weight: float = 1e-4,
+        drop_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        name = "ProtoPNetHead"
+        check_choice(name, "similarity", similarity, SIMILARITIES)
+        check_positive(name, "per_class", per_class)
+        check_positive(name, "dimension", dimension)
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
+            raise ValueError(f"{name}: num_classes is {num_classes!r}, must be an int >= 0")
+        for term, strength in (
+            ("cluster", cluster),
+            ("separation", separation),
+            ("wrong_weight", wrong_weight),
+        ):
+            if not 0 <= strength < float("inf"):
+                raise ValueError(f"{name}: {term} is {strength}, must be a number >= 0")
+        super().__init__(
+            in_features,
+            per_class * max(1, num_classes),
+            input_fmt=input_fmt,
+            num_prefix_tokens=num_prefix_tokens,
+            drop_rate=drop_rate,
+        )
+        self.num_classes, self.similarity, self.per_class = num_classes, similarity, per_class
+        self.dimension, self.cluster, self.separation = dimension, cluster, separation
+        self.wrong_weight = wrong_weight
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.add_on = nn.Sequential(
+            nn.Linear(in_features, dimension, **place),
+            nn.ReLU(),
+            nn.Linear(dimension, dimension, **place),
+            nn.Sigmoid() if similarity == "l2" else nn.Identity(),
+        )
+        for layer in self.add_on:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+        self._build_prototypes(place)
+
+    def _build_prototypes(self, place: dict[str, Any]) -> None:
+        units = self.num_features
+        draw = torch.rand if self.similarity == "l2" else torch.randn
+        self.prototypes = nn.Parameter(draw(units, self.dimension, **place))
+        self.last: nn.Module = nn.Identity()
+        if self.num_classes:
+            self.last = nn.Linear(units, self.num_classes, bias=False, **place)
+            with torch.no_grad():
+                own = self.own(self.last.weight.device)
+                self.last.weight.copy_(torch.where(own.mT, 1.0, -0.5))
+        self.register_buffer(
+            "unprojected", torch.zeros(units, dtype=torch.bool, device=place["device"])
+        )
+
+    def own(self, device: torch.device | str = "cpu") -> Tensor:
+        """Which prototype belongs to which class, ``[M, K]`` bool."""
+        own = torch.eye(self.num_classes, dtype=torch.bool, device=device)
+        return own.repeat_interleave(self.per_class, dim=0)
+
+    # -- from a map to logits ---------------------------------------------------------------------
+
+    def embed(
+        self,
+        x: Tensor,  # a map [B, ...] in layout input_fmt
+        input_fmt: str | None = None,
+    ) -> Tensor:
+        """What is compared with the prototypes, ``[B, P, D]``."""
+        layout = self.layout(input_fmt)
+        rows = to_bpc(x, layout["input_fmt"], layout["num_prefix_tokens"])
+        embedded: Tensor = self.add_on(rows.to(self.prototypes.dtype))
+        return embedded
+
+    def pool(
+        self,
+        x: Tensor,  # a map [B, ...] in layout input_fmt
+        *,
+        input_fmt: str | None = None,
+    ) -> SparsePool:
+        """Similarities to the prototypes, see `Head.pool`; one side only."""
+        best = ops.similarity_pool(
+            self.embed(x, input_fmt), self.prototypes, similarity=self.similarity, input_fmt="NLC"
+        )
+        value = self._similarity(best.value)
+        none = torch.full_like(best.index, -1)
+        index = torch.where(value > 0, best.index, none)
+        return SparsePool(value, value, torch.zeros_like(value), index, none)
+
+    def _similarity(self, best: Tensor) -> Tensor:
+        """Of a cosine or a squared distance, >= 0."""
+        if self.similarity == "cosine":
+            return best.clamp_min(0)
+        return torch.log((best + 1) / (best + EPSILON))
+
+    def _distance(self, similarity: Tensor) -> Tensor:
+        """What the cluster and separation terms are counted in, from the similarity."""
+        if self.similarity == "cosine":
+            return 1 - similarity
+        return (1 - EPSILON) / torch.expm1(similarity) - EPSILON
+
+    def classify(
+        self,
+        pooled: Tensor,  # [n, M]
+    ) -> Tensor:
+        """``drop(pooled) · W^T``, ``[n, K]``."""
+        logits: Tensor = self.last(self.drop(pooled).to(self.prototypes.dtype))
+        return logits
+
+    # -- evidence ---------------------------------------------------------------------------------
+
+    def class_weights(self) -> Tensor:
+        """The last layer, ``[K, M]``, of either sign."""
+        if not isinstance(self.last, nn.Linear):
+            raise ValueError("ProtoPNetHead.class_weights: this head has no classes")
+        return self.last.weight
+
+    def maps(
+        self,
+        pixels: Tensor,  # [P, C]
+        units: Tensor,  # [n] int64
+    ) -> Tensor:
+        """Similarities of every pixel to a few prototypes, ``[P, n]`` float32."""
+        embedded = self.embed(pixels[:, None], "NLC")  # every pixel an image of its own
+        best = ops.similarity_pool(
+            embedded, self.prototypes[units], similarity=self.similarity, input_fmt="NLC"
+        )
+        return self._similarity(best.value).float()
+
+    # -- training ---------------------------------------------------------------------------------
+
+    def stages(self, config: TrainingOptions) -> tuple[Stage, ...]:
+        """Layers and prototypes, at `rotation_lr`; after the projection the last layer."""
+        first = Stage(
+            "prototypes",
+            [
+                {
+                    "params": list(self.add_on.parameters()),
+                    "lr": config.rotation_lr,
+                    "weight_decay": 1e-3,
+                },
+                {"params": [self.prototypes], "lr": config.rotation_lr},
+            ],
+        )
+        last = Stage(
+            "last layer",
+            [{"params": list(self.last.parameters()), "lr": config.lr}],
+            epochs=LAST_EPOCHS,
+            pool_is_fixed=True,
+        )
+        return (first, last)
+
+    def start_stage(self, stage: Stage, batches: Batches) -> None:
+        """Before the last layer trains: every prototype moves onto its nearest training patch.
+
+        A prototype without an allowed image stays where it is and is marked in `unprojected`.
+        """
+        if stage.name != "last layer":
+            return
+        embedded = ((self.embed(maps, "NLC"), labels) for maps, labels, _ in batches())
+        best = ops.best_pixels(
+            embedded,
+            self.prototypes.detach(),
+            similarity=self.similarity,
+            allowed=self.own().mT,
+            vectors=True,
+        )
+        assert best.vector is not None
+        found = best.image[0] >= 0
+        moved = found.to(self.prototypes.device)
+        vectors = best.vector[0].to(self.prototypes)
+        self.prototypes.copy_(torch.where(moved[:, None], vectors, self.prototypes))
+        self.unprojected.copy_(~moved)
+
+    def penalty(
+        self,
+        config: TrainingOptions,
+        feature_scale: float,
+        pooled: Tensor | None,  # [n, M]
+        labels: Tensor,  # [n] int64, or [n, K] float32
+    ) -> Tensor | None:
+        """Cluster, separation and wrong-class terms, as published, the first two as minima."""
+        own = self.own(self.prototypes.device)
+        weight = self.class_weights()
+        terms = self.wrong_weight * weight[~own.mT].abs().sum()
+        if pooled is None or not pooled.requires_grad or not len(pooled):
+            return terms
+        labels = labels.to(own.device)
+        present = nn.functional.one_hot(labels, len(weight)) if labels.ndim == 1 else labels
+        mine = (present > 0.5).float() @ own.mT.float() > 0  # [n, M]
+        distance = self._distance(pooled)
+        for mask, strength in ((mine, self.cluster), (~mine, -self.separation)):
+            nearest = distance.masked_fill(~mask, torch.inf).amin(dim=1)
+            counted = mask.any(dim=1)  # an image of no label, or of all, has nothing on one side
+            terms = terms + strength * torch.where(counted, nearest, 0).mean()
+        return terms
+
+    # -- description ------------------------------------------------------------------------------
+
+    def reset(self, num_classes: int, pool_type: str | None = None) -> None:
+        """Replace prototypes and last layer by fresh ones; the layers before them stay.
+
+        Raises:
+            ValueError: `pool_type` is given: the best pixel is what this head keeps.
+        """
+        if pool_type is not None:
+            raise ValueError(
+                f"ProtoPNetHead.reset: pool_type is {pool_type!r}, but this head has one pool only"
+            )
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
+            raise ValueError(f"ProtoPNetHead: num_classes is {num_classes!r}, must be an int >= 0")
+        self.num_classes, self.num_features = num_classes, self.per_class * max(1, num_classes)
+        like = self.prototypes
+        self._build_prototypes({"device": like.device, "dtype": like.dtype})
+        self.last.train(self.training)
