@@ -318,8 +318,8 @@ def _row(
     canvas.bar(left, y + 0.55, left + part, y + 0.63, color)
     minus = "\N{MINUS SIGN}"
     canvas.text(left, y + 0.72, f"weight {evidence.weight:.3f} ×", 8, color=MUTED)
-    canvas.text(left, y + 0.88, f"({evidence.pos:.3f} {minus} {evidence.neg:.3f})", 8,
-                color=MUTED)  # fmt: skip
+    two = f"({evidence.pos:.3f} {minus} {evidence.neg:.3f})"
+    canvas.text(left, y + 0.88, two if evidence.neg else f"{evidence.pos:.3f}", 8, color=MUTED)
     overlay = heat_overlay(e.picture, evidence.heat, evidence.sign)
     place = canvas.picture(x + _TEXT, y, _TILE, _TILE, overlay)
     if evidence.box is not None:
