@@ -114,8 +114,8 @@ def fit(
     nonneg: Annotated[
         str | None,
         typer.Option(
-            help="How the class weights stay >= 0; one of projection (default), relu, softplus, "
-            "abs."
+            help="How the class weights stay >= 0; one of projection, relu, softplus, abs; "
+            "default: projection."
         ),
     ] = None,
     bias: Annotated[

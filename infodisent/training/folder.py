@@ -19,6 +19,9 @@ MODEL, STATE, METRICS, PROTOTYPES, FEATURES = (
     "prototypes.safetensors",
     "features",
 )
+WRITTEN = (STATE, MODEL, PROTOTYPES, METRICS)
+DRAWN = ("report.html", "curve.png", "prototypes*.png", "figures/*.png")
+"""What is drawn of a run, as patterns: of another model it would lie."""
 
 
 @dataclass(frozen=True)

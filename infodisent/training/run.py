@@ -26,7 +26,17 @@ from infodisent.files import locked, write_json
 from infodisent.methods.stages import LoopOptions
 from infodisent.training import checkpoint
 from infodisent.training.fit import Callback, FitConfig, fit_head, new_head
-from infodisent.training.folder import FEATURES, METRICS, MODEL, PROTOTYPES, STATE, Run, open_run
+from infodisent.training.folder import (
+    DRAWN,
+    FEATURES,
+    METRICS,
+    MODEL,
+    PROTOTYPES,
+    STATE,
+    WRITTEN,
+    Run,
+    open_run,
+)
 from infodisent.training.objective import class_counts
 from infodisent.training.validation import best_epoch
 from infodisent.version import __version__
@@ -110,6 +120,12 @@ def fit(
         raise ValueError(
             f"fit: the model has {model.num_classes} classes, the images {len(images.classes)}"
         )
+    weights = config.class_weights
+    if not isinstance(weights, str) and len(weights) != len(images.classes):
+        raise ValueError(
+            f"fit: class_weights has {len(weights)} numbers, the images have "
+            f"{len(images.classes)} classes"
+        )
     options = {
         "batch_size": batch_size,
         "num_workers": num_workers,
@@ -119,8 +135,9 @@ def fit(
     }
     with locked(folder):
         if overwrite:  # nothing of an old run may stand beside new features
-            for name in (STATE, MODEL, PROTOTYPES, METRICS):
-                (folder / name).unlink(missing_ok=True)
+            drawn = (path for name in DRAWN for path in folder.glob(name))
+            for path in (*(folder / name for name in WRITTEN), *drawn):
+                path.unlink(missing_ok=True)
         chosen = _Choices(
             compare_identity, keep, probe, tuple(callbacks), progress, original_classes
         )

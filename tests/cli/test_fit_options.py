@@ -53,7 +53,7 @@ def test_more_epochs_and_another_penalty(tmp_path, image_folder, go):  # noqa: F
     ("arguments", "message"),
     [
         (("--class-weights", "some"), "class_weights is 'some', allowed are none, balanced"),
-        (("--class-weights", "1,2,3"), "class_weights has 3 numbers, the store 2 classes"),
+        (("--class-weights", "1,2,3"), "class_weights has 3 numbers, the images have 2 classes"),
         (("--sampler", "odd"), "sampler is 'odd', allowed are shuffle, balanced"),
         (("--validation", "1"), "validation is 1.0, must be in [0, 1)"),
         (("--patience", "3"), "patience is 3, which needs validation > 0"),

@@ -243,3 +243,27 @@ def test_runs_share_features_and_know_the_originals_classes(tmp_path, image_fold
     again = run.evaluate_run(tmp_path / "a", progress=False)
     assert again["rows"][0] == first.metrics["rows"][0]
     assert not (tmp_path / "a" / "features").exists()
+
+
+def test_overwrite_leaves_no_picture_of_the_old_model(tmp_path, image_folder, tiny):
+    from infodisent.training import run
+
+    images, out = scan_folder(image_folder), tmp_path / "run"
+    options = {"progress": False, "compare_identity": False, "probe": False}
+    run.fit(tiny, images, out, FitConfig(epochs=1, batch_size=8), **options)
+    old = [out / name for name in ("report.html", "prototypes-3.png", "figures/001-cat.png")]
+    for path in (*old, out / "notes.txt"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("old")
+    run.fit(tiny, images, out, FitConfig(epochs=1, batch_size=6), overwrite=True, **options)
+    assert not any(path.exists() for path in old)
+    assert (out / "notes.txt").exists()
+
+
+def test_wrong_class_weights_are_refused_before_anything_is_extracted(tmp_path, image_folder, tiny):
+    from infodisent.training import run
+
+    config = FitConfig(class_weights=(1.0, 2.0, 3.0))
+    with pytest.raises(ValueError, match="class_weights has 3 numbers, the images have 2 classes"):
+        run.fit(tiny, scan_folder(image_folder), tmp_path / "run", config, progress=False)
+    assert not (tmp_path / "run").exists()
