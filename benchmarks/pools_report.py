@@ -1,0 +1,182 @@
+"""Times the pools of prototypes on the CPU beside the published forms, and says which bars hold.
+
+    python -m benchmarks.pools_report                      # cpu-pools.json and .md, all of it
+    python -m benchmarks.pools_report --only prototree_cub # measures one size (again), keeps others
+    python benchmarks/tables.py                            # the Markdown, from the JSON
+
+Every implementation is judged by float64 and then timed in turn; memory is the process's peak
+beyond what it held before the call. A size that was measured again says when, and its load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.cpu_report import commit
+from infodisent.backends.native import module as _native
+from infodisent.bench import cases as bench
+from infodisent.bench.labels import check_served
+from infodisent.files import read_json, write_json, write_text
+
+RESULTS = Path(__file__).parent / "results"
+TARGET = RESULTS / "cpu-pools.json"
+ROUNDS = 7
+FEWER = {"protopnet_imagenet": 3, "pipnet_convnext": 3}
+"""Timed rounds where a call of the published form takes seconds."""
+THREADS = 2
+BARS: tuple[tuple[str, str, str, float], ...] = (
+    ("protopnet_cub", "forward", "published", 3.0),
+    ("protopnet_cub", "forward", "best eager", 1.3),
+    ("protopnet_cub", "forward+backward", "published", 3.0),
+    ("pipnet_convnext", "forward+backward", "published", 2.0),
+)
+"""Size, mode, peer, and by how much ours is to be faster."""
+MEMORY_BARS = {"protopnet_cub": 64, "protopnet_imagenet": 64}
+"""MiB that a forward may need."""
+
+
+def peak_memory(run: Callable[[], object]) -> float:
+    """MiB that the process held at most during a run, beyond what it held before; Linux.
+
+    What an earlier run gave back to the allocator alone is given to the system first.
+    """
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+    before = _kilobytes("VmRSS")
+    run()
+    return (_kilobytes("VmHWM") - before) / 1024
+
+
+def _kilobytes(field: str) -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    found = re.search(rf"{field}:\s*(\d+) kB", status)
+    assert found is not None
+    return int(found[1])
+
+
+def memory(case: bench.Case) -> dict[str, float]:
+    """MiB of the first full call of every implementation that compiles nothing.
+
+    A call on two images goes before, so that code and threads are there; scratch memory is not.
+    """
+    needed = {}
+    for name, function in bench.peers(case).items():
+        if name == "torch.compile":
+            continue
+        small = bench.Case(case.op, case.shape, 2, case.mode, case.dtype)
+        bench.runner(small, function)()
+        needed[name] = round(peak_memory(bench.runner(case, function)), 1)
+    return needed
+
+
+def measure(shape: str, mode: str) -> dict[str, Any]:
+    """One row: memory first, while no implementation has run at that size, then times."""
+    torch.compiler.reset()
+    case = bench.Case(bench.POOLS[shape].op, shape, bench.POOLS[shape].batch, mode)
+    ours = bench.runner(case, bench.peers(case)["infodisent"])
+    needed = memory(case)
+    check_served(f"{case}: infodisent", ours, ("native",))
+    load = os.getloadavg()[0]
+    rounds = FEWER.get(shape, ROUNDS)
+    row = bench.compare(case, rounds)
+    row |= {"prototypes": bench.POOLS[shape].prototypes, "rounds": rounds}
+    return row | {"peak MiB": needed, "load before": round(load, 2)}
+
+
+def merge(stored: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The stored rows with this one in the place of its predecessor, in the order of `POOLS`."""
+    kept = [r for r in stored if (r["shape"], r["mode"]) != (row["shape"], row["mode"])]
+    order = [(shape, mode) for shape in bench.POOLS for mode in bench.MODES]
+    return sorted([*kept, row], key=lambda r: order.index((r["shape"], r["mode"])))
+
+
+def bars(rows: list[dict[str, Any]]) -> str:
+    """A line a bar: what was asked for, what was measured."""
+    by = {(r["shape"], r["mode"]): r for r in rows}
+    lines = ["| bar | asked | measured | |", "|---|---|---|---|"]
+
+    def line(what: str, asked: str, measured: str, holds: bool) -> None:
+        lines.append(f"| {what} | {asked} | {measured} | {'holds' if holds else '**missed**'} |")
+
+    for shape, mode, peer, asked in BARS:
+        if (shape, mode) in by:
+            ratio = by[shape, mode]["speedup"][peer]
+            title = f"{bench.POOLS[shape].title}, {mode}, against {peer}"
+            line(title, f"{asked:.1f}×", f"{ratio:.2f}×", ratio >= asked)
+    for shape, most in MEMORY_BARS.items():
+        if (shape, "forward") in by:
+            needed = by[shape, "forward"]["peak MiB"]
+            measured = f"{needed['infodisent']:.0f} MiB (published {needed['published']:.0f})"
+            title = f"{bench.POOLS[shape].title}, forward, extra memory"
+            line(title, f"{most} MiB", measured, needed["infodisent"] <= most)
+    return "\n".join(lines)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A line a size and mode: ours in milliseconds, the others as multiples, and memory."""
+    peers = ("published", "best eager", "torch.compile")
+    lines = [
+        "| operator | what | images × M × C × P | mode | ours, ms | "
+        + " | ".join(peers)
+        + " | extra MiB: ours | published | best eager |",
+        "|---" * 11 + "|",
+    ]
+    for r in rows:
+        c, h, w = r["size"]
+        cells = [r["op"], bench.POOLS[r["shape"]].title]
+        cells += [f"{r['batch']} × {r['prototypes'] or c} × {c} × {h * w}", r["mode"]]
+        cells += [f"{r['milliseconds']['infodisent']:.2f}"]
+        cells += [f"{r['speedup'][peer]:.2f}×" for peer in peers]
+        cells += [f"{r['peak MiB'][peer]:.0f}" for peer in ("infodisent", *peers[:2])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The whole report."""
+    facts = {**report["machine"], "commit": report["commit"]}
+    text = ", ".join(f"{k} {v}" for k, v in facts.items())
+    rows = report["results"]
+    loads = [r["load before"] for r in rows]
+    note = (
+        f"float32, medians of interleaved rounds ({FEWER['pipnet_convnext']} of the two largest, "
+        f"{ROUNDS} of the others). Load average before the rows: {min(loads)} to {max(loads)}; "
+        "it still counts what had been stopped for the measurement. Served by "
+        f"{', '.join(sorted({name for r in rows for name in r['served by']}))}. Extra memory of "
+        "forward+backward holds the gradients of map and prototypes."
+    )
+    return f"{text}\n\n{note}\n\n{bars(rows)}\n\n{table(rows)}\n"
+
+
+def main() -> None:
+    """Run and write both files."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only", nargs="+", choices=tuple(bench.POOLS), default=None)
+    parser.add_argument("--modes", nargs="+", choices=bench.MODES, default=bench.MODES)
+    chosen = parser.parse_args()
+    if _native.objection() is not None:
+        sys.exit(f"pools_report: {_native.objection()}")  # its figures would not be the package's
+    torch.set_num_threads(THREADS)
+    report = read_json(TARGET) if TARGET.is_file() else {"results": []}
+    about = {"machine": bench.machine(), "commit": commit()}
+    if chosen.only is None or any(report.get(k) != v for k, v in about.items()):
+        report["results"] = []  # figures of another machine or code are no comparison
+    report |= about
+    for shape in chosen.only or bench.POOLS:
+        for mode in chosen.modes:
+            report["results"] = merge(report["results"], measure(shape, mode))
+            write_json(TARGET, report)
+            write_text(TARGET.with_suffix(".md"), markdown(report))
+
+
+if __name__ == "__main__":
+    main()
