@@ -5,7 +5,7 @@
     python benchmarks/tables.py                            # the Markdown, from the JSON
 
 Every implementation is judged by float64 and then timed in turn; memory is the process's peak
-beyond what it held before the call. A size that was measured again says when, and its load.
+beyond what it held before the call. What other processes used of the processors is in the rows.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import ctypes
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,37 @@ def _kilobytes(field: str) -> int:
     return int(found[1])
 
 
+class WatchedClock:
+    """The host's clock, and what share of all processors others used meanwhile; Linux."""
+
+    def __init__(self) -> None:
+        self.seconds = self.others = 0.0
+
+    def __call__(self, run: Callable[[], object]) -> float:
+        """Seconds of a run."""
+        before, start = _others(), time.perf_counter()
+        run()
+        seconds = time.perf_counter() - start
+        self.seconds += seconds
+        self.others += _others() - before
+        return seconds
+
+    @property
+    def share(self) -> float:
+        """Of the time that all processors had, 0 to 1; of clock ticks, so the sum of many runs."""
+        return max(0.0, self.others / (self.seconds * (os.cpu_count() or 1)))
+
+
+def _others() -> float:
+    """Seconds that the processors have worked, idling and waiting apart, for anyone but us."""
+    user, nice, system, _, _, *rest = map(
+        int, Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]
+    )
+    own = os.times()
+    ticks = os.sysconf("SC_CLK_TCK")
+    return (user + nice + system + sum(rest)) / ticks - own.user - own.system
+
+
 def memory(case: bench.Case) -> dict[str, float]:
     """MiB of the first full call of every implementation that compiles nothing.
 
@@ -85,11 +117,11 @@ def measure(shape: str, mode: str) -> dict[str, Any]:
     ours = bench.runner(case, bench.peers(case)["infodisent"])
     needed = memory(case)
     check_served(f"{case}: infodisent", ours, ("native",))
-    load = os.getloadavg()[0]
     rounds = FEWER.get(shape, ROUNDS)
-    row = bench.compare(case, rounds)
+    clock = WatchedClock()
+    row = bench.compare(case, rounds, clock)
     row |= {"prototypes": bench.POOLS[shape].prototypes, "rounds": rounds}
-    return row | {"peak MiB": needed, "load before": round(load, 2)}
+    return row | {"peak MiB": needed, "used by others": round(clock.share, 3)}
 
 
 def merge(stored: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -146,11 +178,11 @@ def markdown(report: dict[str, Any]) -> str:
     facts = {**report["machine"], "commit": report["commit"]}
     text = ", ".join(f"{k} {v}" for k, v in facts.items())
     rows = report["results"]
-    loads = [r["load before"] for r in rows]
+    others = [r["used by others"] for r in rows]
     note = (
         f"float32, medians of interleaved rounds ({FEWER['pipnet_convnext']} of the two largest, "
-        f"{ROUNDS} of the others). Load average before the rows: {min(loads)} to {max(loads)}; "
-        "it still counts what had been stopped for the measurement. Served by "
+        f"{ROUNDS} of the others). Of the processors' time, {min(others):.0%} to {max(others):.0%} "
+        "went to other processes while a row was timed. Served by "
         f"{', '.join(sorted({name for r in rows for name in r['served by']}))}. Extra memory of "
         "forward+backward holds the gradients of map and prototypes."
     )

@@ -19,7 +19,7 @@ from infodisent.bench.labels import served_by
 from infodisent.bench.machine import machine
 from infodisent.bench.peers import Function
 from infodisent.bench.shapes import POOLS, SHAPES, shape_size
-from infodisent.bench.timing import host_clock, medians
+from infodisent.bench.timing import Clock, host_clock, medians
 from infodisent.testing import check_close
 
 __all__ = [
@@ -177,13 +177,13 @@ def runner(case: Case, function: Function) -> Callable[[], None]:
     return both
 
 
-def compare(case: Case, rounds: int = 7) -> dict[str, Any]:
+def compare(case: Case, rounds: int = 7, clock: Clock | None = None) -> dict[str, Any]:
     """Check, warm up, then time all implementations in turn; medians in milliseconds."""
     functions = peers(case)
     errors = check(case, functions)
     runners = {name: runner(case, f) for name, f in functions.items()}
     served = served_by(runner(case, functions["infodisent"]))
-    seconds = medians(runners, rounds, host_clock(case.device))
+    seconds = medians(runners, rounds, clock or host_clock(case.device))
     milliseconds = {name: value * 1e3 for name, value in seconds.items()}
     ours = milliseconds["infodisent"]
     return {
