@@ -159,8 +159,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| operator | what | images × M × C × P | mode | ours, ms | "
         + " | ".join(peers)
-        + " | extra MiB: ours | published | best eager |",
-        "|---" * 11 + "|",
+        + " | extra MiB: ours | published | best eager | others' CPU |",
+        "|---" * 12 + "|",
     ]
     for r in rows:
         c, h, w = r["size"]
@@ -169,6 +169,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells += [f"{r['milliseconds']['infodisent']:.2f}"]
         cells += [f"{r['speedup'][peer]:.2f}×" for peer in peers]
         cells += [f"{r['peak MiB'][peer]:.0f}" for peer in ("infodisent", *peers[:2])]
+        cells += [f"{r['used by others']:.0%}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -181,8 +182,9 @@ def markdown(report: dict[str, Any]) -> str:
     others = [r["used by others"] for r in rows]
     note = (
         f"float32, medians of interleaved rounds ({FEWER['pipnet_convnext']} of the two largest, "
-        f"{ROUNDS} of the others). Of the processors' time, {min(others):.0%} to {max(others):.0%} "
-        "went to other processes while a row was timed. Served by "
+        f"{ROUNDS} of the others). Others' CPU: share of the processors' time that went to other "
+        f"processes while a row was timed, {min(others):.0%} to {max(others):.0%}; rows with more "
+        "than a few percent are rough. Served by "
         f"{', '.join(sorted({name for r in rows for name in r['served by']}))}. Extra memory of "
         "forward+backward holds the gradients of map and prototypes."
     )

@@ -86,4 +86,4 @@ def test_bars(published, mib, words):
     report = {"machine": {"device": "Abacus"}, "commit": "abc", "results": rows}
     text = pools_report.markdown(report)
     assert text.startswith("device Abacus, commit abc")
-    assert f"| 1.00 | {published:.2f}× | 2.00× | 3.00× | {mib:.0f} | 99 | 50 |" in text
+    assert f"| 1.00 | {published:.2f}× | 2.00× | 3.00× | {mib:.0f} | 99 | 50 | 5% |" in text
