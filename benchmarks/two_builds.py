@@ -17,9 +17,10 @@ import torch
 
 from benchmarks.cpu_report import commit
 from benchmarks.pools_report import THREADS, WatchedClock
-from infodisent.backends.native import module, rotate_pool
+from infodisent.backends.native import module
 from infodisent.bench.machine import machine
 from infodisent.bench.timing import medians
+from infodisent.contract import Extremes
 from infodisent.files import write_json
 from infodisent.testing import require
 
@@ -32,7 +33,7 @@ WAYS = (
     ("bfloat16", torch.bfloat16, 0),
 )
 """Label, dtype of map and U, and `screen` of `module.rotate_pool`: never what a timing decided."""
-ROUNDS = 15
+ROUNDS = 31
 
 
 def load(path: str) -> Any:
@@ -45,43 +46,31 @@ def load(path: str) -> Any:
     return build
 
 
-def compare(builds: dict[str, Any], size: tuple[int, int, int], way: int) -> list[dict[str, Any]]:
-    """Forward and the gradient of U: median milliseconds of both builds, and the ratio."""
+def compare(builds: dict[str, Any], size: tuple[int, int, int], way: int) -> dict[str, Any]:
+    """Median milliseconds of both builds, and the ratio."""
     batch, channels, pixels = size
     label, dtype, screen = WAYS[way]
     g = torch.Generator().manual_seed(0)
     x = torch.randn(batch, pixels, channels, generator=g).to(dtype)
     u = torch.linalg.qr(torch.randn(channels, channels, generator=g))[0].contiguous().to(dtype)
-    grad = torch.randn(batch, channels, generator=g)
-    places = module.rotate_pool(x, u, 0, screen)[2:]
 
-    def with_build(build: Any, run: Callable[[], Any]) -> Callable[[], Any]:
-        def swapped() -> Any:
+    def pooled(build: Any) -> Callable[[], Extremes]:
+        def run() -> Extremes:
             module._module = build
-            return run()
+            return module.rotate_pool(x, u, 0, screen)
 
-        return swapped
+        return run
 
-    def forward() -> Any:
-        return module.rotate_pool(x, u, 0, screen)
-
-    def backward() -> Any:
-        return rotate_pool.rotate_pool_backward(grad, grad, x, u, *places, False, True)[1:]
-
-    rows = []
-    for what, run in (("forward", forward), ("dU", backward)):
-        runs = {name: with_build(build, run) for name, build in builds.items()}
-        results = [one() for one in runs.values()]
-        same = all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-        require(same, f"{label} {size} {what}: the builds differ")
-        clock = WatchedClock()
-        seconds = medians(runs, ROUNDS, clock, warmup=2)
-        times = {name: round(1e3 * value, 3) for name, value in seconds.items()}
-        row = {"size": list(size), "what": what, "dtype": label, "milliseconds": times}
-        row |= {"new / old": round(seconds["new"] / seconds["old"], 3)}
-        rows.append({**row, "same bits": True, "used by others": round(clock.share, 3)})
-        print(*rows[-1].values(), flush=True)
-    return rows
+    runs = {name: pooled(build) for name, build in builds.items()}
+    old, new = (run() for run in runs.values())
+    same = all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
+    require(same, f"{label} {size}: the builds differ")
+    clock = WatchedClock()
+    seconds = medians(runs, ROUNDS, clock, warmup=2)
+    times = {name: round(1e3 * value, 3) for name, value in seconds.items()}
+    row = {"size": list(size), "dtype": label, "milliseconds": times}
+    row |= {"new / old": round(seconds["new"] / seconds["old"], 3), "same bits": True}
+    return row | {"used by others": round(clock.share, 3)}
 
 
 def main() -> None:
@@ -93,7 +82,11 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     builds = {"old": load(chosen.old), "new": module._module}
     report = {"machine": machine(), "old": chosen.old_commit, "new": commit(), "rounds": ROUNDS}
-    rows = [row for s in SIZES for way in range(len(WAYS)) for row in compare(builds, s, way)]
+    rows = []
+    for size in SIZES:
+        for way in range(len(WAYS)):
+            rows.append(compare(builds, size, way))
+            print(*rows[-1].values(), flush=True)
     write_json(TARGET, report | {"rows": rows})
 
 
