@@ -15,6 +15,7 @@ import torch
 
 from infodisent.backbones.torchvision_import import ensure_torchvision
 from infodisent.bench import cases as bench
+from infodisent.bench.labels import served_by
 
 ensure_torchvision()
 
@@ -49,9 +50,10 @@ def measure(benchmark, case: bench.Case, name: str) -> None:
     """Time one implementation and note the throughput."""
     function = _checked(case)[name]
     run = bench.runner(case, function)
-    c, h, w = bench.SHAPES[case.shape]
+    c, h, w = case.size
     benchmark.group = f"{case.op} {case.shape} {c}x{h}x{w} B={case.batch} {case.mode}"
-    benchmark.extra_info.update(bench.machine(case.device), op=case.op, implementation=name)
+    label = f"{name} ({', '.join(served_by(run))})" if name == "infodisent" else name
+    benchmark.extra_info.update(bench.machine(case.device), op=case.op, implementation=label)
     if case.op in ("rotate_pool", "infodisent_head"):
         benchmark.extra_info["product_gflop"] = 2 * case.batch * h * w * c * c / 1e9
     if case.device == "cuda":

@@ -64,9 +64,11 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _commit() -> str:
-    changed = _git("status", "--porcelain", "-uno", "--", "csrc", "infodisent", "setup.py")
-    return _git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
+def commit() -> str:
+    """The last commit that changed what is measured, and whether more has changed since."""
+    measured = ("csrc", "infodisent", "setup.py")
+    changed = _git("status", "--porcelain", "-uno", "--", *measured)
+    return _git("log", "-1", "--format=%h", "--", *measured) + (" with changes" if changed else "")
 
 
 def overhead() -> dict[str, float]:
@@ -99,7 +101,7 @@ def _key(result: dict[str, Any]) -> tuple[Any, ...]:
 
 def run() -> dict[str, Any]:
     """Time what is not in the file yet, which is rewritten after every case."""
-    report: dict[str, Any] = {"machine": bench.machine(), "commit": _commit(), "results": []}
+    report: dict[str, Any] = {"machine": bench.machine(), "commit": commit(), "results": []}
     if PARTIAL.is_file():
         before = read_json(PARTIAL)
         if all(before.get(k) == report[k] for k in ("machine", "commit")):

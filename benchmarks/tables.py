@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks import cpu_report
+from benchmarks import cpu_report, pools_report
 from benchmarks.gpu import winners
 from benchmarks.rotation_report import table as rotation_table
 from infodisent.backends import BACKENDS
@@ -81,6 +81,7 @@ def result_files() -> dict[str, str]:
     facts = ", ".join(f"{k} {v}" for k, v in rotation["machine"].items())
     return {
         "cpu-rotation.md": f"{facts}\n\n{rotation_table(rotation['rows'])}\n",
+        "cpu-pools.md": pools_report.markdown(read_json(RESULTS / "cpu-pools.json")),
         "cpu-head.md": cpu_report.markdown(read_json(RESULTS / "cpu-head.json")),
     }
 

@@ -14,15 +14,18 @@ from torch import Tensor, nn
 
 from infodisent import ops, reference
 from infodisent.bench import peers as ways
+from infodisent.bench import pools
+from infodisent.bench.labels import served_by
 from infodisent.bench.machine import machine
 from infodisent.bench.peers import Function
-from infodisent.bench.shapes import SHAPES, shape_size
-from infodisent.bench.timing import host_clock, medians
+from infodisent.bench.shapes import POOLS, SHAPES, shape_size
+from infodisent.bench.timing import Clock, host_clock, medians
 from infodisent.testing import check_close
 
 __all__ = [
     "MODES",
     "OPS",
+    "POOLS",
     "SHAPES",
     "Case",
     "cases",
@@ -34,7 +37,7 @@ __all__ = [
     "shape_size",
 ]
 
-OPS = ("rotation", "mx_pool", "rotate_pool", "infodisent_head", "training_step")
+OPS = ("rotation", "mx_pool", "rotate_pool", *pools.OPS, "infodisent_head", "training_step")
 """The operators, and one whole step of the head's training: rotation, head, and both gradients."""
 MODES = ("forward", "forward+backward")
 """What is timed by default; "backward" alone is the third."""
@@ -52,9 +55,22 @@ class Case:
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
 
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """``(C, H, W)``."""
+        if self.op in pools.OPS:
+            _, _, _, _, c, h, w = POOLS[self.shape]
+            return c, h, w
+        return shape_size(self.shape)[0]
+
     def inputs(self) -> tuple[Tensor, ...]:
-        """Arguments as a training step of the head has them: the map needs no gradient."""
-        c, h, w = shape_size(self.shape)[0]
+        """Arguments as a training step of the head has them: the map needs no gradient.
+
+        Those of pools of prototypes are `pools.inputs`.
+        """
+        if self.op in pools.OPS:
+            return pools.inputs(POOLS[self.shape], self.batch, self.dtype, self.device)
+        c, h, w = self.size
         g = torch.Generator().manual_seed(0)
         kind = {"dtype": self.dtype, "device": self.device}
         a = (torch.randn(c, c, generator=g) * 0.01).to(self.device)
@@ -74,6 +90,8 @@ class Case:
 def peers(case: Case) -> dict[str, Function]:
     """The implementations to compare, ours first; those that do not compute the same are marked."""
     compared: dict[str, Function]
+    if case.op in pools.OPS:
+        return pools.peers(POOLS[case.shape], case.mode)
     if case.op == "rotation":
         (a,) = case.inputs()
         compared = {"infodisent": ops.rotation, "torch.matrix_exp": reference.rotation}
@@ -113,6 +131,8 @@ def check(case: Case, functions: dict[str, Function]) -> dict[str, float]:
             † are a part of the work and not checked.
     """
     inputs = case.inputs()
+    if case.op in pools.OPS:
+        return pools.check(str(case), POOLS[case.shape], inputs, functions, case.mode)
     truth = _of(reference, case.op)(*(t.detach().double() for t in inputs))
     bound = 1e-4 if case.dtype == torch.float32 else 3e-2
     errors = {}
@@ -157,21 +177,23 @@ def runner(case: Case, function: Function) -> Callable[[], None]:
     return both
 
 
-def compare(case: Case, rounds: int = 7) -> dict[str, Any]:
+def compare(case: Case, rounds: int = 7, clock: Clock | None = None) -> dict[str, Any]:
     """Check, warm up, then time all implementations in turn; medians in milliseconds."""
     functions = peers(case)
     errors = check(case, functions)
     runners = {name: runner(case, f) for name, f in functions.items()}
-    seconds = medians(runners, rounds, host_clock(case.device))
+    served = served_by(runner(case, functions["infodisent"]))
+    seconds = medians(runners, rounds, clock or host_clock(case.device))
     milliseconds = {name: value * 1e3 for name, value in seconds.items()}
     ours = milliseconds["infodisent"]
     return {
         "op": case.op,
         "shape": case.shape,
-        "size": list(shape_size(case.shape)[0]),
+        "size": list(case.size),
         "batch": case.batch,
         "mode": case.mode,
         "dtype": str(case.dtype).removeprefix("torch."),
+        "served by": list(served),
         "milliseconds": {name: round(ms, 4) for name, ms in milliseconds.items()},
         "speedup": {name: round(ms / ours, 3) for name, ms in milliseconds.items()},
         "error": errors,
@@ -180,7 +202,7 @@ def compare(case: Case, rounds: int = 7) -> dict[str, Any]:
 
 def cases(
     op_names: Sequence[str] = OPS,
-    shapes: Sequence[str] = tuple(SHAPES),
+    shapes: Sequence[str] = (*SHAPES, *POOLS),
     batch: int = 16,
     modes: Sequence[str] = MODES,
     device: str = "cpu",
@@ -189,12 +211,24 @@ def cases(
     """All combinations; maps of equal size are timed once, and the rotation has no batch.
 
     Shapes are names of `SHAPES` or sizes, see `shape_size`; one with a batch has that and not
-    `batch`.
+    `batch`. Names of `POOLS` are shapes of the operator that they are a case of, and of no other.
+
+    Raises:
+        ValueError: an operator without a shape of its own among them, or an unknown shape.
     """
     distinct: dict[tuple[object, ...], Case] = {}
     for op in op_names:
-        for shape in shapes:
+        own = pools.names(op) if op in pools.OPS else [s for s in shapes if s not in POOLS]
+        chosen = [shape for shape in shapes if shape in own]
+        if shapes and not chosen:
+            allowed = ", ".join(own) if own else f"{', '.join(SHAPES)}; or sizes of your own"
+            raise ValueError(f"bench: no shape of {op} among {', '.join(shapes)}: {allowed}")
+        for shape in chosen:
             for mode in modes if op != "training_step" else ("forward+backward",):
+                if op in pools.OPS:
+                    made = Case(op, shape, POOLS[shape].batch, mode, dtype, device)
+                    distinct[(op, shape, mode)] = made
+                    continue
                 size, images = shape_size(shape)
                 case = Case(op, shape, images or batch, mode, dtype, device)
                 alike = size[:1] if op == "rotation" else (*size, case.batch)

@@ -20,6 +20,12 @@ METHODS = (
     "mx_pool_backward",
     "rotate_pool",
     "rotate_pool_backward",
+    "similarity_pool",
+    "similarity_pool_backward",
+    "softmax_pool",
+    "softmax_pool_backward",
+    "softmax_alignment",
+    "softmax_alignment_backward",
     "infodisent_head",
 )
 
@@ -46,6 +52,13 @@ def served() -> Iterator[list[tuple[str, str]]]:
                     plain = vars(owner)[name]
                     stack.enter_context(mock.patch.object(owner, name, counted(name, plain)))
         yield calls
+
+
+def served_by(run: Callable[[], object]) -> tuple[str, ...]:
+    """Run once; names of the backends that served a part of it, sorted."""
+    with served() as calls, torch.autograd.set_multithreading_enabled(False):
+        run()
+    return tuple(sorted({name for _, name in calls}))
 
 
 def check_served(label: str, run: Callable[[], object], allowed: tuple[str, ...]) -> None:

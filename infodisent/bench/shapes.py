@@ -62,6 +62,43 @@ EACH_SIZE = (
 )
 """A backbone of each map size that the paper's backbones have, smallest work first."""
 
+
+class PoolSize(NamedTuple):
+    """What a method of the prototype family pools.
+
+    Attributes:
+        title: method and data.
+        similarities: what is compared, one or two views of one product, or "softmax".
+        batch: images of a step; where published ones need gigabytes a map, fewer.
+        prototypes: M; None where the channels themselves are the scores.
+        channels, height, width: C, H and W.
+    """
+
+    title: str
+    similarities: tuple[str, ...]
+    batch: int
+    prototypes: int | None
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def op(self) -> str:
+        """The operator that this is a case of."""
+        return "softmax_pool" if self.similarities == ("softmax",) else "similarity_pool"
+
+
+POOLS: dict[str, PoolSize] = {
+    "protopnet_cub": PoolSize("ProtoPNet, CUB", ("l2",), 80, 2000, 128, 7, 7),
+    "tesnet_cub": PoolSize("TesNet, CUB", ("dot", "cosine"), 80, 2000, 64, 7, 7),
+    "st_full": PoolSize("ST-ProtoPNet, full images", ("cosine",), 80, 2000, 64, 14, 14),
+    "prototree_cub": PoolSize("ProtoTree, CUB", ("l2",), 64, 511, 256, 7, 7),
+    "protopnet_imagenet": PoolSize("10,000 prototypes", ("l2",), 256, 10000, 128, 7, 7),
+    "pipnet_small": PoolSize("PIP-Net, ConvNeXt, 16 views", ("softmax",), 16, None, 768, 26, 26),
+    "pipnet_convnext": PoolSize("PIP-Net, ConvNeXt", ("softmax",), 128, None, 768, 26, 26),
+}
+"""Sizes of `similarity_pool` and `softmax_pool`, of the published training configurations."""
+
 CHANNELS = tuple(sorted({size.channels for size in AT_224.values()}))
 """Sizes of the rotation."""
 

@@ -11,20 +11,27 @@ from rich.table import Table
 from infodisent.cli.options import DTYPES, check_allowed
 from infodisent.progress import bar, console
 
+DEFAULT_POOLS = ("protopnet_cub", "tesnet_cub", "st_full", "prototree_cub", "pipnet_small")
+"""Sizes of the pools of prototypes; the others need some gigabytes for the published forms."""
+OF_PROTOTYPES = ("similarity_pool", "softmax_pool")
+
 
 def bench(
     op: Annotated[
         list[str] | None,
         typer.Option(
             help="What to time, several times: rotation, mx_pool, rotate_pool, infodisent_head, "
-            "training_step; default: all but mx_pool and training_step."
+            "training_step, similarity_pool, softmax_pool; default: rotation, rotate_pool and "
+            "infodisent_head."
         ),
     ] = None,
     shape: Annotated[
         list[str] | None,
         typer.Option(
             help="Backbones whose map sizes are timed (default: three of them), or sizes of your "
-            "own: B,C,P (images, channels, pixels), C,P or CxHxW; several times."
+            "own: B,C,P (images, channels, pixels), C,P or CxHxW; several times. Of the two pools "
+            "of prototypes: protopnet_cub, tesnet_cub, st_full, prototree_cub, protopnet_imagenet; "
+            "pipnet_small, pipnet_convnext."
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 16,
@@ -50,10 +57,11 @@ def bench(
     from infodisent.files import write_json
 
     ops = op or ["rotation", "rotate_pool", "infodisent_head"]
-    shapes = shape or ["resnet34", "vit_base_patch16_224", "resnet50"]
+    shapes = shape or ["resnet34", "vit_base_patch16_224", "resnet50", *DEFAULT_POOLS]
     check_allowed("bench", "op", ops, cases.OPS)
     for given in shapes:
-        shape_size(given)
+        if given not in cases.POOLS:
+            shape_size(given)
     check_allowed("bench", "dtype", [dtype], DTYPES)
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     check_allowed("bench", "device", [device], devices)
@@ -89,8 +97,13 @@ def _table(op: str, results: list[dict[str, Any]]) -> Table:
         c, h, w = result["size"]
         first = [f"{c}×{c}" if op == "rotation" else f"{c}×{h}×{w}", str(result["batch"])]
         first.append(result["mode"].replace("forward+backward", "fwd+bwd"))
+        if op in OF_PROTOTYPES:
+            first[0] = f"{result['shape']} {first[0]}"
         for name, ms in result["milliseconds"].items():
-            table.add_row(*first, name, f"{ms:.2f}", f"{result['speedup'][name]:.2f}")
+            label = name
+            if name == "infodisent":
+                label = f"{name} ({', '.join(result['served by'])})"
+            table.add_row(*first, label, f"{ms:.2f}", f"{result['speedup'][name]:.2f}")
             first = ["", "", ""]
         table.add_section()
     return table

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from infodisent.bench.cases import cases
-from infodisent.bench.shapes import SHAPES, shape_size
+from infodisent.bench.shapes import POOLS, SHAPES, shape_size
 from tests.cli.test_cli import go
 
 __all__ = ["go"]
@@ -40,7 +40,7 @@ def test_own_batches_are_cases_of_their_own():
         ("rotation", "4,8,9", 4),
         ("rotation", "resnet34", 4),
     }
-    assert len(cases()) == len(cases(shapes=tuple(SHAPES)))
+    assert len(cases()) == len(cases(shapes=(*SHAPES, *POOLS)))
 
 
 def test_bench_of_own_sizes(tmp_path, go):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from infodisent import ops
-from infodisent.bench import cases, labels, peers, shapes, timing
+from infodisent.bench import cases, labels, peers, pools, shapes, timing
 from infodisent.testing import WrongResultError
 
 
@@ -137,14 +137,24 @@ def test_one_table():
     assert len(set(titles)) == len(titles)
 
 
+TINY = {
+    "l2": shapes.PoolSize("L2", ("l2",), 5, 9, 12, 3, 2),
+    "cosine": shapes.PoolSize("cosine", ("cosine",), 5, 9, 12, 3, 2),
+    "both": shapes.PoolSize("both", ("dot", "cosine"), 5, 9, 12, 3, 2),
+    "softmax": shapes.PoolSize("softmax", ("softmax",), 5, None, 12, 3, 2),
+}
+
+
 @pytest.fixture
 def tiny(monkeypatch):
     for module in (cases, shapes):
         monkeypatch.setattr(module, "SHAPES", {"resnet34": (12, 3, 2)})
+    for module in (cases, pools, shapes):
+        monkeypatch.setattr(module, "POOLS", TINY)
 
 
 @pytest.mark.parametrize("mode", [*cases.MODES, "backward"])
-@pytest.mark.parametrize("op", cases.OPS)
+@pytest.mark.parametrize("op", [op for op in cases.OPS if op not in pools.OPS])
 def test_cases(tiny, op, mode):
     case = cases.Case(op, "resnet34", 2, mode)
     functions = cases.peers(case)
@@ -154,6 +164,47 @@ def test_cases(tiny, op, mode):
     assert set(errors) == {name for name in functions if not name.endswith("†")}
     for function in functions.values():
         cases.runner(case, function)()
+
+
+@pytest.mark.parametrize("mode", [*cases.MODES, "backward"])
+@pytest.mark.parametrize("shape", TINY)
+def test_cases_of_prototypes(tiny, shape, mode, monkeypatch):
+    monkeypatch.setattr(cases.torch, "compile", lambda function: function)
+    case = cases.Case(TINY[shape].op, shape, 5, mode)
+    functions = cases.peers(case)
+    assert next(iter(functions)) == "infodisent"
+    assert set(cases.check(case, functions)) == set(functions)
+    for function in functions.values():
+        cases.runner(case, function)()
+    assert labels.served_by(cases.runner(case, functions["infodisent"]))
+    ours = functions["infodisent"]
+
+    def wrong(*arguments):
+        return 1.01 * ours(*arguments)
+
+    with pytest.raises(WrongResultError, match="wrong is off by"):
+        cases.check(case, {"wrong": wrong})
+    if mode == "forward":
+        return
+
+    def wrong_gradient(x, *more):
+        return ours(x.detach() + (x - x.detach()) * 1.1, *more)
+
+    with pytest.raises(WrongResultError, match="wrong: gradient of x is off by"):
+        cases.check(case, {"wrong": wrong_gradient})
+
+
+def test_compare_prototypes(tiny):
+    (case,) = cases.cases(["softmax_pool"], list(TINY), modes=["forward"])
+    assert (case.shape, case.batch, case.size) == ("softmax", 5, (12, 3, 2))
+    made = cases.cases(["similarity_pool", "rotate_pool"], ["both", "resnet34"], 4, ["forward"])
+    assert [(c.op, c.shape, c.batch) for c in made] == [
+        ("similarity_pool", "both", 5),
+        ("rotate_pool", "resnet34", 4),
+    ]
+    for op, shape in (("rotate_pool", "both"), ("softmax_pool", "both")):
+        with pytest.raises(ValueError, match=f"no shape of {op} among both"):
+            cases.cases([op], [shape])
 
 
 def test_compare(tiny, monkeypatch):
