@@ -30,7 +30,7 @@ from . import rotation_kernels as kernels
 from .precision import ROTATION
 from .product import common_multiple
 from .tiles import rotation as tiles
-from .tiles.blocks import pick
+from .tiles.blocks import Block
 
 PRODUCTS = ROTATION
 """How a product is computed, see `infodisent.kernels.precision`."""
@@ -131,7 +131,7 @@ def _table(precision: str) -> kernels.Table:
     return kernels.Table(tuple(map(tuple, rows)), tuple(degrees))
 
 
-def _product(
+def product(
     a: Tensor,  # [C, C]
     b: Tensor,  # [C, C]
     out: Tensor,  # [C, C]
@@ -146,12 +146,16 @@ def _product(
     both: bool = False,
     add: Tensor | None = None,  # [C, C]
     beta: float = 1.0,
+    chosen: Block | None = None,
 ) -> None:
-    """``out = op(a) op(b) [+ op(b) op(a) where both] [+ beta add]`` if numbers[flag] > level."""
+    """``out = op(a) op(b) [+ op(b) op(a) where both] [+ beta add]`` if numbers[flag] > level.
+
+    symmetric: the result is known to be; chosen: the tile, by default the model's choice.
+    """
     n = out.shape[-1]
-    block = pick(tiles.BLOCKS, n, products, gpu.capability(out.device))
-    across = triton.cdiv(n, block.block_m)
-    kernels.product_kernel[(across * (across + 1) // 2 if symmetric else across * across,)](
+    machine = gpu.capability(out.device), gpu.processors(out.device)
+    block = chosen or tiles.choose(n, products, symmetric, *machine)
+    kernels.product_kernel[(tiles.count(block, n, symmetric),)](
         a, b, add, out, numbers, flag, level, beta, n,
         TRANS_A=trans_a, TRANS_B=trans_b, SYMMETRIC=symmetric, BOTH=both,
         MULTIPLE=common_multiple(n),
@@ -236,18 +240,18 @@ def rotation(a: Tensor, precision: str, products: str) -> tuple[Tensor, Tensor, 
         (s, left, right), chain = _empty(a, 3), kept[4:]
         square, fourth, q, p1 = kept[:4]
         _skew(a, s)
-        _product(s, s, square, numbers, products, level=-1, symmetric=True)
-        _product(square, square, fourth, numbers, products, level=-1, symmetric=True)
+        product(s, s, square, numbers, products, level=-1, symmetric=True)
+        product(square, square, fourth, numbers, products, level=-1, symmetric=True)
         _decide(kept[:2], numbers, precision)
         _combine([s, square, fourth], [left], numbers, AT["q"], flag=USES_Q)
-        _product(left, left, q, numbers, products, flag=USES_Q, symmetric=True)
+        product(left, left, q, numbers, products, flag=USES_Q, symmetric=True)
         _combine([s, square, fourth, q], [left, right], numbers, AT["first"], flag=USES_P1)
-        _product(left, right, p1, numbers, products, flag=USES_P1)
+        product(left, right, p1, numbers, products, flag=USES_P1)
         w = chain[0]
         _combine([s, square, fourth, q, p1], [left, right, w], numbers, AT["second"])
-        _product(left, right, w, numbers, products, add=w)
+        product(left, right, w, numbers, products, add=w)
         for k in range(MOST):  # with V = I + W: V V = I + (2 W + W W)
-            _product(
+            product(
                 chain[k], chain[k], chain[k + 1], numbers, products,
                 flag=SQUARINGS, level=k, add=chain[k], beta=2.0,
             )  # fmt: skip
@@ -273,7 +277,7 @@ def rotation_backward(
         _move(grad, g, numbers, (ZERO, ODD), eye=False)
         for k in reversed(range(MOST)):  # of 2 W + W W: dW = 2 G + G W^T + W^T G
             before = g[(k + 1) % 2]
-            _product(
+            product(
                 before, chain[k], g[k % 2], numbers, products,
                 flag=SQUARINGS, level=k, trans_b=True, both=True, add=before, beta=2.0,
             )  # fmt: skip
@@ -281,22 +285,22 @@ def rotation_backward(
         basis = [s, square, fourth, q, p1]
         grads = [g, d_l2, d_m2, d_l1, d_m1]
         _combine(basis, [left, right], numbers, AT["second"])
-        _product(g, right, d_l2, numbers, products, trans_b=True)
-        _product(left, g, d_m2, numbers, products, trans_a=True)
+        product(g, right, d_l2, numbers, products, trans_b=True)
+        product(left, g, d_m2, numbers, products, trans_a=True)
         _combine(grads[:3], [spare], numbers, AT["p1"], flag=USES_P1)
         _combine(basis[:4], [left, right], numbers, AT["first"], flag=USES_P1)
-        _product(spare, right, d_l1, numbers, products, trans_b=True, flag=USES_P1)
-        _product(left, spare, d_m1, numbers, products, trans_a=True, flag=USES_P1)
+        product(spare, right, d_l1, numbers, products, trans_b=True, flag=USES_P1)
+        product(left, spare, d_m1, numbers, products, trans_a=True, flag=USES_P1)
         # Q = q q, S^4, S^2 and q are symmetric: of their gradients only that part matters
         _combine(basis[:3], [right], numbers, AT["q"], flag=USES_Q)
         _combine(grads, [left], numbers, AT["g_q"], parity=1, flag=USES_Q)
-        _product(left, right, spare, numbers, products, flag=USES_Q)  # dq = dQ q + q dQ
+        product(left, right, spare, numbers, products, flag=USES_Q)  # dq = dQ q + q dQ
         _combine([*grads, spare], [left], numbers, AT["g_fourth"], parity=1)
-        _product(left, square, right, numbers, products)
+        product(left, square, right, numbers, products)
         _combine([*grads, spare, right], [left], numbers, AT["g_square"], parity=1)
-        _product(left, s, right, numbers, products)  # S is skew: dS = -(dX S + S dX)
+        product(left, s, right, numbers, products)  # S is skew: dS = -(dX S + S dX)
         _combine([*grads, right], [out], numbers, AT["g_s"], parity=-1)
     return out
 
 
-__all__ = ["BLOCKS", "MOST", "PRODUCTS", "WIDTH", "rotation", "rotation_backward"]
+__all__ = ["BLOCKS", "MOST", "PRODUCTS", "WIDTH", "product", "rotation", "rotation_backward"]

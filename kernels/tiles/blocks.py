@@ -1,11 +1,11 @@
-"""Tile sizes of a plain product, and tables that say which serves a problem."""
+"""Tile sizes of a plain product, tables of what serves which problem, and a model of the time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .cost import unit
+from .cost import FIRST, LATENCY, LOADED, OTHERS, REGISTERS, WRITTEN, processor, unit
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,49 @@ class Row:
     below: int = 1000
 
 
+def serving(table: Sequence[Row], channels: int, products: str, capability: int) -> Iterator[Block]:
+    """The blocks of all rows that serve, in their order."""
+    for row in table:
+        if (
+            channels >= row.least
+            and channels % row.multiple == 0
+            and unit(capability) >= row.capability
+            and capability < row.below
+            and products in row.products
+        ):
+            yield row.block
+
+
 def pick(table: Sequence[Row], channels: int, products: str, capability: int) -> Block:
     """The block of the first row that serves; StopIteration where none does."""
-    return next(
-        row.block
-        for row in table
-        if channels >= row.least
-        and channels % row.multiple == 0
-        and unit(capability) >= row.capability
-        and capability < row.below
-        and products in row.products
-    )
+    return next(serving(table, channels, products, capability))
+
+
+def clocks(
+    block: Block,
+    items: int,
+    channels: int,
+    terms: int,
+    size: int,
+    capability: int,
+    processors: int,
+) -> float:
+    """Of a launch of so many tiles of a product of float32 matrices, as `cost.clocks`.
+
+    Parts are made from what has been loaded: each number is loaded once, for all terms.
+
+    terms: products of parts that are added up; size: bytes of a part's numbers.
+    """
+    one, threads = processor(capability), 32 * block.num_warps
+    area = block.block_m * block.block_n
+    step = (block.block_m + block.block_n) * block.block_k  # numbers that are loaded
+    registers = min(255, (area + step) // threads + OTHERS)
+    room = one.shared // (block.num_stages * step * 4)
+    most = max(1, min(room, REGISTERS // (registers * threads)))
+    load = -(-items // processors)
+    rounds = -(-load // most)
+    multiplied = terms * area * block.block_k / (one.rate * 2 / size)
+    waited = LATENCY / (max(block.num_stages - 1, 1) * min(most, load))
+    steps = -(-channels // block.block_k)
+    product = steps * max(multiplied, step * 4 / LOADED, waited)
+    return load * (product + 4 * area / WRITTEN) + rounds * FIRST

@@ -58,7 +58,24 @@ def test_the_callers_generators_are_left_alone():
 
 @runs
 def test_right_rotation_passes():
-    checks.check_rotation(DEVICE, torch.float32, (17,))
+    assert "kinds of tiles" in checks.check_rotation(DEVICE, torch.float32, (17,))
+
+
+@runs
+def test_a_wrong_tile_of_the_rotation_is_found(monkeypatch):
+    """In a tile that no matrix of the check is large enough to be given."""
+    from infodisent.kernels import rotation
+
+    right = rotation.product
+
+    def wrong(a, b, out, *others, **options):
+        right(a, b, out, *others, **options)
+        if options["chosen"].block_m == 128:
+            out[-1, 0] += 0.1
+
+    monkeypatch.setattr(rotation, "product", wrong)
+    with pytest.raises(WrongResultError, match="tiles of 128"):
+        checks._check_products(DEVICE)
 
 
 @runs

@@ -8,6 +8,7 @@ import pytest
 from infodisent.kernels.precision import GRADIENT_OF_FLOAT, GRADIENT_OF_HALF
 from infodisent.kernels.tiles import rotate_pool as pool
 from infodisent.kernels.tiles import rotate_pool_backward as backward
+from infodisent.kernels.tiles import rotation
 from infodisent.kernels.tiles.blocks import pick
 
 from infodisent.backends.triton import checks, coverage
@@ -56,6 +57,18 @@ def test_every_tile_of_the_gradients_is_checked(products, capability):
             key = block_u, block_x, backward.piece(pixels, block_u.block_k)
             assert key in cases, (channels, pixels)
     assert {case.splits for case in cases.values()} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("capability", "processors"), [(80, 108), (86, 28), (90, 132), (100, 148), (120, 170)]
+)
+@pytest.mark.parametrize("products", ["tf32x3", "bf16x3"])
+def test_every_tile_of_the_rotation_is_checked(products, capability, processors):
+    blocks = coverage.rotation_blocks(products, capability)
+    for channels in range(1, 4097):
+        for symmetric in (True, False):
+            block = rotation.choose(channels, products, symmetric, capability, processors)
+            assert block in blocks, channels
 
 
 def test_a_check_elsewhere_ends_in_time_and_says_why():

@@ -94,6 +94,7 @@ def test_many_tiles(n, monkeypatch):
     tiles = rotation.tiles
     block = Block(16, 16, 16, 4, 1)
     monkeypatch.setattr(tiles, "BLOCKS", (Row(0, 0, rotation.PRODUCTS, block),))
+    monkeypatch.setattr(tiles, "choose", tiles.choose.__wrapped__)  # it keeps what it chose
     monkeypatch.setattr(tiles, "GROUP", 3)
     monkeypatch.setattr(tiles, "COMBINE_BLOCK", 16)
     monkeypatch.setattr(tiles, "NORM_COLS", 32)
@@ -179,6 +180,28 @@ def test_decision(precision):
     assert len(seen) > 8
 
 
+@pytest.mark.parametrize(
+    ("capability", "processors"), [(80, 108), (89, 142), (90, 132), (100, 148), (120, 170)]
+)
+@pytest.mark.parametrize("products", ["tf32x3", "bf16x3"])
+def test_a_triangle_of_tiles_is_half_the_work(products, capability, processors):
+    """Counted as the rounds of the busiest multiprocessor, times the area of a tile."""
+    tiles, area = rotation.tiles, []
+    for symmetric in (True, False):
+        block = tiles.choose(2048, products, symmetric, capability, processors)
+        items = tiles.count(block, 2048, symmetric)
+        area.append(-(-items // processors) * block.block_m**2)
+    assert area[0] <= 0.6 * area[1]
+
+
+def test_a_few_channels_have_small_tiles():
+    """Else 64 tiles of 128 would leave half of an H100 idle."""
+    for channels in (512, 768, 1024):
+        for symmetric in (True, False):
+            assert rotation.tiles.choose(channels, "tf32x3", symmetric, 90, 132).block_m == 64
+    assert rotation.tiles.choose(2048, "tf32x3", False, 90, 132).block_m == 128
+
+
 def check_compiled(results: list[dict], arch: int) -> None:
     assert any(r["kernel"] == "product_kernel" for r in results)
     for r in results:
@@ -198,7 +221,7 @@ def check_compiled(results: list[dict], arch: int) -> None:
 
 
 @compiles
-@pytest.mark.parametrize(("arch", "sizes"), [(80, [2048]), (90, [512, 2048]), (100, [2048])])
+@pytest.mark.parametrize(("arch", "sizes"), [(80, [2048]), (90, [512, 2048, 4096]), (100, [2048])])
 def test_compiles(arch, sizes):
     check_compiled(kernel_compile.run("rotation", [arch], sizes, ["tf32x3"]), arch)
 
@@ -207,7 +230,7 @@ def test_compiles(arch, sizes):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_compiles_every_configuration(arch):
-    sizes, products = [1, 512, 2047, 2048], list(rotation.PRODUCTS)
+    sizes, products = [1, 512, 2047, 2048, 4096], list(rotation.PRODUCTS)
     check_compiled(kernel_compile.run("rotation", [arch], sizes, products), arch)
 
 

@@ -10,6 +10,7 @@ from infodisent.kernels import infodisent_head as head
 from infodisent.kernels import rotate_pool as pool
 from infodisent.kernels import rotate_pool_backward as backward
 from infodisent.kernels import rotation as rotations
+from infodisent.kernels.tiles.blocks import serving
 from infodisent.kernels.tiles.rotate_pool import Tiles
 from torch import Tensor
 
@@ -149,12 +150,11 @@ def _product(products: str, size: int, **options: bool) -> Case:
         if options.get("symmetric"):
             a = b = a + a.mT
         out, numbers = torch.empty(size, size), torch.ones(rotations.WIDTH)
-        plain = rotations.pick
-        rotations.pick = lambda table, _, *rest: plain(table, 1024, *rest)
-        try:
-            rotations._product(a, b, out, numbers, products, add=add, beta=2.0, **options)
-        finally:
-            rotations.pick = plain
+        blocks = serving(rotations.tiles.BLOCKS, 4096, products, arch)
+        block = max(blocks, key=lambda block: block.block_m)
+        rotations.product(
+            a, b, out, numbers, products, add=add, beta=2.0, chosen=block, **options
+        )  # fmt: skip
         left = a.double().mT if options.get("trans_a") else a.double()
         right = b.double().mT if options.get("trans_b") else b.double()
         truth = left @ right + 2 * add.double()

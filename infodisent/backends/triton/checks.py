@@ -162,7 +162,8 @@ def check_infodisent_head(
 def check_rotation(
     device: torch.device, dtype: torch.dtype, sizes: Sequence[int] = (70, 512, 1032)
 ) -> str:
-    """U and dA against float64; the sizes take each of the tiles."""
+    """U and dA against float64, and single products in each of the tiles."""
+    blocks = _check_products(device)
     for n in sizes:
         for norm in NORMS:
             a = _random(device, n, n).double()
@@ -177,7 +178,42 @@ def check_rotation(
                 (d_truth,) = torch.autograd.grad(truth, leaf, grad.double())
             check_close(u, truth, 1e-5, f"rotation {n}, norm {norm}: U")
             check_close(d_a, d_truth, 1e-5, f"rotation {n}, norm {norm}: dA")
-    return f"{len(sizes)} sizes, {len(NORMS)} norms"
+    return f"{len(sizes)} sizes, {len(NORMS)} norms, {blocks} kinds of tiles"
+
+
+def _check_products(device: torch.device) -> int:
+    """What the rotation multiplies, in each tile that it may take here; how many these are."""
+    from infodisent.kernels import device as gpu
+    from infodisent.kernels import rotation as host
+
+    count = 0
+    numbers = torch.ones(host.WIDTH, device=device)
+    for precision, products in kernels.PRODUCTS.items():
+        allowed = 1e-5 if precision == "full" else 3e-4
+        for block in coverage.rotation_blocks(products, gpu.capability(device)):
+            n = block.block_m + 16  # two tiles a row; compiled as any multiple of 16
+            a, b, add = _random(device, 3, n, n)
+            wide, other, added = a.double(), b.double(), 2 * add.double()
+            out = torch.empty_like(a)
+            what = f"rotation: product {products} of {n} in tiles of {block.block_m}"
+            host.product(a, b, out, numbers, products, chosen=block)
+            check_close(out, wide @ other, allowed, what)
+            host.product(a, b, out, numbers, products, trans_a=True, chosen=block)
+            check_close(out, wide.mT @ other, allowed, what)
+            host.product(a, b, out, numbers, products, trans_b=True, chosen=block)
+            check_close(out, wide @ other.mT, allowed, what)
+            host.product(
+                a, b, out, numbers, products,
+                trans_b=True, both=True, add=add, beta=2.0, chosen=block,
+            )  # fmt: skip
+            check_close(out, wide @ other.mT + other.mT @ wide + added, allowed, what)
+            host.product(a, b, out, numbers, products, add=add, beta=2.0, chosen=block)
+            check_close(out, wide @ other + added, allowed, what)
+            a = a + a.mT
+            host.product(a, a, out, numbers, products, symmetric=True, chosen=block)
+            check_close(out, a.double() @ a.double(), allowed, what)
+            count += 1
+    return count
 
 
 CHECKS: dict[str, Callable[[torch.device, torch.dtype], str]] = {

@@ -117,3 +117,11 @@ def gradient_cases(
             key = block_u, block_x, tiles.piece(pixels, block_u.block_k)
             cases.setdefault(key, GradientCase(3, pixels, channels, 1 + (number + pixels) % 2))
     return cases
+
+
+def rotation_blocks(products: str, capability: int) -> list[Block]:
+    """The tiles that a product of the rotation may take."""
+    from infodisent.kernels.tiles import rotation as tiles
+    from infodisent.kernels.tiles.blocks import serving
+
+    return list(dict.fromkeys(serving(tiles.BLOCKS, CHANNELS[-1], products, capability)))
