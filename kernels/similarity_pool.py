@@ -6,6 +6,7 @@ the epilogue `infodisent.kernels.epilogues.views`; and, for "cosine" and "l2", t
 winner from its own numbers in float32, so that a prototype that equals a pixel has the distance 0.
 Where a distance is so small that the search may have missed a nearer pixel, those of all pixels
 are compared.
+
 Nothing here waits for the device, and the same call gives the same bits. All scratch memory is
 allocated with each call: so a call can be captured in a CUDA graph and replayed.
 """
