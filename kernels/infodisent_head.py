@@ -90,7 +90,7 @@ def infodisent_head(
         return (logits, *outputs)
     outputs = empty_extremes(batch, channels, torch.float32, x.device)
     with torch.cuda.device_of(x):
-        vectors = pool.rotation_operand(u, x.dtype, products)
+        vectors = pool.matrix_operand(u, x.dtype, products)
         tiles = chosen or pool.best_tiles(x, products)
         one = pool.launch(
             x, vectors, outputs, products, tiles, pool.is_exact(x, products),

@@ -31,6 +31,8 @@ from collections.abc import Collection
 ROTATE_POOL = ("half", "split", "tf32x3", "bf16x3", "ieee", "tf32")
 """Products of `rotate_pool` and `infodisent_head`: of the map x with u. ``tf32x3`` and ``bf16x3``
 need memory for the parts of x, twice and once its size in float32."""
+SIMILARITY_POOL = ("half", "split", "tf32x3", "ieee")
+"""Products of the search of `similarity_pool`, and of its "dot"."""
 ROTATE_POOL_PARTS = {
     "half": (1, 1),
     "split": (1, 2),

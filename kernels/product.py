@@ -1,17 +1,18 @@
-"""The main loop of `rotate_pool` on the GPU: a tile of ``u x``, in accumulators in registers.
+"""The main loop of the pools on the GPU: a tile of ``u x``, in accumulators in registers.
 
-A tile is ``TILES.channels`` output channels by ``TILES.columns`` columns, and a column is a pixel.
-Channels are the rows of the product so that a pool runs along a row, inside a warp. The columns are
-in one to three accumulators side by side, ``TILES.widths``: the *totals*, a tuple of [M, N] float32
-tensors. What is done with them is the business of an epilogue (`infodisent.kernels.epilogues`). Two
-kinds of tile:
+u is [M, C]: M rows (the output channels of `rotate_pool`, where M = C; the prototypes of
+`similarity_pool`) of C numbers, the depth of the product. A tile is ``TILES.channels`` rows by
+``TILES.columns`` columns, and a column is a pixel: so a pool runs along a row, inside a warp. The
+columns are in one to three accumulators side by side, ``TILES.widths``: the *totals*, a tuple of
+[rows, columns] float32 tensors. What is done with them is the business of an epilogue
+(`infodisent.kernels.epilogues`). Two kinds of tile:
 
 - whole images side by side (``TILES.images`` > 0): 5 x 49 = 245 of 256 columns, 196 of 128 + 64 +
   16. Where an image begins and ends is known when the kernel is compiled;
 - columns across the borders of images (``TILES.images`` = 0), for maps of any size. What the tiles
   of an image have is merged by the epilogue.
 
-Columns that belong to no image repeat the last pixel, and rows beyond C the last channel: the loads
+Columns that belong to no image repeat the last pixel, and rows beyond M the last row: the loads
 need no mask, and an epilogue drops what comes of them.
 
 A kernel that multiplies is, in this order: `place`, `multiply`, and then its epilogue; where the
@@ -46,9 +47,9 @@ class Vectors(NamedTuple):
     """What pixels are multiplied with: rows of contiguous columns.
 
     Attributes:
-        data: ``[parts, C, C]``, high part first.
+        data: ``[parts, M, C]``, high part first.
         part, row: elements from one to the next.
-        scale: ``[C]`` float32: row c of `data` has been divided by ``scale[c]``; or None.
+        scale: ``[M]`` float32: row m of `data` has been divided by ``scale[m]``; or None.
     """
 
     data: Tensor
@@ -114,7 +115,7 @@ def divisible(
 def place(
     tile,
     B,
-    C,
+    M,
     P,
     TILES: tl.constexpr,  # `infodisent.kernels.tiles.rotate_pool.Tiles`
 ):
@@ -122,7 +123,7 @@ def place(
 
     Programs that run together share rows of u and of x in L2, and images are done early.
     """
-    down = tl.cdiv(C, TILES.channels)
+    down = tl.cdiv(M, TILES.channels)
     across = tl.cdiv(B, TILES.images) if TILES.images > 0 else tl.cdiv(B * P, TILES.columns)
     first = tile // (TILES.group * down) * TILES.group
     width = tl.minimum(across - first, TILES.group)
@@ -210,11 +211,12 @@ def _add(
 @triton.jit
 def multiply(
     x,  # Pixels: [parts, B, P, C]
-    u,  # Vectors: [parts, C, C]
+    u,  # Vectors: [parts, M, C]
     i,
     j,
     part,
     B,
+    M,
     C,
     P,
     TILES: tl.constexpr,
@@ -234,7 +236,7 @@ def multiply(
         skip = j * TILES.columns - first * P
         last = (B - first) * P - 1
     inner = tl.arange(0, TILES.block_k)[None, :]
-    row = tl.minimum(tl.arange(0, TILES.channels), C - 1 - i * TILES.channels)
+    row = tl.minimum(tl.arange(0, TILES.channels), M - 1 - i * TILES.channels)
     # 64-bit addresses for the tile and 32-bit offsets in it: half the registers
     x_corner = x.data + first.to(tl.int64) * x_image
     u_corner = u.data + i.to(tl.int64) * TILES.channels * u_row

@@ -89,8 +89,8 @@ def _operand_dtype(x: torch.dtype, products: str) -> torch.dtype:
     return torch.bfloat16 if products == "bf16x3" else torch.float32
 
 
-def rotation_operand(
-    u: Tensor,  # [C, C]
+def matrix_operand(
+    u: Tensor,  # [M, C]
     x_dtype: torch.dtype,
     products: str,
 ) -> Vectors:
@@ -214,7 +214,7 @@ def is_exact(x: Tensor, products: str) -> bool:
     return products not in ("half", "split") or x.shape[1] > PACKED
 
 
-def _step(x: Tensor, products: str) -> int:
+def at_a_time(x: Tensor, products: str) -> int:
     """Images that may be laid out at a time."""
     batch, pixels, channels = x.shape
     dtype, number = _operand_dtype(x.dtype, products), ROTATE_POOL_PARTS[products][0]
@@ -225,7 +225,7 @@ def _step(x: Tensor, products: str) -> int:
 
 def _groups(x: Tensor, products: str, outputs: Extremes) -> Iterator[tuple[Tensor, Extremes]]:
     """Groups of images and their outputs; one group wherever memory allows."""
-    step = _step(x, products)
+    step = at_a_time(x, products)
     if step >= len(x):
         yield x, outputs
         return
@@ -265,7 +265,7 @@ def rotate_pool(
         return outputs
     exact = is_exact(x, products) if exact is None else exact or is_exact(x, products)
     with torch.cuda.device_of(x):
-        vectors = rotation_operand(u, x.dtype, products)
+        vectors = matrix_operand(u, x.dtype, products)
         for images, to in _groups(x, products, outputs):
             tiles = chosen or best_tiles(images, products)
             one = launch(images, vectors, to, products, tiles, exact)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .epilogues.extremes import pool
-from .product import last_part, multiply, place, sum_of_parts
+from .product import divisible, last_part, multiply, place, sum_of_parts
 
 
 @triton.jit
@@ -33,7 +33,8 @@ def pool_tile(
     tile = item // TILES.split
     part = item % TILES.split
     i, j = place(tile, B, C, P, TILES)
-    totals = multiply(x, u, i, j, part, B, C, P, TILES, ARITHMETIC)
+    rows = divisible(C, ARITHMETIC.multiple)
+    totals = multiply(x, u, i, j, part, B, rows, C, P, TILES, ARITHMETIC)
     if TILES.split == 1:
         pool(totals, i, j, u.scale, outputs, borders, ready, B, C, P, TILES, KEYS, READY)
     else:

@@ -34,18 +34,18 @@ def rows(
 
 
 def split(
-    u: Tensor,  # [C, C]
+    u: Tensor,  # [M, C]
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    """High and low part of u [2, C, C]; and the scale of its rows [C] where the dtype needs one."""
-    channels = u.shape[0]
-    parts = torch.empty(2, channels, channels, dtype=dtype, device=u.device)
+    """High and low part of u [2, M, C]; and the scale of its rows [M] where the dtype needs one."""
+    number, channels = u.shape
+    parts = torch.empty(2, number, channels, dtype=dtype, device=u.device)
     scale, tiny = None, 2.0**-126
     if dtype == torch.float16:
-        scale = torch.empty(channels, dtype=torch.float32, device=u.device)
+        scale = torch.empty(number, dtype=torch.float32, device=u.device)
         tiny = 2.0**-24
-    split_kernel[(channels,)](
-        u, parts, scale, channels, *u.stride(),
+    split_kernel[(number,)](
+        u, parts, scale, channels, number * channels, *u.stride(),
         LOW=LOW_BITS[dtype], TINY=tiny, BLOCK=SPLIT_BLOCK, num_warps=4,
     )  # fmt: skip
     return parts, scale

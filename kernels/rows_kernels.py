@@ -59,17 +59,18 @@ def rows_kernel(
 
 @triton.jit
 def split_kernel(
-    u,  # [C, C], any strides
-    parts,  # [2, C, C], contiguous
-    scale,  # [C] float32, or None: 1
+    u,  # [M, C], any strides
+    parts,  # [2, M, C], contiguous
+    scale,  # [M] float32, or None: 1
     C,
+    size,  # M C
     u_row,  # elements from one to the next
     u_column,
     LOW: tl.constexpr,
     TINY: tl.constexpr,  # the smallest number that parts may have
     BLOCK: tl.constexpr,
 ):
-    """``u[c] = scale[c] (parts[0, c] + parts[1, c])``: one program a row.
+    """``u[m] = scale[m] (parts[0, m] + parts[1, m])``: one program a row.
 
     scale is a power of two that brings the largest entry of the row to 2^14 ... 2^15, so that no
     entry that matters is below the range of float16.
@@ -78,7 +79,7 @@ def split_kernel(
     inner = tl.arange(0, BLOCK)
     u += row * u_row
     high_at = parts + row * C
-    low_at = high_at + tl.cast(C, tl.int64) * C
+    low_at = high_at + tl.cast(size, tl.int64)
     factor = 1.0
     if scale is not None:
         largest = tl.zeros((BLOCK,), tl.float32)

@@ -14,6 +14,7 @@ from infodisent import ops, reference
 from infodisent.backends.table import BY_NAME
 from infodisent.bench import peers as ways
 from infodisent.bench.labels import check_served
+from infodisent.contract import Pool
 from infodisent.testing import check_close, random_map
 
 ROUNDING = {"fp32": 1e-5, "bf16": 2.0**-6, "fp16": 2.0**-9}
@@ -54,17 +55,23 @@ def _head(machine: Machine, dtype: torch.dtype) -> tuple[Tensor, ...]:
     return (*_rotated(machine, dtype), torch.rand(10, 72, generator=g).to(machine.device, dtype))
 
 
+def _prototypes(machine: Machine, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    g = torch.Generator().manual_seed(0)
+    return (*_map(machine, dtype), torch.randn(130, 72, generator=g).to(machine.device, dtype))
+
+
 ARGUMENTS: dict[str, Callable[[Machine, torch.dtype], tuple[Tensor, ...]]] = {
     "rotation": _rotation,
     "mx_pool": _map,
     "rotate_pool": _rotated,
     "infodisent_head": _head,
+    "similarity_pool": _prototypes,
 }
 """What each operator is called with."""
 
 
 def _tensor(result: Any) -> Tensor:
-    tensor: Tensor = getattr(result, "pooled", result)
+    tensor: Tensor = result.value if isinstance(result, Pool) else getattr(result, "pooled", result)
     return tensor
 
 

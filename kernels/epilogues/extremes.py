@@ -75,6 +75,16 @@ def _largest(
 
 
 @triton.jit
+def first_place(
+    bits,  # [M, N] int32
+    pixel,  # [1, N] int32: NOWHERE outside the image
+    wanted,  # [M] int32
+):
+    """The first pixel with these bits, NOWHERE if there is none: [M]."""
+    return tl.min(tl.where(bits == wanted[:, None], pixel, NOWHERE), 1)
+
+
+@triton.jit
 def _first(
     total,  # [M, N] float32
     shift,  # as in `_largest`
@@ -87,8 +97,7 @@ def _first(
     bits = tl.where(total != total, 0x7FC00000, bits)
     pixel = tl.arange(0, total.shape[1]) + shift
     pixel = tl.where((pixel >= 0) & (pixel < P), pixel, NOWHERE)[None, :]
-    at_largest = tl.min(tl.where(bits == largest[:, None], pixel, NOWHERE), 1)
-    return at_largest, tl.min(tl.where(bits == smallest[:, None], pixel, NOWHERE), 1)
+    return first_place(bits, pixel, largest), first_place(bits, pixel, smallest)
 
 
 @triton.jit
@@ -197,6 +206,36 @@ def _announce(
 
 
 @triton.jit
+def images_across(
+    j,  # column of the tile
+    B,
+    P,
+    TILES: tl.constexpr,
+):
+    """Of a tile across borders: its first image, the pixel it begins at, how many it touches."""
+    column = j * TILES.columns
+    first = column // P
+    skip = column - first * P
+    return first, skip, tl.minimum((skip + TILES.columns - 1) // P + 1, B - first)
+
+
+@triton.jit
+def last_of_image(
+    merged,  # [rows of tiles B] int32
+    i,  # row of the tile
+    image,
+    B,
+    P,
+    TILES: tl.constexpr,
+):
+    """Whether all other tiles of the image have merged theirs, as this one has."""
+    N: tl.constexpr = TILES.columns
+    tl.debug_barrier()  # every thread has merged
+    tiles = (image * P + P - 1) // N - image * P // N + 1
+    return tl.atomic_add(merged + (i * B + image), 1, sem="acq_rel") == tiles - 1
+
+
+@triton.jit
 def pool(
     totals,  # one to three of [M, N] float32, see `infodisent.kernels.product`
     i,  # row of the tile
@@ -230,11 +269,8 @@ def pool(
             tl.debug_barrier()  # every thread has written
             _announce(ready, j * IMAGES, tl.minimum(j * IMAGES + IMAGES, B), IMAGES, READY)
     else:
-        N: tl.constexpr = TILES.columns
-        column = j * N
-        first = column // P
-        skip = column - first * P
-        for s in range(0, tl.minimum((skip + N - 1) // P + 1, B - first)):
+        first, skip, count = images_across(j, B, P, TILES)
+        for s in range(0, count):
             image = first + s
             bits_pos, at_pos, bits_neg, at_neg = _extremes(totals, skip - s * P, P, TILES, KEYS)
             at = image.to(tl.int64) * C + channel
@@ -243,9 +279,7 @@ def pool(
             tl.atomic_max(borders.keys + at, key, mask=mask & (key > 0), sem="relaxed")
             key = _pack(bits_neg, at_neg, KEYS)
             tl.atomic_max(borders.keys + other, key, mask=mask & (key > 0), sem="relaxed")
-            tl.debug_barrier()  # every thread has merged
-            tiles = (image * P + P - 1) // N - image * P // N + 1
-            if tl.atomic_add(borders.merged + (i * B + image), 1, sem="acq_rel") == tiles - 1:
+            if last_of_image(borders.merged, i, image, B, P, TILES):
                 # the last tile of the image; past L1, which knows nothing of the maxima in L2
                 key = tl.load(borders.keys + at, mask=mask, other=0, cache_modifier=".cg")
                 bits_pos, at_pos = _unpack(key, KEYS)

@@ -20,7 +20,7 @@ from infodisent.backends.cuda import module as _native_cuda
 from infodisent.backends.table import BY_NAME
 from infodisent.backends.triton import checks, loading
 from infodisent.backends.triton import kernels as triton_kernels
-from infodisent.contract import Extremes
+from infodisent.contract import Best, Extremes
 from infodisent.testing import WrongResultError, untouched_generators
 from tests.kernels import kernel_compile
 
@@ -54,6 +54,30 @@ def test_the_callers_generators_are_left_alone():
     with untouched_generators():
         checks.check_infodisent_head(DEVICE, torch.float32, TINY, most=0)
         checks.check_rotation(DEVICE, torch.float32, (17,))
+
+
+@runs
+@pytest.mark.parametrize("dtype", loading.DTYPES)
+def test_right_best_pixels_pass(dtype):
+    said = checks.check_similarity_pool(DEVICE, dtype, TINY, most=3)
+    assert "kinds of tiles" in said
+
+
+@runs
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda b: Best(b.value * 1.01, b.index), "values"),
+        (lambda b: Best(b.value, b.index * 0), "places"),
+        (lambda b: Best(b.value, b.index - 7), "places"),
+    ],
+)
+def test_wrong_best_pixels_fail(monkeypatch, spoil, message):
+    plain = triton_kernels.similarity_pool
+    wrong = lambda *a: tuple(map(spoil, plain(*a)))  # noqa: E731
+    monkeypatch.setattr(triton_kernels, "similarity_pool", wrong)
+    with pytest.raises(WrongResultError, match=message):
+        checks.check_similarity_pool(DEVICE, torch.float32, TINY, most=0)
 
 
 @runs

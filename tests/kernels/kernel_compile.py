@@ -116,11 +116,27 @@ def _rotate_pool_backward(size: int, products: str) -> None:
         rotate_pool_backward(grad, grad, x, u, grad.int(), grad.int(), True, True, products)
 
 
+VIEWS = (("dot",), ("l2",), ("cosine", "dot"))
+"""Similarities that `similarity_pool` is compiled for."""
+PROTOTYPES = 2000
+
+
+def _similarity_pool(size: int, products: str) -> None:
+    from infodisent.kernels.similarity_pool import similarity_pool
+
+    for x, u in _maps(size, products):
+        prototypes = torch.empty(PROTOTYPES, size, dtype=u.dtype, device="meta")
+        for number, similarities in enumerate(VIEWS):
+            valid = torch.empty(x.shape[:2], dtype=torch.bool, device="meta") if number else None
+            similarity_pool(x, prototypes, valid, similarities, products)
+
+
 CALLS: dict[str, Callable[[int, str], None]] = {
     "rotation": _rotation,
     "rotate_pool": _rotate_pool,
     "infodisent_head": _infodisent_head,
     "rotate_pool_backward": _rotate_pool_backward,
+    "similarity_pool": _similarity_pool,
 }
 """Host code of each operator, by stem: (size, products)."""
 

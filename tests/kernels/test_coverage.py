@@ -9,6 +9,7 @@ from infodisent.kernels.precision import GRADIENT_OF_FLOAT, GRADIENT_OF_HALF
 from infodisent.kernels.tiles import rotate_pool as pool
 from infodisent.kernels.tiles import rotate_pool_backward as backward
 from infodisent.kernels.tiles import rotation
+from infodisent.kernels.tiles import similarity_pool as views
 from infodisent.kernels.tiles.blocks import pick
 
 from infodisent.backends.triton import checks, coverage
@@ -43,6 +44,22 @@ def test_every_kind_of_tile_is_checked(products, capability, processors):
     assert any(kind.across for kind in cases)
     assert any(kind.split for kind in cases)
     assert any(case.batch == 1 and kind.across for kind, case in cases.items())
+
+
+@pytest.mark.parametrize(("capability", "processors"), MACHINES)
+@pytest.mark.parametrize("products", ["half", "split", "tf32x3"])
+def test_every_kind_of_tile_of_the_views_is_checked(products, capability, processors):
+    cases = coverage.view_cases(products, capability, processors)
+    draw = random.Random(1)
+    for _ in range(1500):
+        pixels, prototypes = draw.randint(1, 1500), draw.randint(1, 3000)
+        size = draw.choice(BATCHES), pixels, prototypes, draw.randint(1, 1024)
+        for number in (1, 2):
+            tiles = views.choose(*size, products, capability, processors, number)
+            assert (coverage.kind(tiles), number) in cases, size
+    for (_, number), case in cases.items():
+        assert pool.count(case.tiles, case.batch, case.pixels, case.prototypes) > 1
+        assert case.views == number
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])

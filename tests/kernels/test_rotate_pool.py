@@ -150,7 +150,7 @@ def test_large_maps_are_laid_out_in_parts(dtype, monkeypatch):
     x, u = torch.randn(5, 20, 24).to(dtype).mT.contiguous().mT, rotation_like(24).to(dtype)
     plain = run(x, u)
     monkeypatch.setattr(pool, "WORKSPACE", 2 * 20 * 24 * x.element_size() * 2)
-    assert pool._step(x, pool.default_products(dtype, dtype)) in (2, 4)
+    assert pool.at_a_time(x, pool.default_products(dtype, dtype)) in (2, 4)
     assert all(map(torch.equal, run(x, u), plain))
 
 

@@ -10,10 +10,12 @@ from infodisent.kernels import infodisent_head as head
 from infodisent.kernels import rotate_pool as pool
 from infodisent.kernels import rotate_pool_backward as backward
 from infodisent.kernels import rotation as rotations
+from infodisent.kernels import similarity_pool as views
 from infodisent.kernels.tiles.blocks import serving
 from infodisent.kernels.tiles.rotate_pool import Tiles
 from torch import Tensor
 
+from infodisent import reference
 from infodisent.backends.triton import coverage
 from infodisent.testing import (
     check_close,
@@ -85,6 +87,36 @@ def _head(
         truth = pooled @ weight.double().relu().mT + bias.double()
         check_close(logits, truth, 5e-3 if of_x == BF16 else 1e-5, "logits")
         return logits, *result
+
+    return run
+
+
+def _views(
+    products: str, batch: int, pixels: int, channels: int, prototypes: int,
+    similarities: tuple[str, ...], change: Change | None = None, *, hidden: bool = False,
+) -> Case:  # fmt: skip
+    def run(arch: int) -> Sequence[Tensor]:
+        of_x, of_v = _dtypes(products, BF16)
+        x, _, _ = random_map(batch, pixels, channels, dtype=of_x, seed=3)
+        g = torch.Generator().manual_seed(4)
+        v = torch.randn(prototypes, channels, generator=g).to(of_v)
+        v[0] = x[-1, -1].to(of_v)  # no distance, found by the second comparison
+        valid = None
+        if hidden:
+            valid = torch.rand(batch, pixels, generator=g) < 0.6
+            valid[:, -1] = True
+            x[~valid] = float("nan")
+        chosen = views.best_tiles(x, prototypes, products, len(similarities))
+        chosen = change(chosen, arch) if change else chosen
+        found = views.similarity_pool(x, v, valid, similarities, products, chosen=chosen)
+        seen = x if valid is None else torch.where(valid[:, :, None], x, 0)
+        for similarity, best in zip(similarities, found, strict=True):
+            truth = reference.similarity_pool(
+                seen.double(), v.double(), similarity=similarity, valid=valid, input_fmt="NLC"
+            )
+            check_close(best.value, truth.value, 1e-5, similarity)
+            require(bool((best.index == truth.index).all()), f"{similarity}: places")
+        return tuple(t for best in found for t in best)
 
     return run
 
@@ -258,6 +290,13 @@ CASES: dict[str, Case] = {
     "head one half across": _head("half", "one", 5, 49, 64, 37, _across(64)),
     "head one half one image across": _head("half", "one", 1, 300, 64, 10),
     "head one tf32x3": _head("tf32x3", "one", 3, 49, 64, 20),
+    "views half": _views("half", 3, 49, 64, 70, ("l2",)),
+    "views half hidden, two": _views("half", 3, 49, 72, 70, ("cosine", "l2"), hidden=True),
+    "views half across": _views("half", 3, 49, 64, 30, ("l2",), _across(64), hidden=True),
+    "views half across, two widths": _views(
+        "half", 3, 70, 33, 30, ("dot", "cosine"), _across(64, 32)
+    ),
+    "views tf32x3": _views("tf32x3", 2, 49, 64, 30, ("cosine", "l2")),
     "backward half 49": _backward("half", 4, 49, 128),
     "backward half 196, C=256": _backward("half", 2, 196, 256),
     "backward half one channel": _backward("half", 2, 20, 1),
@@ -280,6 +319,7 @@ CASES: dict[str, Case] = {
 SAMPLE = (
     "product tf32x3 symmetric", "pool half 49", "pool half split", "pool half across", "nan half",
     "pool tf32x3 49", "head two half", "backward half infinite",
+    "views half across",
 )  # fmt: skip
 """What is run with every change, on sm_90."""
 

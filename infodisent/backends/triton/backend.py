@@ -7,9 +7,10 @@ from torch import Tensor
 
 from infodisent.backends import selfcheck
 from infodisent.backends.base import Backend, Call, MaybeTensor
+from infodisent.backends.sparse import similarity_pool as by_library
 from infodisent.backends.sparse.backend import unsupported
 from infodisent.backends.triton import kernels, loading
-from infodisent.contract import Extremes
+from infodisent.contract import Best, Extremes
 
 
 def _check(op: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -81,3 +82,28 @@ class Triton(Backend):
     ) -> tuple[Tensor, Extremes] | None:
         """See `kernels.infodisent_head`."""
         return kernels.infodisent_head(x, u, weight, bias, relu)
+
+    def similarity_pool(
+        self,
+        x: Tensor,
+        prototypes: Tensor,
+        valid: Tensor | None,
+        similarities: tuple[str, ...],
+    ) -> tuple[Best, ...]:
+        """See `kernels.similarity_pool`."""
+        return kernels.similarity_pool(x, prototypes, valid, similarities)
+
+    def similarity_pool_backward(
+        self,
+        grads: tuple[Tensor, ...],
+        best: tuple[Best, ...],
+        x: Tensor,
+        prototypes: Tensor,
+        similarities: tuple[str, ...],
+        need_x: bool,
+        need_prototypes: bool,
+    ) -> tuple[MaybeTensor, MaybeTensor]:
+        """Of the winners alone, by the library calls of `sparse`: there is no kernel for it yet."""
+        return by_library.similarity_pool_backward(
+            grads, best, x, prototypes, similarities, need_x, need_prototypes
+        )

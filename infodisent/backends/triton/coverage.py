@@ -90,6 +90,43 @@ def pool_cases(products: str, capability: int, processors: int) -> dict[Kind, Ca
     return cases
 
 
+class ViewCase(NamedTuple):
+    """A problem of `similarity_pool`, and the tiles to run it with."""
+
+    batch: int
+    pixels: int
+    channels: int
+    prototypes: int
+    views: int
+    tiles: Tiles
+
+
+def view_cases(products: str, capability: int, processors: int) -> dict[tuple[Kind, int], ViewCase]:
+    """One small problem for each kind of tile and number of views.
+
+    Arguments: see `pool_cases`.
+    """
+    from infodisent.kernels.tiles.similarity_pool import candidates
+
+    found: dict[tuple[Kind, int], tuple[int, Tiles]] = {}
+    for views in (1, 2):
+        for prototypes in CHANNELS:
+            for pixels in PIXELS:
+                for batch in BATCHES:
+                    sizes = batch, pixels, prototypes, products, capability, processors
+                    for tiles in candidates(*sizes, views):
+                        key = kind(tiles), views
+                        if key not in found or pixels < found[key][0]:
+                            found[key] = pixels, tiles
+    cases = {}
+    for number, (key, (pixels, tiles)) in enumerate(sorted(found.items(), key=lambda f: f[0])):
+        # as in `pool_cases`: tiles that are not full, depths of every kind
+        batch = tiles.images + 1 if tiles.images else tiles.columns // pixels + 2
+        channels = (64, 40, 33)[number % 3]
+        cases[key] = ViewCase(batch, pixels, channels, 2 * tiles.channels - 3, key[1], tiles)
+    return cases
+
+
 class GradientCase(NamedTuple):
     """Sizes for the gradients, and in how many parts dU's batch is summed."""
 

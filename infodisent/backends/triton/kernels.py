@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from infodisent.backends.base import MaybeTensor
-from infodisent.contract import Extremes
+from infodisent.contract import Best, Extremes
 
 PRODUCTS = {"full": "tf32x3", "half": "bf16x3"}
 """How the rotation multiplies, by its precision."""
@@ -82,3 +82,16 @@ def infodisent_head(
 
     logits, *pool = host.infodisent_head(x, u, weight, bias, relu)
     return logits, Extremes(*pool)
+
+
+def similarity_pool(
+    x: Tensor,  # [B, P, C]
+    prototypes: Tensor,  # [M, C]
+    valid: Tensor | None,  # [B, P] bool
+    similarities: tuple[str, ...],
+) -> tuple[Best, ...]:
+    """The best pixels by each similarity."""
+    from infodisent.kernels import similarity_pool as host
+
+    best: tuple[Best, ...] = host.similarity_pool(x, prototypes, valid, similarities)
+    return best
