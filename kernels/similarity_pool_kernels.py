@@ -4,7 +4,6 @@ The main loop of the search is `infodisent.kernels.product`, what follows it
 `infodisent.kernels.epilogues.views`.
 """
 
-# mypy: disable-error-code="assignment, attr-defined, no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
 import triton

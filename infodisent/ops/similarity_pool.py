@@ -66,7 +66,8 @@ def similarity_pool(
         and its place is reported; an infinite pixel has an infinite distance. Gradients reach the
         winners alone (and, through `mean`, every pixel that counts); where a norm or a distance is
         0 there is none. Under autocast the inputs of "dot" are cast as for a matrix product;
-        "cosine" and "l2" are computed as they are, as torch's own are.
+        "cosine" and "l2" are computed as they are, as torch's own are. Norms are sums of
+        squares in the values' dtype: "cosine" wants those of float32 between 1e-18 and 1e18.
 
     Double backward raises RuntimeError, but through `mean`.
 

@@ -31,11 +31,20 @@ def missing() -> str | None:
 
 
 KNOWN = (
-    ((12, 0), "compiled for sm_120 without spills, in 99 KB of shared memory; never run"),
+    (
+        (12, 0),
+        "compiled for sm_120, all but similarity_pool, in 99 KB of shared memory; never run",
+    ),
     ((10, 0), "compiled for sm_100; never run"),
     ((9, 0), "compiled for sm_90 and run by a simulator of its instructions"),
-    ((8, 1), "compiled for sm_80 in the shared memory of sm_89, and run by a simulator"),
-    ((8, 0), "compiled for sm_80 and run by a simulator of its instructions"),
+    (
+        (8, 1),
+        "compiled for sm_80 in the shared memory of sm_89, and run by a simulator",
+    ),
+    (
+        (8, 0),
+        "compiled for sm_80 and run by a simulator, all but similarity_pool",
+    ),
 )
 """What was tried of the kernels for GPUs from a compute capability on, none of it on a GPU."""
 
