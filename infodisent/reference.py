@@ -92,8 +92,12 @@ def similarity_pool(
 
 def _best(x: Tensor, v: Tensor, similarity: str, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     if similarity == "l2":
-        with torch.no_grad():  # by differences: a pixel that equals a prototype is found
-            scores = -torch.cdist(x, v, compute_mode="donot_use_mm_for_euclid_dist")
+        # by differences: a pixel that equals a prototype is found
+        if torch.onnx.is_in_onnx_export():  # has no cdist in every exporter
+            scores = -(x[:, :, None] - v).square().sum(dim=3)
+        else:
+            with torch.no_grad():
+                scores = -torch.cdist(x, v, compute_mode="donot_use_mm_for_euclid_dist")
     elif similarity == "cosine":
         scores = unit(x) @ unit(v).t()
     else:

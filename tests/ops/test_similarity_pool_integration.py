@@ -106,3 +106,30 @@ def test_func_transforms_take_the_formula():
         got = torch.func.grad(pool)(x)
     x.requires_grad_()
     assert relative(got, torch.autograd.grad(pool(x), x)[0]) < 1e-5
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_onnx(tmp_path, dynamo):
+    """By the formula, which is plain PyTorch: distances, a second similarity, the mean."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+
+    class Head(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.v = torch.nn.Parameter(torch.randn(4, 5))
+
+        def forward(self, x):
+            pool = ops.similarity_pool(x, self.v, similarity="l2", second="cosine", mean=True)
+            return pool.value, pool.second_value, pool.mean
+
+    head, x, path = Head().eval(), torch.randn(2, 5, 2, 3), tmp_path / "head.onnx"
+    with backends.use_backend("reference"):
+        if dynamo:
+            torch.onnx.export(head, (x,), path, dynamo=True, verbose=False)
+        else:
+            torch.onnx.export(head, (x,), path, dynamo=False, input_names=["x"])
+    session = onnxruntime.InferenceSession(path)
+    results = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    for got, wanted in zip(results, head(x), strict=True):
+        torch.testing.assert_close(torch.from_numpy(got), wanted.detach(), atol=1e-5, rtol=1e-5)
