@@ -106,7 +106,7 @@ def _best(x: Tensor, v: Tensor, similarity: str, valid: Tensor | None) -> tuple[
         scores = scores.masked_fill(~valid[:, :, None], -torch.inf)
     value, index = scores.max(dim=1)  # [B, M]
     if similarity == "l2":
-        winners = torch.take_along_dim(x, index[:, :, None], dim=1)  # [B, M, C]
+        winners = x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))  # [B, M, C]
         value = (winners - v).square().sum(dim=2)
     return value, index.to(torch.int32)
 
