@@ -89,7 +89,7 @@ def test_a_missing_module_says_why(monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-@pytest.mark.parametrize("openmp", [False, True])
+@pytest.mark.parametrize("openmp", [False, pytest.param(True, marks=pytest.mark.slow, id="openmp")])
 def test_sanitizers(tmp_path, openmp):
     """AddressSanitizer and UndefinedBehaviorSanitizer over every function of csrc/."""
     program = tmp_path / "check"
