@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from infodisent import ops, reference
-from infodisent.backends.sparse import softmax_pool as sparse_softmax_pool
+from infodisent.backends.sparse import winners
 from infodisent.layout import to_bpc
 from infodisent.testing import compare_with_eager, relative
 from tests.conftest import LAYOUTS
@@ -96,7 +96,7 @@ def test_no_further_from_the_truth_than_eager(scale, memory_format):
 @pytest.mark.parametrize("count", [1, 31, 70])
 def test_prototypes(temperature, with_bias, count, layout, monkeypatch):
     kwargs, build = layout
-    monkeypatch.setattr(sparse_softmax_pool, "CHUNK_BYTES", 35 * count * 4 * 2)  # two images
+    monkeypatch.setattr(winners, "CHUNK_BYTES", 35 * count * 4 * 2)  # two images
     x, v, b = torch.randn(5, 24, 5, 7), torch.randn(count, 24) * 0.3, torch.randn(count)
     options = {"temperature": temperature}
     x64, v64, b64 = (t.double().requires_grad_() for t in (x, v, b))
@@ -310,7 +310,7 @@ def test_sweep(seed, monkeypatch):
         shape = (draw(0, 6), draw(1, 100), draw(1, 15), draw(1, 15))
         dtype = (torch.float32, torch.float16, torch.bfloat16, torch.float64)[draw(0, 4)]
         fmt, prefix, build = list(LAYOUTS.values())[draw(0, len(LAYOUTS))]
-        monkeypatch.setattr(sparse_softmax_pool, "CHUNK_BYTES", (1, 50_000, 8 << 20)[draw(0, 3)])
+        monkeypatch.setattr(winners, "CHUNK_BYTES", (1, 50_000, 8 << 20)[draw(0, 3)])
         count, temperature = draw(1, 60), (1.0, 0.1, 7.0)[draw(0, 3)]
         x = (torch.randn(shape, generator=g) * 2).to(dtype)
         v = b = valid = None

@@ -11,6 +11,8 @@ than a copy, and the pool steps over it; other layouts and half maps are first l
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -124,7 +126,7 @@ def rotate_pool_backward(
 
 def _grad_u(x: Tensor, grads: list[Tensor], indices: list[Tensor], dtype: torch.dtype) -> Tensor:
     """Gather-accumulate of the winners' rows."""
-    batch, pixels, channels = x.shape
+    batch, _, channels = x.shape
     if dtype == torch.float64:
         x = x.to(dtype)
     du = torch.empty(channels, channels, dtype=dtype, device="cpu")
@@ -134,13 +136,22 @@ def _grad_u(x: Tensor, grads: list[Tensor], indices: list[Tensor], dtype: torch.
         module.grad_u(x, grads, indices, du, False)
         return du
     # a pixel's channels lie apart: lay a chunk out as rows rather than gather single numbers
-    count = min(batch, max(1, CHUNK_BYTES // (pixels * channels * dtype.itemsize)))
-    rows = torch.empty(count * pixels, channels, dtype=dtype, device="cpu")
+    for start, stop, rows in laid_out(x, dtype):
+        some = slice(start, stop)
+        module.grad_u(rows, [g[some] for g in grads], [i[some] for i in indices], du, start > 0)
+    return du
+
+
+def laid_out(x: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
+    """Images start … stop of x [B, P, C] as contiguous rows [n, P, C] of `dtype`, in turn.
+
+    The rows are the same memory every time.
+    """
+    batch, pixels, channels = x.shape
+    count = max(1, CHUNK_BYTES // (pixels * channels * dtype.itemsize))
+    rows = torch.empty(min(count, batch), pixels, channels, dtype=dtype, device="cpu")
     for start in range(0, batch, count):
         stop = min(start + count, batch)
-        part = rows[: (stop - start) * pixels]
-        module.rows(x[start:stop], part)
-        images = part.view(stop - start, pixels, channels)
-        some = slice(start, stop)
-        module.grad_u(images, [g[some] for g in grads], [i[some] for i in indices], du, start > 0)
-    return du
+        part = rows[: stop - start]
+        module.rows(x[start:stop], part.view(-1, channels))
+        yield start, stop, part

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from infodisent.backends.native import module
-from infodisent.backends.native.rotate_pool import CHUNK_BYTES
+from infodisent.backends.native.rotate_pool import laid_out
 from infodisent.backends.sparse import similarity_pool as by_library
 from infodisent.contract import Best, empty_best
 from infodisent.layout import value_dtype
@@ -94,19 +94,13 @@ class _Sums:
 
     def _rows(self, differences: bool) -> Iterator[tuple[int, int, Tensor]]:
         """Images start … stop as rows [n, P, C] that the sums can read."""
-        x, (batch, pixels, channels) = self.x, self.x.shape
+        x = self.x
         wide = differences and self.dx is not None  # where x is subtracted from it must be laid out
         if (x.dtype == self.v.dtype and x.is_contiguous()) or (x.stride(2) == 1 and not wide):
-            if batch:
-                yield 0, batch, x
+            if len(x):
+                yield 0, len(x), x
             return
-        count = max(1, CHUNK_BYTES // (pixels * channels * self.v.dtype.itemsize))
-        rows = torch.empty(min(count, batch), pixels, channels, dtype=self.v.dtype, device="cpu")
-        for start in range(0, batch, count):
-            stop = min(start + count, batch)
-            part = rows[: stop - start]
-            module.rows(x[start:stop], part.view(-1, channels))
-            yield start, stop, part
+        yield from laid_out(x, self.v.dtype)
 
     def cosine_weights(self, grad: Tensor, index: Tensor, value: Tensor) -> Tensor:
         """``g / (‖x‖ ‖v‖)`` [B, M]; what goes to the winner and the prototype itself is added."""

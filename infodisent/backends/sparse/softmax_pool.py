@@ -11,18 +11,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from infodisent.backends.sparse import winners
 from infodisent.contract import Best, empty_best
 from infodisent.layout import value_dtype
 
-CHUNK_BYTES = 8 << 20
-"""Size of the scores of one chunk: they should stay in the last-level cache."""
-
 
 def chunks(x: Tensor, prototypes: int, itemsize: int) -> list[tuple[int, int]]:
-    """Ranges of images of x [B, P, C] whose scores take about `CHUNK_BYTES`, at least one image."""
+    """Ranges of images of x [B, P, C] whose scores take about `winners.CHUNK_BYTES`."""
     batch, pixels, _ = x.shape
-    step = max(1, CHUNK_BYTES // (pixels * prototypes * itemsize))
-    return [(i, min(i + step, batch)) for i in range(0, batch, step)]
+    return winners.chunks(batch, pixels * prototypes, itemsize)
 
 
 def computed_in(x: Tensor, prototypes: Tensor | None, bias: Tensor | None) -> torch.dtype:
