@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -22,19 +22,20 @@ from torch import Tensor, nn
 from infodisent.checks import check_positive
 from infodisent.contract import SparsePool
 from infodisent.layout import check_input_fmt
+from infodisent.methods.own_loop import OwnLoop
 from infodisent.methods.stages import (
     Batches,
-    LoopOptions,
+    Objective,
     Stage,
+    TrainingBatch,
     TrainingOptions,
-    TrainingStatistics,
 )
 
 _PLACEMENT = {"input_fmt", "num_prefix_tokens", "device", "dtype"}
 """Keyword arguments of a head that follow from its backbone: not options of the method."""
 
 
-class Head(nn.Module, abc.ABC):
+class Head(OwnLoop, nn.Module, abc.ABC):
     """A feature map to logits, and the evidence for them.
 
     Follows timm's ``ClassifierHead``: ``forward(x, pre_logits=False)``, ``reset(num_classes)``, and
@@ -55,7 +56,8 @@ class Head(nn.Module, abc.ABC):
         summary: what it does, one line for tables.
         paper: where it comes from.
         unit: what its evidence is counted in, singular: "channel", "prototype" …
-        penalty_needs_pool: `penalty` wants the units of the batch, which costs the fused
+        score: what contributions add up to, for people: "logit", "probability" …
+        loss_needs_pool: `loss` or `penalty` wants the units of the batch, which costs the fused
             map-to-logits operator where a method has one.
         num_classes: classes K; 0 leaves the pooled units as output. Set by the method.
         drop: the dropout.
@@ -69,7 +71,8 @@ class Head(nn.Module, abc.ABC):
     summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     unit: ClassVar[str] = "channel"
-    penalty_needs_pool: ClassVar[bool] = False
+    score: ClassVar[str] = "logit"
+    loss_needs_pool: ClassVar[bool] = False
 
     num_classes: int
 
@@ -158,7 +161,7 @@ class Head(nn.Module, abc.ABC):
     ) -> Tensor:
         """What each unit adds to the logit of a class, ``[n, M]``, in `pooled`'s dtype and device.
 
-        ``contributions(pooled, k).sum(1) + offsets(k)`` is the logit of class k.
+        ``contributions(pooled, k).sum(1) + offsets(k)`` is the score of class k, see `scores`.
         """
         weights = self.class_weights()
         chosen = weights[classes.to(weights.device)].to(pooled.device)
@@ -168,8 +171,22 @@ class Head(nn.Module, abc.ABC):
         self,
         classes: Tensor,  # [n] int64
     ) -> Tensor:
-        """What a logit has besides its contributions (a bias), ``[n]``; 0 here."""
+        """What a score has besides its contributions (a bias), ``[n]``; 0 here."""
         return torch.zeros(len(classes), device=classes.device)
+
+    def scores(
+        self,
+        logits: Tensor,  # [n, K]
+    ) -> Tensor:
+        """What contributions and offsets add up to, ``[n, K]``: the logits themselves here.
+
+        A method whose logits are logarithms of a sum gives that sum; `score` is its name.
+        """
+        return logits
+
+    def notices(self) -> tuple[str, ...]:
+        """What its owner should know of a trained head, a sentence each; nothing here."""
+        return ()
 
     # -- training ---------------------------------------------------------------------------------
 
@@ -184,23 +201,62 @@ class Head(nn.Module, abc.ABC):
         patches. Must give the same result whenever it is called in the same state.
         """
 
+    def start_epoch(self, stage: Stage, epoch: int, epochs: int, batches: Batches) -> None:
+        """Called before every epoch of a stage (from 0), also after a resume, without gradients.
+
+        What it sets must follow from its arguments and the parameters and buffers alone, since an
+        interrupted training goes on from those.
+        """
+
+    def finish(self, batches: Batches) -> None:
+        """Called once after the last epoch, in evaluation mode, without gradients.
+
+        For what a method does with a trained head: prune it, move its prototypes onto patches.
+        Must give the same result whenever it is called in the same state: a finished training that
+        is opened again calls it again, from the weights that its last epoch left.
+        """
+
+    def training_pool(
+        self,
+        x: Tensor,  # a map [B, ...] in layout input_fmt
+        *,
+        input_fmt: str | None = None,
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Units ``[B, M]`` for a training step, and what else `loss` and `penalty` read.
+
+        The second is `TrainingBatch.extra`, such as a second similarity of the same product.
+        """
+        return self.pool(x, input_fmt=input_fmt).pooled, {}
+
+    def loss(
+        self,
+        objective: Objective,
+        logits: Tensor,  # [n, K]
+        batch: TrainingBatch,
+    ) -> Tensor:
+        """What is minimised besides `penalty`, a scalar: the objective of the logits.
+
+        For methods that classify twice, weight the objective, or have a stage without classes.
+        """
+        return objective(logits, batch.labels)
+
     def penalty(
         self,
         config: TrainingOptions,
-        feature_scale: float,
-        pooled: Tensor | None,  # [n, M]; None unless penalty_needs_pool
-        labels: Tensor,  # [n] int64
+        batch: TrainingBatch,
     ) -> Tensor | None:
-        """Terms added to the cross-entropy of a batch: a scalar, or None for nothing.
-
-        Args:
-            config: of the training.
-            feature_scale: mean of the max-pooled map over channels and training images, which makes
-                a strength mean the same for all backbones.
-            pooled: the batch's units, with gradients where the stage trains what they depend on.
-            labels: the batch's classes.
-        """
+        """Terms added to the loss of a batch: a scalar, or None for nothing."""
         return None
+
+    def learn(
+        self,
+        logits: Tensor,  # [n, K]
+        batch: TrainingBatch,
+    ) -> None:
+        """Called after every optimiser step, without gradients: updates that no gradient makes.
+
+        `logits` and `batch` are those of the step, from before it. Nothing to do here.
+        """
 
     def start_offsets(
         self,
@@ -217,80 +273,6 @@ class Head(nn.Module, abc.ABC):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay must not reach; none here."""
         return set()
-
-    def param_groups(
-        self,
-        lr: float = LoopOptions.lr,
-        rotation_lr: float = LoopOptions.rotation_lr,
-    ) -> list[dict[str, Any]]:
-        """Parameter groups for an optimiser of one's own, as `fit_head` has them.
-
-        After every ``optimizer.step()`` call `after_step`; the loss is cross-entropy and
-        `penalty_term`.
-
-        Args:
-            lr, rotation_lr: peak rates of what classifies and of what the pool depends on. `lr` is
-                for features whose `feature_scale` is 0.5 or more; for smaller ones raise it by that
-                factor.
-
-        Raises:
-            ValueError: the method trains in several stages, each with groups of its own (`stages`).
-        """
-        stages = self.stages(LoopOptions(lr, rotation_lr))
-        if len(stages) > 1:
-            names = ", ".join(stage.name for stage in stages)
-            raise ValueError(
-                f"{type(self).__name__}.param_groups: this method trains in stages ({names}), take "
-                "the groups of each from stages()"
-            )
-        return [dict(group) for group in stages[0].groups]
-
-    def penalty_term(
-        self,
-        l1: float = LoopOptions.l1,
-        *,
-        feature_scale: float = 1.0,
-        class_counts: Sequence[float] | Tensor | None = None,
-        pooled: Tensor | None = None,  # [n, M]
-        labels: Tensor | None = None,  # [n] int64
-    ) -> Tensor:
-        """What a training loop of one's own adds to its loss, a scalar; 0 where there is nothing.
-
-        Args:
-            l1: strength, see `FitConfig.l1`.
-            feature_scale: mean of the max-pooled map, such as ``head.pool(x).pos.mean().item()`` of
-                one batch before training; default: 1.
-            class_counts: training images of each class, K numbers; default: classes are balanced.
-            pooled, labels: of the batch, for methods with `penalty_needs_pool`.
-
-        Raises:
-            ValueError: `class_counts` are not K numbers, or the method needs `pooled` or `labels`.
-        """
-        if self.penalty_needs_pool and (pooled is None or labels is None):
-            raise ValueError(
-                f"{type(self).__name__}.penalty_term: this method needs pooled, labels"
-            )
-        statistics = self._statistics(feature_scale, class_counts)
-        options = LoopOptions(l1=l1, statistics=statistics)
-        if labels is None:
-            labels = torch.empty(0, dtype=torch.int64, device=self.device)
-        term = self.penalty(options, feature_scale, pooled, labels)
-        return torch.zeros((), device=self.device) if term is None else term
-
-    def _statistics(
-        self, feature_scale: float, class_counts: Sequence[float] | Tensor | None
-    ) -> TrainingStatistics:
-        """Of a training loop of one's own."""
-        pull = torch.ones(self.num_classes)
-        if class_counts is not None:
-            count = torch.as_tensor(class_counts, dtype=torch.float32).cpu()
-            if count.shape != pull.shape or not (count >= 0).all() or not count.sum() > 0:
-                raise ValueError(
-                    f"{type(self).__name__}: class_counts is {class_counts}, must be "
-                    f"{self.num_classes} numbers >= 0"
-                )
-            pull = count * self.num_classes / count.sum()
-        return TrainingStatistics(feature_scale, pull)
 
     def ablations(self) -> Mapping[str, Mapping[str, Any]]:
         """Heads to train beside this one for comparison: their row's title, and what differs."""

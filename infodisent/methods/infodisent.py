@@ -12,7 +12,7 @@ from infodisent import ops
 from infodisent.checks import check_choice
 from infodisent.contract import SparsePool
 from infodisent.methods.base import Head
-from infodisent.methods.stages import Stage, TrainingOptions
+from infodisent.methods.stages import Stage, TrainingBatch, TrainingOptions
 from infodisent.nn.linear import NONNEG, NonNegativeLinear
 from infodisent.nn.rotation import PARAMETRIZATIONS, Rotation
 from infodisent.polynomials.plans import PRECISIONS
@@ -219,20 +219,20 @@ class InfoDisentHead(Head):
     def penalty(
         self,
         config: TrainingOptions,
-        feature_scale: float,
-        pooled: Tensor | None,
-        labels: Tensor,  # [n] int64
+        batch: TrainingBatch,
     ) -> Tensor | None:
         """``l1 · feature_scale · sum_k pull_k sum_c W_kc / K``: what makes explanations short.
 
         The loss pulls on a class's weights in proportion to its images (`class_pull`). A penalty
         that pushed all classes alike would leave a rare one no weights at all.
         """
-        strength = config.l1 * feature_scale / self.num_classes
+        known = config.statistics
+        scale = 1.0 if known is None else known.feature_scale
+        strength = config.l1 * scale / self.num_classes
         if not strength:
             return None
         weights = self.class_weights()
-        pull = None if config.statistics is None else config.statistics.class_pull
+        pull = None if known is None else known.class_pull
         if pull is not None and (pull != 1).any():
             weights = weights * pull.to(weights)[:, None]
         return strength * weights.sum()

@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infodisent import ops
 from infodisent.checks import check_choice, check_positive
 from infodisent.contract import SparsePool
-from infodisent.layout import to_bpc
-from infodisent.methods.base import Head
-from infodisent.methods.stages import Batches, Stage, TrainingOptions
+from infodisent.methods.prototypes import PrototypeHead, nearest, present
+from infodisent.methods.stages import Batches, Stage, TrainingBatch, TrainingOptions
 
 SIMILARITIES = ("cosine", "l2")
 EPSILON = 1e-4
@@ -21,7 +19,7 @@ LAST_EPOCHS = 20
 """Passes of the last layer over the images, after the projection."""
 
 
-class ProtoPNetHead(Head):
+class ProtoPNetHead(PrototypeHead):
     """Feature map to logits by prototypes, each of one class and, once trained, a training patch.
 
     Two 1 x 1 layers turn every pixel into `dimension` numbers. Each prototype keeps its best pixel,
@@ -40,8 +38,7 @@ class ProtoPNetHead(Head):
     the positive corner of space all cosines are large (flowers17, EfficientNet-Lite0, one seed:
     94.9 % of held-out images right, 76.5 with a sigmoid; "l2" as published 55.1).
 
-    Besides the attributes of `Head` it has ``add_on`` (the layers), ``prototypes`` ``[M, D]``,
-    ``last``, and ``unprojected`` ``[M]`` bool, prototypes that no training image was allowed for.
+    Besides the attributes of `PrototypeHead` it has ``last``, the linear layer.
 
     Args:
         in_features: channels C of the map.
@@ -67,9 +64,7 @@ class ProtoPNetHead(Head):
     title = "ProtoPNet"
     summary = "prototypes of every class, each a training patch; the best pixels, a linear layer"
     paper = "Chen et al. 2019, arXiv 1806.10574"
-    unit = "prototype"
-    penalty_needs_pool = True
-    unprojected: Tensor
+    loss_needs_pool = True
 
     def __init__(
         self,
@@ -91,7 +86,6 @@ class ProtoPNetHead(Head):
         name = "ProtoPNetHead"
         check_choice(name, "similarity", similarity, SIMILARITIES)
         check_positive(name, "per_class", per_class)
-        check_positive(name, "dimension", dimension)
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
             raise ValueError(f"{name}: num_classes is {num_classes!r}, must be an int >= 0")
         for term, strength in (
@@ -104,13 +98,15 @@ class ProtoPNetHead(Head):
         super().__init__(
             in_features,
             per_class * max(1, num_classes),
+            dimension,
+            similarity=similarity,
             input_fmt=input_fmt,
             num_prefix_tokens=num_prefix_tokens,
             drop_rate=drop_rate,
+            device=device,
         )
-        self.num_classes, self.similarity, self.per_class = num_classes, similarity, per_class
-        self.dimension, self.cluster, self.separation = dimension, cluster, separation
-        self.wrong_weight = wrong_weight
+        self.num_classes, self.per_class = num_classes, per_class
+        self.cluster, self.separation, self.wrong_weight = cluster, separation, wrong_weight
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.add_on = nn.Sequential(
             nn.Linear(in_features, dimension, **place),
@@ -134,9 +130,6 @@ class ProtoPNetHead(Head):
             with torch.no_grad():
                 own = self.own(self.last.weight.device)
                 self.last.weight.copy_(torch.where(own.mT, 1.0, -0.5))
-        self.register_buffer(
-            "unprojected", torch.zeros(units, dtype=torch.bool, device=place["device"])
-        )
 
     def own(self, device: torch.device | str = "cpu") -> Tensor:
         """Which prototype belongs to which class, ``[M, K]`` bool."""
@@ -145,16 +138,11 @@ class ProtoPNetHead(Head):
 
     # -- from a map to logits ---------------------------------------------------------------------
 
-    def embed(
-        self,
-        x: Tensor,  # a map [B, ...] in layout input_fmt
-        input_fmt: str | None = None,
-    ) -> Tensor:
-        """What is compared with the prototypes, ``[B, P, D]``."""
-        layout = self.layout(input_fmt)
-        rows = to_bpc(x, layout["input_fmt"], layout["num_prefix_tokens"])
-        embedded: Tensor = self.add_on(rows.to(self.prototypes.dtype))
-        return embedded
+    def allowed(self) -> Tensor:
+        """Its own class's images, ``[K, M]`` bool; without classes all images."""
+        if not self.num_classes:
+            return super().allowed()
+        return self.own(self.prototypes.device).mT
 
     def pool(
         self,
@@ -163,16 +151,17 @@ class ProtoPNetHead(Head):
         input_fmt: str | None = None,
     ) -> SparsePool:
         """Similarities to the prototypes, see `Head.pool`; one side only."""
-        best = ops.similarity_pool(
-            self.embed(x, input_fmt), self.prototypes, similarity=self.similarity, input_fmt="NLC"
-        )
-        value = self._similarity(best.value)
+        best = self.compare(self.embed(x, input_fmt))
+        value = self.values(best.value)
         none = torch.full_like(best.index, -1)
         index = torch.where(value > 0, best.index, none)
         return SparsePool(value, value, torch.zeros_like(value), index, none)
 
-    def _similarity(self, best: Tensor) -> Tensor:
-        """Of a cosine or a squared distance, >= 0."""
+    def values(
+        self,
+        best: Tensor,  # [n, M]
+    ) -> Tensor:
+        """The similarity of a cosine or a squared distance, >= 0."""
         if self.similarity == "cosine":
             return best.clamp_min(0)
         return torch.log((best + 1) / (best + EPSILON))
@@ -199,18 +188,6 @@ class ProtoPNetHead(Head):
             raise ValueError("ProtoPNetHead.class_weights: this head has no classes")
         return self.last.weight
 
-    def maps(
-        self,
-        pixels: Tensor,  # [P, C]
-        units: Tensor,  # [n] int64
-    ) -> Tensor:
-        """Similarities of every pixel to a few prototypes, ``[P, n]`` float32."""
-        embedded = self.embed(pixels[:, None], "NLC")  # every pixel an image of its own
-        best = ops.similarity_pool(
-            embedded, self.prototypes[units], similarity=self.similarity, input_fmt="NLC"
-        )
-        return self._similarity(best.value).float()
-
     # -- training ---------------------------------------------------------------------------------
 
     def stages(self, config: TrainingOptions) -> tuple[Stage, ...]:
@@ -235,49 +212,26 @@ class ProtoPNetHead(Head):
         return (first, last)
 
     def start_stage(self, stage: Stage, batches: Batches) -> None:
-        """Before the last layer trains: every prototype moves onto its nearest training patch.
-
-        A prototype without an allowed image stays where it is and is marked in `unprojected`.
-        """
-        if stage.name != "last layer":
-            return
-        embedded = ((self.embed(maps, "NLC"), labels) for maps, labels, _ in batches())
-        best = ops.best_pixels(
-            embedded,
-            self.prototypes.detach(),
-            similarity=self.similarity,
-            allowed=self.own().mT,
-            vectors=True,
-        )
-        assert best.vector is not None
-        found = best.image[0] >= 0
-        moved = found.to(self.prototypes.device)
-        vectors = best.vector[0].to(self.prototypes)
-        self.prototypes.copy_(torch.where(moved[:, None], vectors, self.prototypes))
-        self.unprojected.copy_(~moved)
+        """Before the last layer trains: the projection, see `PrototypeHead.project`."""
+        if stage.name == "last layer":
+            self.project(batches)
 
     def penalty(
         self,
         config: TrainingOptions,
-        feature_scale: float,
-        pooled: Tensor | None,  # [n, M]
-        labels: Tensor,  # [n] int64, or [n, K] float32
+        batch: TrainingBatch,
     ) -> Tensor | None:
         """Cluster, separation and wrong-class terms, as published, the first two as minima."""
         own = self.own(self.prototypes.device)
         weight = self.class_weights()
         terms = self.wrong_weight * weight[~own.mT].abs().sum()
+        pooled = batch.pooled
         if pooled is None or not pooled.requires_grad or not len(pooled):
             return terms
-        labels = labels.to(own.device)
-        present = nn.functional.one_hot(labels, len(weight)) if labels.ndim == 1 else labels
-        mine = (present > 0.5).float() @ own.mT.float() > 0  # [n, M]
+        mine = present(batch.labels.to(own.device), len(weight)).float() @ own.mT.float() > 0
         distance = self._distance(pooled)
-        for mask, strength in ((mine, self.cluster), (~mine, -self.separation)):
-            nearest = distance.masked_fill(~mask, torch.inf).amin(dim=1)
-            counted = mask.any(dim=1)  # an image of no label, or of all, has nothing on one side
-            terms = terms + strength * torch.where(counted, nearest, 0).mean()
-        return terms
+        terms = terms + self.cluster * nearest(distance, mine)
+        return terms - self.separation * nearest(distance, ~mine)
 
     # -- description ------------------------------------------------------------------------------
 
@@ -295,5 +249,6 @@ class ProtoPNetHead(Head):
             raise ValueError(f"ProtoPNetHead: num_classes is {num_classes!r}, must be an int >= 0")
         self.num_classes, self.num_features = num_classes, self.per_class * max(1, num_classes)
         like = self.prototypes
+        self.start_record(like.device)
         self._build_prototypes({"device": like.device, "dtype": like.dtype})
         self.last.train(self.training)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+"""Logits ``[n, K]`` and labels to the mean loss of the images, see
+`infodisent.training.objective.Objective`."""
 
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor, Tensor]]]
 """Starts one pass over the training images: maps ``[n, P, C]``, labels ``[n]``, positions ``[n]``,
@@ -60,14 +65,39 @@ class LoopOptions:
 
 
 @dataclass(frozen=True)
+class TrainingBatch:
+    """One step's images, as a head sees them.
+
+    Attributes:
+        labels: classes ``[n]`` int64; multi-label ``[n, K]`` float32. In a stage with two views
+            ``n`` counts views: rows i and i + n / 2 are two views of one image.
+        pooled: the units ``[n, M]``, with gradients where the stage trains what they depend on;
+            None where a fused operator went from the map to the logits.
+        extra: what `Head.training_pool` gave besides; empty where the pool is fixed.
+        stage: name of the stage.
+        progress: part of the stage that is done, in [0, 1).
+    """
+
+    labels: Tensor
+    pooled: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    stage: str = ""
+    progress: float = 0.0
+
+
+def cosine(progress: float) -> float:
+    """From 1 to 0 by half a cosine."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
 class Stage:
     """A part of the training with an optimiser of its own.
 
     Attributes:
         name: shown while it runs and kept in the training state.
         groups: parameter groups as `torch.optim` takes them (``{"params": [...], "lr": ...}``); the
-            rate is the peak of a cosine that ends at zero with the stage. Parameters in no group
-            do not train.
+            rate is the peak of `rate`. Parameters in no group do not train.
         epochs: passes over the training images; None for the number that the configuration says.
         pool_is_fixed: nothing that the pool depends on trains (nor does `Head.after_step` change
             it), so that the pooled units are computed once for the whole stage.
@@ -77,6 +107,8 @@ class Stage:
     groups: Sequence[dict[str, Any]] = field(repr=False)
     epochs: int | None = None
     pool_is_fixed: bool = False
+    rate: Callable[[float], float] = cosine
+    views: int = 1
 
     def parameters(self) -> list[nn.Parameter]:
         """All parameters that train."""

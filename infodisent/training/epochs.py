@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from infodisent.data.store import FeatureStore
 from infodisent.devices import seed_generators
 from infodisent.evaluation.accuracy import pool_features
 from infodisent.methods import Head, Stage
-from infodisent.methods.stages import TrainingOptions
+from infodisent.methods.stages import TrainingBatch, TrainingOptions
 from infodisent.training.config import FitConfig
 from infodisent.training.objective import Objective, draw_epoch
 from infodisent.training.state import SavedState
@@ -95,13 +95,16 @@ class Training:
                 # every epoch has its own seed, so that a resumed run needs no generator's state
                 self._seed(first + epoch)
                 order = draw_epoch(self.store, self.train, self.config.sampler)
+                head.eval()
+                with torch.no_grad():
+                    head.start_epoch(stage, epoch, epochs, self._batches)
                 head.train()
                 total = correct = 0.0
                 for step, batch in enumerate(order.split(self.config.batch_size)):
                     done = (epoch * steps + step) / (epochs * steps)
                     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                        group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * done))
-                    loss, right, penalty = self._step(batch, pooled, optimizer)
+                        group["lr"] = peak * stage.rate(done)
+                    loss, right, penalty = self._step(stage, done, batch, pooled, optimizer)
                     total += loss * len(batch)
                     correct += right
                     self.advance(stage.name, loss, penalty)
@@ -119,39 +122,49 @@ class Training:
 
     def _step(
         self,
-        batch: Tensor,  # [n] int64
+        stage: Stage,
+        done: float,
+        positions: Tensor,  # [n] int64
         pooled: _PooledRows | None,
         optimizer: torch.optim.Optimizer,
     ) -> tuple[float, float, float]:
         """One step; the mean loss of its images, how many were right before it, the penalty."""
         head, device = self.head, self.head.device
-        labels = self.store.labels[batch].to(device)
-        units = None
+        labels = self.store.labels[positions].to(device)
+        units: Tensor | None = None
+        extra: Mapping[str, Tensor] = {}
         if pooled is not None:
-            units = pooled[batch].to(device)
-            logits = head.classify(units)
-        elif head.penalty_needs_pool:
-            units = head.pool(
-                self.store.gather(batch, dtype=None).to(device), input_fmt="NLC"
-            ).pooled
+            units = pooled[positions].to(device)
             logits = head.classify(units)
         else:
-            logits = head(self.store.gather(batch, dtype=None).to(device), input_fmt="NLC")
-        loss = self.objective(logits, labels)
-        known = self.options.statistics
-        scale = 1.0 if known is None else known.feature_scale
-        penalty = head.penalty(self.options, scale, units, labels)
+            maps = self.store.gather(positions, dtype=None).to(device)
+            if head.loss_needs_pool:
+                units, extra = head.training_pool(maps, input_fmt="NLC")
+                logits = head.classify(units)
+            else:
+                logits = head(maps, input_fmt="NLC")
+        batch = TrainingBatch(labels, units, extra, stage.name, done)
+        loss = head.loss(self.objective, logits, batch)
+        penalty = head.penalty(self.options, batch)
         if penalty is not None:
             loss = loss + penalty
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         head.after_step()
+        with torch.no_grad():
+            head.learn(logits.detach(), batch)
         added = 0.0 if penalty is None else penalty.item()
         return loss.item(), self.objective.right(logits, labels), added
 
     def _seed(self, epoch: int) -> None:
         seed_generators(self.config.seed * 100_003 + epoch, self.head.device)
+
+    def finish(self) -> None:
+        """What the head does after the last epoch."""
+        self.head.eval()
+        with torch.no_grad():
+            self.head.finish(self._batches)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         device = self.head.device

@@ -208,7 +208,7 @@ def fit_head(
         display.update(task, completed=total * steps)
     if best:
         head.load_state_dict(best)
-    head.eval()
+    training.finish()
     return history
 
 

@@ -89,7 +89,8 @@ def test_a_missing_module_says_why(monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-@pytest.mark.parametrize("openmp", [False, pytest.param(True, marks=pytest.mark.slow, id="openmp")])
+@pytest.mark.parametrize("openmp", [False, pytest.param(True, id="openmp")])
+@pytest.mark.slow
 def test_sanitizers(tmp_path, openmp):
     """AddressSanitizer and UndefinedBehaviorSanitizer over every function of csrc/."""
     program = tmp_path / "check"
@@ -113,6 +114,7 @@ def test_sanitizers(tmp_path, openmp):
     shutil.which("aarch64-linux-gnu-g++") is None or shutil.which("qemu-aarch64") is None,
     reason="needs a compiler for Arm and an emulator (g++-aarch64-linux-gnu, qemu-user)",
 )
+@pytest.mark.slow
 def test_arm(tmp_path):
     """The same program built for 64-bit Arm with the flags of setup.py, and run."""
     program = tmp_path / "check"

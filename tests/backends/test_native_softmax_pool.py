@@ -153,6 +153,7 @@ CSRC = Path(__file__).parents[2] / "csrc"
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@pytest.mark.slow
 def test_sanitizers(tmp_path):
     """AddressSanitizer and UndefinedBehaviorSanitizer over the functions of both operators."""
     program = tmp_path / "check"

@@ -41,11 +41,13 @@ def compiled_float8(tmp_path_factory):
     return compile_source("rotate_pool_float8.cu", tmp_path_factory.mktemp("cuda"))
 
 
+@pytest.mark.slow
 def test_resources(compiled):
     # bfloat16: every tile, rounded and whole; float16: every tile rounded, "flat" whole
     check_resources(compiled[1], "rotate_pool_kernel", 2 * INSTANCES + INSTANCES + 2)
 
 
+@pytest.mark.slow
 def test_resources_float8(compiled_float8):
     check_resources(compiled_float8[1], "rotate_pool_kernel", INSTANCES)
 
@@ -68,6 +70,7 @@ def columns_and_products(tile: re.Match) -> tuple[int, int]:
     return COLUMNS[kind], 4 * ROWS[kind] // 64
 
 
+@pytest.mark.slow
 def test_machine_code(compiled):
     """The instructions that the design is about are there, and no access to local memory is."""
     seen = 0
@@ -94,6 +97,7 @@ def check_packing(name: str, text: str, tile: re.Match) -> None:
         assert len(re.findall(r"\bLOP3\b", text)) <= 1.45 * values, name
 
 
+@pytest.mark.slow
 def test_machine_code_float8(compiled_float8):
     seen = 0
     for name, text in functions(compiled_float8[0]).items():

@@ -39,10 +39,12 @@ def compiled(tmp_path_factory):
     return compile_source("rotate_pool_backward.cu", tmp_path_factory.mktemp("cuda"))
 
 
+@pytest.mark.slow
 def test_resources(compiled):
     check_resources(compiled[1], "grad_u_kernel", 2 * 2 * KINDS)  # dtypes, clusters or not
 
 
+@pytest.mark.slow
 def test_machine_code(compiled):
     """The instructions that the design is about are there, and no access to local memory is."""
     seen = 0

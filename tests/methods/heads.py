@@ -24,7 +24,7 @@ class PrototypeHead(Head):
     method = "toy"
     title = "Toy prototypes"
     unit = "prototype"
-    penalty_needs_pool = True
+    loss_needs_pool = True
     started: ClassVar[list[str]] = []  # stages begun, of all heads of a test
 
     def __init__(
@@ -101,9 +101,10 @@ class PrototypeHead(Head):
             patch = firsts[label][which % len(firsts[label])]
             self.vectors[unit] = patch / patch.norm()
 
-    def penalty(self, config, feature_scale, pooled, labels):
-        own = self.own()[:, labels].mT.to(pooled)  # [n, M]
-        return -0.01 * config.l1 * (pooled * own).amax(1).mean() / feature_scale
+    def penalty(self, config, batch):
+        own = self.own()[:, batch.labels].mT.to(batch.pooled)  # [n, M]
+        scale = config.statistics.feature_scale
+        return -0.01 * config.l1 * (batch.pooled * own).amax(1).mean() / scale
 
     def after_step(self):
         if self.vectors.requires_grad:  # not where the pool is fixed

@@ -7,7 +7,7 @@ import torch
 
 import infodisent
 from infodisent.methods.protopnet import EPSILON, ProtoPNetHead
-from infodisent.methods.stages import LoopOptions
+from infodisent.methods.stages import LoopOptions, TrainingBatch
 from infodisent.training.fit import FitConfig, fit_head, new_head
 from infodisent.training.run import open_run
 
@@ -56,7 +56,7 @@ def test_penalty_is_the_formula(similarity):
     head = small(similarity)
     x, labels = torch.randn(4, 6, 2, 3, dtype=torch.float64), torch.tensor([2, 0, 1, 2])
     pool = head.pool(x)
-    penalty = head.penalty(LoopOptions(), 1.0, pool.pooled, labels)
+    penalty = head.penalty(LoopOptions(), TrainingBatch(labels, pool.pooled))
     s = formula(head, x)
     if similarity == "cosine":
         distance = (1 - s.clamp_min(0)).amin(1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from infodisent.evaluation.accuracy import evaluate_head, linear_probe
-from infodisent.methods.stages import TrainingStatistics
+from infodisent.methods.stages import TrainingBatch, TrainingStatistics
 from infodisent.training.config import FitConfig, weights_rate
 from infodisent.training.fit import fit_head, new_head
 from infodisent.training.objective import class_pull, draw_epoch, imbalanced, objective
@@ -46,9 +46,10 @@ def test_balanced_classes_train_as_if_nothing_knew_of_shares():
     assert (loss.weights, loss.adjustment) == (None, None)
     assert torch.equal(class_pull(store, train, config, loss), torch.ones(2))
     head = new_head(24, 2, 0)
-    plain = head.penalty(config, 0.7, None, store.labels)
+    batch = TrainingBatch(store.labels)
     known = config.knowing(TrainingStatistics(0.7, torch.ones(2)))
-    assert torch.equal(plain, head.penalty(known, 0.7, None, store.labels))
+    plain = config.l1 * 0.7 / 2 * head.class_weights().sum()
+    assert torch.equal(plain, head.penalty(known, batch))
     assert known.lr == 1e-2
 
 
@@ -57,7 +58,7 @@ def test_the_penalty_is_in_proportion_to_what_pulls():
     weights = head.class_weights()
     known = FitConfig(l1=2.0).knowing(TrainingStatistics(0.5, torch.tensor([1.5, 0.5])))
     expected = 2.0 * 0.5 / 2 * (1.5 * weights[0].sum() + 0.5 * weights[1].sum())
-    torch.testing.assert_close(head.penalty(known, 0.5, None, torch.zeros(1)), expected)
+    torch.testing.assert_close(head.penalty(known, TrainingBatch(torch.zeros(1))), expected)
     store = separable(30, 10)
     train = store.indices("train")
     for options, pull in (

@@ -1,0 +1,214 @@
+"""`PrototypeHead`: what the methods share that compare pixels with learned vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infodisent import ops
+from infodisent.checks import check_positive
+from infodisent.layout import to_bpc
+from infodisent.methods.base import Head
+from infodisent.methods.stages import Batches
+
+
+class PrototypeHead(Head):
+    """Every pixel is embedded in D dimensions and compared with M vectors, its prototypes.
+
+    A method on it makes `add_on` and `prototypes`, says which images each prototype may become a
+    patch of (`allowed`) and when (`project`), and turns the best pixels into units and logits.
+
+    Args:
+        in_features: channels C of the map.
+        num_features: prototypes M.
+        dimension: D of `prototypes`.
+        similarity: of `infodisent.ops.similarity_pool`: "cosine", "l2" or "dot".
+        input_fmt, num_prefix_tokens, drop_rate: see `Head`.
+        device: of the buffers.
+
+    Attributes:
+        add_on: layers from C channels to D, applied to every pixel (``[..., C]``).
+        prototypes: ``[M, D]``, a parameter.
+        unprojected: ``[M]`` bool, prototypes that no training image was allowed for.
+        duplicate_of: ``[M]`` int64, the first prototype that was moved onto the same patch; a
+            prototype's own number where it is the first, or where none has moved yet.
+
+    Raises:
+        ValueError: a size, layout or rate that is not allowed, named.
+    """
+
+    unit = "prototype"
+    add_on: nn.Module
+    prototypes: nn.Parameter
+    unprojected: Tensor
+    duplicate_of: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        num_features: int,
+        dimension: int,
+        *,
+        similarity: str,
+        input_fmt: str = "NCHW",
+        num_prefix_tokens: int = 0,
+        drop_rate: float = 0.0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        check_positive(type(self).__name__, "dimension", dimension)
+        super().__init__(
+            in_features,
+            num_features,
+            input_fmt=input_fmt,
+            num_prefix_tokens=num_prefix_tokens,
+            drop_rate=drop_rate,
+        )
+        self.dimension, self.similarity = dimension, similarity
+        self.start_record(device)
+
+    def start_record(self, device: torch.device | str | None = None) -> None:
+        """Buffers of `num_features` prototypes, none of which has moved yet."""
+        units = self.num_features
+        self.register_buffer("unprojected", torch.zeros(units, dtype=torch.bool, device=device))
+        self.register_buffer("duplicate_of", torch.arange(units, device=device))
+
+    # -- from a map to units ----------------------------------------------------------------------
+
+    def embed(
+        self,
+        x: Tensor,  # a map [B, ...] in layout input_fmt
+        input_fmt: str | None = None,
+    ) -> Tensor:
+        """What is compared with the prototypes, ``[B, P, D]``."""
+        layout = self.layout(input_fmt)
+        rows = to_bpc(x, layout["input_fmt"], layout["num_prefix_tokens"])
+        embedded: Tensor = self.add_on(rows.to(self.prototypes.dtype))
+        return embedded
+
+    def vectors(self) -> Tensor:
+        """What pixels are compared with, ``[M, D]``: the prototypes themselves here."""
+        return self.prototypes
+
+    def compare(
+        self,
+        embedded: Tensor,  # [B, P, D]
+        units: Tensor | None = None,  # [n] int64
+        **options: Any,
+    ) -> ops.Pool:
+        """Every prototype's best pixel, or that of some prototypes.
+
+        Args:
+            embedded: of `embed`.
+            units: which prototypes; default: all.
+            **options: of `infodisent.ops.similarity_pool`.
+        """
+        vectors = self.vectors()
+        if units is not None:
+            vectors = vectors[units.to(vectors.device)]
+        return ops.similarity_pool(
+            embedded, vectors, similarity=self.similarity, input_fmt="NLC", **options
+        )
+
+    def values(
+        self,
+        best: Tensor,  # [n, M]
+    ) -> Tensor:
+        """The units' values of the best cosines, products or squared distances; themselves here."""
+        return best
+
+    def maps(
+        self,
+        pixels: Tensor,  # [P, C]
+        units: Tensor,  # [n] int64
+    ) -> Tensor:
+        """The values of every pixel, see `values`, for a few prototypes: ``[P, n]`` float32."""
+        embedded = self.embed(pixels[:, None], "NLC")  # every pixel an image of its own
+        return self.values(self.compare(embedded, units).value).float()
+
+    # -- prototypes that are patches --------------------------------------------------------------
+
+    def allowed(self) -> Tensor:
+        """Whose classes' images each prototype may become a patch of, ``[K, M]`` bool: all here."""
+        shape = (max(1, self.num_classes), self.num_features)
+        return torch.ones(shape, dtype=torch.bool, device=self.prototypes.device)
+
+    @torch.no_grad()
+    def project(self, batches: Batches) -> None:
+        """Move every prototype onto its nearest patch among the images of its classes, in place.
+
+        One pass over the images ("push" of the published code). The first of equal patches wins.
+        A prototype without an image stays where it is: `unprojected`; those that meet on one patch
+        are told by `duplicate_of`.
+
+        Args:
+            batches: of the training images.
+        """
+        embedded = ((self.embed(maps, "NLC"), labels) for maps, labels, _ in batches())
+        best = ops.best_pixels(
+            embedded,
+            self.vectors().detach(),
+            similarity=self.similarity,
+            allowed=self.allowed().cpu(),
+            vectors=True,
+        )
+        assert best.vector is not None
+        image, pixel = best.image[0].cpu(), best.index[0].cpu()
+        found = image >= 0
+        moved = found.to(self.prototypes.device)
+        vectors = best.vector[0].to(self.prototypes)
+        self.prototypes.copy_(torch.where(moved[:, None], vectors, self.prototypes))
+        self.unprojected.copy_(~moved)
+        first = torch.arange(len(image))
+        of_patch: dict[tuple[int, int], int] = {}
+        for unit in found.nonzero().flatten().tolist():
+            patch = (int(image[unit]), int(pixel[unit]))
+            first[unit] = of_patch.setdefault(patch, unit)
+        self.duplicate_of.copy_(first)
+
+    def notices(self) -> tuple[str, ...]:
+        """Prototypes that share a patch, and those that no image was allowed for, by number."""
+        found: list[str] = []
+        own = torch.arange(self.num_features, device=self.duplicate_of.device)
+        twice = (self.duplicate_of != own).nonzero().flatten().tolist()
+        if twice:
+            found.append(
+                f"{len(twice)} of {self.num_features} {self.unit}s show a patch that an earlier "
+                f"one shows: {_some(twice)}"
+            )
+        alone = self.unprojected.nonzero().flatten().tolist()
+        if alone:
+            found.append(
+                f"{len(alone)} of {self.num_features} {self.unit}s have no training image of their "
+                f"class and are no patch: {_some(alone)}"
+            )
+        return tuple(found)
+
+
+def nearest(
+    distance: Tensor,  # [n, M]
+    mask: Tensor,  # [n, M] bool
+) -> Tensor:
+    """Mean over the images of the least distance among the masked prototypes, a scalar.
+
+    An image without any counts 0. The minimum is taken itself: the published code has it as
+    ``D - max((D - d) · mask)``, right only while distances are below D.
+    """
+    least = distance.masked_fill(~mask, torch.inf).amin(dim=1)
+    return torch.where(mask.any(dim=1), least, 0).mean()
+
+
+def present(
+    labels: Tensor,  # [n] int64, or [n, K] float32
+    classes: int,
+) -> Tensor:
+    """Which classes each image has, ``[n, K]`` bool."""
+    if labels.ndim == 2:
+        return labels > 0.5
+    return nn.functional.one_hot(labels, classes) > 0
+
+
+def _some(units: list[int], count: int = 12) -> str:
+    named = ", ".join(str(unit) for unit in units[:count])
+    return named + (f" and {len(units) - count} more" if len(units) > count else "")
