@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infodisent import ranks
 from infodisent.backbones.torchvision_import import ensure_torchvision
 from infodisent.data.rows import empty_rows
 from infodisent.data.store import FeatureStore
@@ -171,8 +172,9 @@ def pool_features(
     head.eval()
     rows = empty_rows(len(indices), head.num_features, store.path)
     at = 0
-    for maps, _, _ in store.batches(indices, batch_size, dtype=None):
-        pooled = head.pool(maps.to(head.device), input_fmt="NLC").pooled
+    for part in indices.split(batch_size * ranks.world()):
+        maps = store.gather(ranks.piece(part), dtype=None).to(head.device)
+        pooled = ranks.gathered(head.pool(maps, input_fmt="NLC").pooled)
         rows[at : at + len(pooled)] = pooled
         at += len(pooled)
     return rows
