@@ -18,6 +18,7 @@ from torch import Tensor
 
 from infodisent import ranks
 from infodisent.backbones.backbone import evaluating
+from infodisent.data.archives import is_there
 from infodisent.data.store import FeatureStore
 from infodisent.files import read_tensors, write_tensors
 from infodisent.methods import Head
@@ -195,7 +196,7 @@ def relocate(
         path = flavour(file)
         inside = root and path.is_relative_to(old)
         moved.append(str(Path(images_root, *path.relative_to(old).parts)) if inside else file)
-    if moved and not any(map(os.path.isfile, moved)):
+    if moved and not any(map(is_there, moved)):
         raise FileNotFoundError(
             f"images_root: none of the run's images is there, such as {moved[0]}"
         )
