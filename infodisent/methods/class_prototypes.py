@@ -214,15 +214,15 @@ def layers(
     """Two linear layers of pixels, C to D to D, each followed by a function, as published."""
     first, second = nn.Linear(in_features, dimension, **place), nn.Linear(dimension, dimension, **place)
     for layer in (first, second):
-        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
         nn.init.zeros_(layer.bias)
     return nn.Sequential(first, between(), second, end())
 
 
 def orthogonality(
-    vectors: Tensor,  # [K, n, D]
+    vectors: Tensor,  # [..., K, n, D]
 ) -> Tensor:
     """``sum_k sum_ij |P_k P_k^T - I|_ij``, a scalar: 0 where a class's vectors are orthonormal."""
     gram = vectors @ vectors.mT
-    unit = torch.eye(vectors.shape[1], device=vectors.device, dtype=vectors.dtype)
+    unit = torch.eye(vectors.shape[-2], device=vectors.device, dtype=vectors.dtype)
     return (gram - unit).abs().sum()
