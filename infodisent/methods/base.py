@@ -299,7 +299,7 @@ class Head(OwnLoop, nn.Module, abc.ABC):
         Those of the class that it is made from too, where it hands them on as ``**options``.
         """
         names: dict[str, None] = {}
-        for owner in cls.__mro__[: cls.__mro__.index(Head)]:
+        for owner in cls.__mro__[: cls.__mro__.index(Head) + 1]:
             if "__init__" not in vars(owner):
                 continue
             parameters = inspect.signature(owner).parameters.values()

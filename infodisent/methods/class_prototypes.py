@@ -211,8 +211,16 @@ def layers(
     end: Callable[[], nn.Module],
     place: dict[str, Any],
 ) -> nn.Sequential:
-    """Two linear layers of pixels, C to D to D, each followed by a function, as published."""
-    first, second = nn.Linear(in_features, dimension, **place), nn.Linear(dimension, dimension, **place)
+    """Two linear layers of pixels, C to D to D, each followed by a function.
+
+    The published initial values keep the scale of gradients (fan-out); with 1280 channels of a
+    backbone for 64 dimensions that makes embedded pixels, and with them projections and logits,
+    five times as large, which does not train. These keep the scale of the map (fan-in).
+    """
+    first, second = (
+        nn.Linear(in_features, dimension, **place),
+        nn.Linear(dimension, dimension, **place),
+    )
     for layer in (first, second):
         nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
         nn.init.zeros_(layer.bias)

@@ -70,6 +70,7 @@ class STProtoPNetHead(ClassPrototypeHead):
     summary = "two sets of prototypes, apart from other classes and close to them, added up"
     paper = "Wang et al. 2023, arXiv 2301.04011"
     branches = 2
+    add_on: nn.ModuleList
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class STProtoPNetHead(ClassPrototypeHead):
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         function = nn.Tanh if variant == "cropped" else nn.Identity
         self.add_on = nn.ModuleList(
-            layers(in_features, dimension, function, function, place) for _ in range(self.branches)
+            [layers(in_features, dimension, function, function, place) for _ in range(2)]
         )
         self.build(place)
 
@@ -152,7 +153,7 @@ class STProtoPNetHead(ClassPrototypeHead):
             for pixels, vectors in zip(embedded, self.vectors().chunk(2), strict=True)
         ]
         chosen = slice(None) if units is None else units.to(embedded.device)
-        both = (
+        both: Any = (
             None if part[0] is None else torch.cat(part, 1)[:, chosen]
             for part in zip(*pools, strict=True)
         )
