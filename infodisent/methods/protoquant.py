@@ -17,23 +17,23 @@ from infodisent.methods.class_prototypes import check_classes, check_strengths
 from infodisent.methods.stages import Batches, Stage, TrainingBatch, TrainingOptions
 from infodisent.nn.linear import NonNegativeLinear
 
-SAMPLE, PASSES, EPOCHS = 16, 8, 100  # pixels a code that k-means starts from; passes; of weights
+SAMPLE, PASSES = 16, 8  # of k-means: pixels a code at its start, passes over the images
+RATE, EPOCHS = 3, 100  # of the weights: times `lr`, passes over the images
 
 
 class ProtoQuantHead(Head):
-    """Every pixel is assigned to codes by a softmax; an image has a code as its best pixel does.
+    """Pixels are assigned to codes by a softmax; an image has a code as its best pixel has it.
 
     ProtoQuant (2026, arXiv 2602.06592): ``softmax over codes of cos(x_p, v_m) / temperature``, the
-    largest over the pixels, weights ReLU(W), normal around 1 at first, an L1 term. Codes are learned
-    without labels, by spherical k-means of the training images' pixels, streamed, from a start as
-    of k-means++ in a sample; those that no pixel is nearest to lose their weights in the end. What
-    differs: k-means alone, no moving averages, and no ``log((p W)² + 1)`` of PIP-Net's.
+    largest over the pixels, weights ReLU(W), normal around 1 at first, an L1 term. Codes come from
+    spherical k-means of the training images' pixels, streamed, started k-means++-like from a
+    sample; those that no pixel is nearest to lose their weights in the end. What differs: k-means
+    alone, no moving averages, and no ``log((p W)² + 1)`` of PIP-Net's.
 
     Args:
         in_features: channels C of the map.
         num_classes: classes K; 0 leaves the codes' probabilities as output.
-        codes: size M of the codebook.
-        temperature: of the softmax.
+        codes, temperature: size M of the codebook; of the softmax, 0.1 as published.
         sparsity: strength of the mean over classes of the sum of weights.
         bias: add a bias to the logits, for multi-label sets.
         device, dtype, **options: of the parameters; those of `Head`, such as ``drop_rate``.
@@ -43,7 +43,7 @@ class ProtoQuantHead(Head):
     """
 
     method, title, unit = "protoquant", "ProtoQuant", "code"
-    fc: Any  # a NonNegativeLinear; an identity without classes
+    fc: NonNegativeLinear | Any  # an identity without classes
     summary = "a k-means codebook of pixels; softmax over codes, the best pixel, weights >= 0"
     paper = "ProtoQuant 2026, arXiv 2602.06592"
 
@@ -89,8 +89,8 @@ class ProtoQuantHead(Head):
         """The codes' largest probabilities, see `Head.pool`; one side only."""
         unit, code = self._unit(to_bpc(x, **self.layout(input_fmt))), self._unit(self.codebook)
         best = ops.softmax_pool(unit, code, temperature=self.temperature, input_fmt="NLC")
-        value, index = best.value, best.index
-        return SparsePool(value, value, torch.zeros_like(value), index, torch.full_like(index, -1))
+        value, none = best.value, torch.full_like(best.index, -1)
+        return SparsePool(value, value, torch.zeros_like(value), best.index, none)
 
     def classify(self, pooled: Tensor) -> Tensor:  # [n, M]
         """``drop(pooled) · W^T (+ b)``, ``[n, K]``."""
@@ -99,8 +99,7 @@ class ProtoQuantHead(Head):
 
     def class_weights(self) -> Tensor:
         """W ``[K, M]``, nonnegative."""
-        weights: Tensor = self.fc.effective_weight()
-        return weights
+        return self.fc.effective_weight()
 
     def offsets(self, classes: Tensor) -> Tensor:  # [n] int64
         """The bias of each class, ``[n]``; 0 without one."""
@@ -112,8 +111,8 @@ class ProtoQuantHead(Head):
 
     def stages(self, config: TrainingOptions) -> tuple[Stage, ...]:
         """The weights alone, once `start_stage` has made the codebook."""
-        groups = [{"params": list(self.fc.parameters()), "lr": 10 * config.lr}]
-        return (Stage("weights", groups, epochs=EPOCHS, pool_is_fixed=True),)
+        group = {"params": list(self.fc.parameters()), "lr": RATE * config.lr}
+        return (Stage("weights", [group], epochs=EPOCHS, pool_is_fixed=True),)
 
     def start_stage(self, stage: Stage, batches: Batches) -> None:
         """k-means of all pixels; its start is drawn by a generator of its own."""
