@@ -75,8 +75,7 @@ class ProtoQuantHead(Head):
         check_classes("ProtoQuantHead", num_classes)
         if pool_type is not None:
             raise ValueError(f"ProtoQuantHead: pool_type is {pool_type!r}, there is one pool only")
-        self.num_classes = num_classes
-        self.fc = nn.Identity()
+        self.num_classes, self.fc = num_classes, nn.Identity()
         if num_classes:
             fc = NonNegativeLinear(self.codes, num_classes, self.bias, nonneg="relu")
             self.fc = fc.to(self.codebook).train(self.training)
