@@ -18,7 +18,7 @@ from infodisent.methods.stages import Batches, Stage, TrainingBatch, TrainingOpt
 from infodisent.nn.linear import NonNegativeLinear
 
 SAMPLE, PASSES = 16, 8  # of k-means: pixels a code at its start, passes over the images
-RATE, EPOCHS = 3, 100  # of the weights: times `lr`, passes over the images
+EPOCHS = 100  # of the weights
 
 
 class ProtoQuantHead(Head):
@@ -52,8 +52,8 @@ class ProtoQuantHead(Head):
         in_features: int,
         num_classes: int,
         *,
-        codes: int = 512,
-        temperature: float = 0.1,
+        codes: int = 1024,
+        temperature: float = 0.03,
         sparsity: float = 1e-4,
         bias: bool = False,
         device: torch.device | str | None = None,
@@ -110,7 +110,7 @@ class ProtoQuantHead(Head):
 
     def stages(self, config: TrainingOptions) -> tuple[Stage, ...]:
         """The weights alone, once `start_stage` has made the codebook."""
-        group = {"params": list(self.fc.parameters()), "lr": RATE * config.lr}
+        group = {"params": list(self.fc.parameters()), "lr": config.lr}
         return (Stage("weights", [group], epochs=EPOCHS, pool_is_fixed=True),)
 
     def start_stage(self, stage: Stage, batches: Batches) -> None:

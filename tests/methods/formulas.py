@@ -34,7 +34,7 @@ def orthogonal_term(bases):
     for basis in bases:
         for i, a in enumerate(basis):
             for j, b in enumerate(basis):
-                total = total + ((a * b).sum() - (i == j)).abs()
+                total = total + ((a * b).sum() - float(i == j)).abs()
     return total
 
 

@@ -95,7 +95,7 @@ def test_what_does_not_exist_is_refused_before_anything_is_built(monkeypatch):
 
     monkeypatch.setattr(classifier, "read_backbone", lambda *a, **k: pytest.fail("was built"))
     with pytest.raises(
-        ValueError, match="is 'protopnot', allowed are infodisent, protopnet, .*toy"
+        ValueError, match=r"is 'protopnot', allowed are infodisent, protopnet, .*toy"
     ):
         infodisent.attach("test_resnet", 2, method="protopnot")
     with pytest.raises(TypeError, match=r"toy has no option rotate; its options are per_class"):

@@ -113,7 +113,7 @@ def test_branches_share_nothing():
     """So both may train on every batch: neither changes what the other's loss says."""
     head = small("cropped")
     x, labels = torch.randn(2, 6, 2, 3, dtype=torch.float64), torch.tensor([0, 1])
-    pooled, extra = head.training_pool(x)
+    pooled = head.pool(x).pooled
     only = nn.functional.cross_entropy(pooled[:, :6] @ head.last.weight[:, :6].mT, labels)
     gradients = torch.autograd.grad(
         only, [*head.add_on[1].parameters(), head.prototypes], allow_unused=True
@@ -151,8 +151,9 @@ def test_trains_on_stored_features(store, variant):
     head = new_head(
         store.channels, 2, 0, method="st_protopnet", per_class=2, dimension=16, variant=variant
     )
-    history = fit_head(head, store, FitConfig(epochs=30, batch_size=8), progress=False)
-    assert len(history) == 50
+    config = FitConfig(epochs=40, batch_size=64, rotation_lr=0.02)
+    history = fit_head(head, store, config, progress=False)
+    assert len(history) == 60
     assert history[-1]["accuracy"] > 0.9
     lengths = head.prototypes.norm(dim=1)
     torch.testing.assert_close(lengths, torch.ones_like(lengths))

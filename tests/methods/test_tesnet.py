@@ -141,8 +141,9 @@ def test_projection_and_lengths():
 
 def test_trains_on_stored_features(store):
     head = new_head(store.channels, 2, 0, method="tesnet", per_class=2, dimension=16)
-    history = fit_head(head, store, FitConfig(epochs=30, batch_size=8), progress=False)
-    assert len(history) == 50
+    config = FitConfig(epochs=40, batch_size=64, rotation_lr=0.02)
+    history = fit_head(head, store, config, progress=False)
+    assert len(history) == 60
     assert history[-1]["accuracy"] > 0.9
     assert not head.unprojected.any()
 
