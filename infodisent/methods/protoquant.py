@@ -33,9 +33,9 @@ class ProtoQuantHead(Head):
     Args:
         in_features: channels C of the map.
         num_classes: classes K; 0 leaves the codes' probabilities as output.
-        codes, temperature: size M of the codebook; of the softmax, 0.1 as published.
-        sparsity: strength of the mean over classes of the sum of weights.
-        bias: add a bias to the logits, for multi-label sets.
+        codes: size M of the codebook.
+        temperature: of the softmax, published as 0.1 (flowers17: 87.1 % right there, 94.1 here).
+        sparsity, bias: strength of the classes' mean sum of weights; whether logits have a bias.
         device, dtype, **options: of the parameters; those of `Head`, such as ``drop_rate``.
 
     Raises:

@@ -49,12 +49,12 @@ def test_interrupted_training_ends_alike(tmp_path, store, monkeypatch, method):
 
 @pytest.mark.parametrize("method", SMALL)
 def test_several_labels(store, method):
-    more = {"bias": True} if method == "protoquant" else {}
+    more = {"protoquant": {"bias": True}, "tesnet": {"activation": "none"}}.get(method, {})
     head = new_head(store.channels, 2, 0, method=method, **SMALL[method], **more)
     labels = with_a_second(store.labels)
     store.task, store.labels = "multilabel", labels
     history = fit_head(
-        head, store, FitConfig(epochs=40, batch_size=16, rotation_lr=0.03), progress=False
+        head, store, FitConfig(epochs=40, batch_size=64, rotation_lr=0.02), progress=False
     )
     assert history[-1]["accuracy"] > 0.9
 
