@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.cpu_report import commit
 from benchmarks.pools_report import RESULTS, WatchedClock
@@ -159,6 +159,8 @@ def measure(name: str) -> dict[str, Any]:
     labels = torch.randint(CLASSES, (BATCH,))
     rows = to_bpc(x, "NCHW").contiguous()
     ours, theirs = entry.head().train(), entry.head().train()
+    with torch.no_grad():
+        ours.prototypes.abs_()  # as published: in the positive corner, where the sigmoid leads
     theirs.load_state_dict(ours.state_dict())
     values = {"ours": our_loss(ours, rows, labels), "published": entry.published(theirs, x, labels)}
     found, wanted = (value.item() for value in values.values())

@@ -153,7 +153,7 @@ class ClassPrototypeHead(PrototypeHead):
     def wrong_weights(self) -> Tensor:
         """Sum of the last layer's magnitudes for other classes than a prototype's own."""
         weight = self.class_weights()
-        return weight[~self.own(weight.device).mT].abs().sum()
+        return weight.abs().masked_fill(self.own(weight.device).mT, 0).sum()  # no list of places
 
     def clusters(
         self,
