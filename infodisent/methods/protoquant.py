@@ -43,7 +43,7 @@ class ProtoQuantHead(Head):
     """
 
     method, title, unit = "protoquant", "ProtoQuant", "code"
-    fc: NonNegativeLinear | Any  # an identity without classes
+    fc: Any  # a NonNegativeLinear; an identity without classes
     summary = "a k-means codebook of pixels; softmax over codes, the best pixel, weights >= 0"
     paper = "ProtoQuant 2026, arXiv 2602.06592"
 
@@ -98,7 +98,7 @@ class ProtoQuantHead(Head):
 
     def class_weights(self) -> Tensor:
         """W ``[K, M]``, nonnegative."""
-        return self.fc.effective_weight()
+        return nn.functional.relu(self.fc.weight)
 
     def offsets(self, classes: Tensor) -> Tensor:  # [n] int64
         """The bias of each class, ``[n]``; 0 without one."""
@@ -120,7 +120,7 @@ class ProtoQuantHead(Head):
         rows = torch.cat([self._unit(m.flatten(0, 1)[:: max(1, step)]) for m, _, _ in batches()])
         far = torch.ones_like(rows[:, 0])
         for code in self.codebook:  # k-means++: the likelier the farther from those chosen
-            code.copy_(rows[torch.multinomial(far.cpu() + 1e-9, 1, generator=generator).item()])
+            code.copy_(rows[int(torch.multinomial(far.cpu() + 1e-9, 1, generator=generator))])
             far = far.minimum((1 - rows @ code).clamp_min(0))
         for _ in range(PASSES):
             total = torch.zeros_like(self.codebook)

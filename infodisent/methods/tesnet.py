@@ -36,8 +36,8 @@ class TesNetHead(ClassPrototypeHead):
     EfficientNet-Lite0, one seed: 93.8 % of held-out images right; 64 dimensions 90.8; these with
     the published initial values 81.6; 64 without the sigmoid 84.2); negative projections count
     as 0; prototypes start as random directions of length 1; the largest cosines are maxima
-    themselves, see `ClassPrototypeHead.clusters`; and the term of the subspaces takes the distances of the classes'
-    projectors from one Gram matrix, where the published code makes K² of D x D.
+    themselves, see `ClassPrototypeHead.clusters`; and the term of the subspaces takes the distances
+    of the classes' projectors from one Gram matrix, where the published code makes K² of D x D.
 
     Args:
         in_features: channels C of the map.
