@@ -8,13 +8,19 @@ from typing import Any
 from infodisent.methods.base import Head
 from infodisent.methods.infodisent import InfoDisentHead
 from infodisent.methods.protopnet import ProtoPNetHead
+from infodisent.methods.protoquant import ProtoQuantHead
+from infodisent.methods.st_protopnet import STProtoPNetHead
 from infodisent.methods.stages import Stage
+from infodisent.methods.tesnet import TesNetHead
 
 METHODS: dict[str, type[Head]] = {
     head.method: head
     for head in (
         InfoDisentHead,  # rotate, keep the extreme pixels, classify with nonnegative weights
         ProtoPNetHead,  # compare with prototypes of every class, keep the best pixels, add up
+        TesNetHead,  # project onto the subspace of every class, keep the largest
+        STProtoPNetHead,  # prototypes far from other classes', and prototypes close to them
+        ProtoQuantHead,  # assign pixels to the codes of a k-means codebook, weights >= 0
     )
 }
 """Every method by its name; a new one is one line above."""

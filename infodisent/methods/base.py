@@ -296,15 +296,18 @@ class Head(OwnLoop, nn.Module, abc.ABC):
     def option_names(cls) -> tuple[str, ...]:
         """The options of the method: what its constructor takes by keyword, but for placement.
 
-        Those of the classes that it is made from too, which it may hand on as ``**options``.
+        Those of the class that it is made from too, where it hands them on as ``**options``.
         """
-        names = {
-            name: None
-            for owner in cls.__mro__[: cls.__mro__.index(Head)]
-            if "__init__" in vars(owner)
-            for name, parameter in inspect.signature(owner).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY and name not in _PLACEMENT
-        }
+        names: dict[str, None] = {}
+        for owner in cls.__mro__[: cls.__mro__.index(Head) + 1]:
+            if "__init__" not in vars(owner):
+                continue
+            parameters = inspect.signature(owner).parameters.values()
+            for parameter in parameters:
+                if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in _PLACEMENT:
+                    names[parameter.name] = None
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+                break
         return tuple(names)
 
     def __prepare_scriptable__(self) -> Any:

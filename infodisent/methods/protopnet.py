@@ -224,7 +224,7 @@ class ProtoPNetHead(PrototypeHead):
         """Cluster, separation and wrong-class terms, as published, the first two as minima."""
         own = self.own(self.prototypes.device)
         weight = self.class_weights()
-        terms = self.wrong_weight * weight[~own.mT].abs().sum()
+        terms = self.wrong_weight * weight.abs().masked_fill(own.mT, 0).sum()
         pooled = batch.pooled
         if pooled is None or not pooled.requires_grad or not len(pooled):
             return terms

@@ -82,10 +82,18 @@ class PrototypeHead(Head):
         input_fmt: str | None = None,
     ) -> Tensor:
         """What is compared with the prototypes, ``[B, P, D]``."""
+        embedded: Tensor = self.add_on(self.rows(x, input_fmt))
+        return embedded
+
+    def rows(
+        self,
+        x: Tensor,  # a map [B, ...] in layout input_fmt
+        input_fmt: str | None = None,
+    ) -> Tensor:
+        """The map's pixels, ``[B, P, C]``, in the prototypes' dtype."""
         layout = self.layout(input_fmt)
         rows = to_bpc(x, layout["input_fmt"], layout["num_prefix_tokens"])
-        embedded: Tensor = self.add_on(rows.to(self.prototypes.dtype))
-        return embedded
+        return rows.to(self.prototypes.dtype)
 
     def vectors(self) -> Tensor:
         """What pixels are compared with, ``[M, D]``: the prototypes themselves here."""
@@ -134,6 +142,16 @@ class PrototypeHead(Head):
         shape = (max(1, self.num_classes), self.num_features)
         return torch.ones(shape, dtype=torch.bool, device=self.prototypes.device)
 
+    def best_patches(self, batches: Batches) -> ops.BestPixels:
+        """Every prototype's nearest patch among the images of its classes, with its vector."""
+        return ops.best_pixels(
+            ((self.embed(maps, "NLC"), labels) for maps, labels, _ in batches()),
+            self.vectors().detach(),
+            similarity=self.similarity,
+            allowed=self.allowed().cpu(),
+            vectors=True,
+        )
+
     @torch.no_grad()
     def project(self, batches: Batches) -> None:
         """Move every prototype onto its nearest patch among the images of its classes, in place.
@@ -145,14 +163,7 @@ class PrototypeHead(Head):
         Args:
             batches: of the training images.
         """
-        embedded = ((self.embed(maps, "NLC"), labels) for maps, labels, _ in batches())
-        best = ops.best_pixels(
-            embedded,
-            self.vectors().detach(),
-            similarity=self.similarity,
-            allowed=self.allowed().cpu(),
-            vectors=True,
-        )
+        best = self.best_patches(batches)
         assert best.vector is not None
         image, pixel = best.image[0].cpu(), best.index[0].cpu()
         found = image >= 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from infodisent import InfoDisentHead, attach, load, save
+from infodisent.methods.protoquant import ProtoQuantHead
+from infodisent.methods.tesnet import TesNetHead
 
 
 class Fixed(InfoDisentHead):
@@ -27,3 +29,11 @@ def test_a_rotation_taken_out_after_attach(tmp_path):
     assert "parametrization" not in model.head.options()
     save(tmp_path / "model.safetensors", model)
     assert load(tmp_path / "model.safetensors").model.head.rotation is None
+
+
+def test_options_are_those_that_the_constructor_takes():
+    """Of the classes below, those that it hands on, and no others."""
+    assert "similarity" not in TesNetHead.option_names()  # `PrototypeHead` has it
+    handed_on = ProtoQuantHead.option_names()
+    assert set(handed_on) == {"codes", "temperature", "sparsity", "bias", "drop_rate"}
+    assert ProtoQuantHead(4, 2, drop_rate=0.5).options()["drop_rate"] == 0.5
