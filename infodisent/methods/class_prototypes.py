@@ -215,7 +215,7 @@ def layers(
 
     The published initial values keep the scale of gradients (fan-out); with 1280 channels of a
     backbone for 64 dimensions that makes embedded pixels, and with them projections and logits,
-    five times as large, which does not train. These keep the scale of the map (fan-in).
+    five times as large, which trains much worse. These keep the scale of the map (fan-in).
     """
     first, second = (
         nn.Linear(in_features, dimension, **place),
