@@ -8,6 +8,8 @@ from typing import Any
 from infodisent.methods.base import Head
 from infodisent.methods.infodisent import InfoDisentHead
 from infodisent.methods.protopnet import ProtoPNetHead
+from infodisent.methods.protopool import ProtoPoolHead
+from infodisent.methods.protopshare import ProtoPShareHead
 from infodisent.methods.stages import Stage
 
 METHODS: dict[str, type[Head]] = {
@@ -15,6 +17,8 @@ METHODS: dict[str, type[Head]] = {
     for head in (
         InfoDisentHead,  # rotate, keep the extreme pixels, classify with nonnegative weights
         ProtoPNetHead,  # compare with prototypes of every class, keep the best pixels, add up
+        ProtoPShareHead,  # the same, prototypes that see alike merged
+        ProtoPoolHead,  # a pool of prototypes from which classes choose
     )
 }
 """Every method by its name; a new one is one line above."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,7 @@ class ProtoPNetHead(PrototypeHead):
     summary = "prototypes of every class, each a training patch; the best pixels, a linear layer"
     paper = "Chen et al. 2019, arXiv 1806.10574"
     loss_needs_pool = True
+    wrong_start: ClassVar[float] = -0.5
     kept: Tensor
 
     def __init__(
@@ -149,7 +150,7 @@ class ProtoPNetHead(PrototypeHead):
             self.last = nn.Linear(units, self.num_classes, bias=self.bias, **place)
             with torch.no_grad():
                 own = self.own(self.last.weight.device)
-                self.last.weight.copy_(torch.where(own.mT, 1.0, -0.5))
+                self.last.weight.copy_(torch.where(own.mT, 1.0, self.wrong_start))
                 if self.last.bias is not None:
                     self.last.bias.zero_()
 
@@ -232,7 +233,7 @@ class ProtoPNetHead(PrototypeHead):
     # -- training ---------------------------------------------------------------------------------
 
     def stages(self, config: TrainingOptions) -> tuple[Stage, ...]:
-        """Layers and prototypes, at `rotation_lr`; after each round a projection; the last layer."""
+        """Rounds of layers and prototypes at `rotation_lr`; then the last layer at `lr`."""
         rounds = [FIRST, *(f"{FIRST} {number}" for number in range(2, self.projections + 1))]
         layers = {
             "params": list(self.add_on.parameters()),
@@ -285,8 +286,9 @@ class ProtoPNetHead(PrototypeHead):
             at = torch.searchsorted(numbers, row.clamp_min(0)).clamp_max(len(numbers) - 1)
             classes = present(labels[order[at]], self.num_classes)
             count += (classes & own).any(1) & (row >= 0)
-        self.kept.copy_(count >= OWN_AMONG_NEAREST)
-        self.last.weight.mul_(self.kept)
+        self.kept &= (count >= OWN_AMONG_NEAREST).to(self.kept.device)
+        if isinstance(self.last, nn.Linear):
+            self.last.weight.mul_(self.kept)
 
     def start_offsets(
         self,
