@@ -8,6 +8,8 @@ from typing import Any
 from infodisent.methods.base import Head
 from infodisent.methods.infodisent import InfoDisentHead
 from infodisent.methods.protopnet import ProtoPNetHead
+from infodisent.methods.protopool import ProtoPoolHead
+from infodisent.methods.protopshare import ProtoPShareHead
 from infodisent.methods.protoquant import ProtoQuantHead
 from infodisent.methods.st_protopnet import STProtoPNetHead
 from infodisent.methods.stages import Stage
@@ -21,6 +23,8 @@ METHODS: dict[str, type[Head]] = {
         TesNetHead,  # project onto the subspace of every class, keep the largest
         STProtoPNetHead,  # prototypes far from other classes', and prototypes close to them
         ProtoQuantHead,  # assign pixels to the codes of a k-means codebook, weights >= 0
+        ProtoPShareHead,  # the same, prototypes that see alike merged
+        ProtoPoolHead,  # a pool of prototypes from which classes choose
     )
 }
 """Every method by its name; a new one is one line above."""
