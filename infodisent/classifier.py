@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from infodisent.backbones.adapters import Features, Logits
 from infodisent.backbones.backbone import Backbone, backbone_of
+from infodisent.backbones.linear_head import linear_classifier
 from infodisent.backbones.preprocess import set_transform
 from infodisent.backbones.reading import Source, read_backbone
 from infodisent.methods import DEFAULT, Head, build_head, check_options
@@ -220,6 +221,7 @@ def attach(
         intensity_range=intensity_range,
         page=page,
     )
+    asked = num_classes
     if num_classes is None:
         num_classes = backbone.num_classes
     if num_classes < 1:
@@ -238,6 +240,10 @@ def attach(
         dtype=head_options.get("dtype", weight.dtype),
         **options,
     )
+    if asked is None and backbone.trained:
+        own = linear_classifier(backbone)  # the classes are the model's own
+        if own is not None:
+            head.start_weights(*own)
     kind = type(backbone.model)
     spec = {
         **backbone.origin,

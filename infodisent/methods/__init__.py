@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from infodisent.methods.base import Head
+from infodisent.methods.bcos import BcosHead
+from infodisent.methods.epic import EPICHead
 from infodisent.methods.infodisent import InfoDisentHead
 from infodisent.methods.protopnet import ProtoPNetHead
+from infodisent.methods.side import SideLikeHead
 from infodisent.methods.stages import Stage
 
 METHODS: dict[str, type[Head]] = {
@@ -15,6 +18,9 @@ METHODS: dict[str, type[Head]] = {
     for head in (
         InfoDisentHead,  # rotate, keep the extreme pixels, classify with nonnegative weights
         ProtoPNetHead,  # compare with prototypes of every class, keep the best pixels, add up
+        BcosHead,  # B-cos layers on every pixel, and the mean: linear maps that the input scales
+        EPICHead,  # the linear classifier of the mean pixel, in channels rotated to be purer
+        SideLikeHead,  # InfoDisent with sigmoids, pruned to a few channels a class
     )
 }
 """Every method by its name; a new one is one line above."""
