@@ -144,7 +144,8 @@ def attach(
             classifier of one of these libraries, which is used, not copied. Wrappers that only pass
             images on (DataParallel, torch.compile, a `.model` of one's own) are taken off. With
             `features`, any module; or a model that `attach` has made, whose backbone is used.
-        num_classes: classes of the new head; None for as many as the original has.
+        num_classes: classes of the new head; None for those that the original has, whose own
+            classifier the head then starts from where its method can (`Head.start_weights`).
         method: of the head, one of `infodisent.methods.METHODS`.
         pretrained: load the library's weights (names only).
         freeze: keep the backbone in eval mode and out of the gradient. Otherwise all parameters

@@ -348,7 +348,8 @@ class EPICHead(Head):
         """The objective for the classifier; for the rotation minus the mean purity, without it."""
         if batch.stage != "rotation":
             return objective(logits, batch.labels)
-        assert batch.positions is not None
+        if batch.positions is None:
+            raise ValueError("EPICHead.loss: the rotation needs the images' positions in the batch")
         return -prototypes_mean(batch.extra["pure"], batch.positions, self.prototypes)
 
     def penalty(

@@ -262,6 +262,14 @@ def test_errors_name_the_argument(case):
         EPICHead(**{"in_features": 4, "num_classes": 2, **change})
 
 
+def test_a_loop_of_ones_own_says_which_images():
+    head = turned()[0]
+    units, extra = head.training_pool(torch.randn(2, 6, 2, 2))
+    batch = TrainingBatch(torch.tensor([0, 1]), units, extra, "rotation")
+    with pytest.raises(ValueError, match=r"EPICHead\.loss: the rotation needs the images' pos"):
+        head.loss(torch.nn.functional.cross_entropy, head.classify(units), batch)
+
+
 def test_weights_of_another_size_are_refused():
     head = EPICHead(4, 2)
     with pytest.raises(ValueError, match=r"weight is \(2, 3\) and bias none, must be \(2, 4\)"):
