@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from infodisent.data.images import ImageItem
+from infodisent.data.reader import ShardFiles
 from infodisent.data.rows import ShardedRows, empty_rows, locate
 from infodisent.files import read_json, read_tensors, reading
 
@@ -115,6 +116,23 @@ class FeatureStore:
             indices = indices[torch.randperm(len(indices), generator=generator)]
         for part in indices.split(batch_size):
             yield self.gather(part, dtype), self.labels[part], part
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image's maps as they are stored."""
+        itemsize = self._shards[0].dtype.itemsize if self._shards else 4
+        return int(self.pixels * self.channels * itemsize)
+
+    def files_of_maps(self, threads: int = 4) -> ShardFiles | None:
+        """What reads the maps from their files, for `infodisent.data.reader.read_ahead`.
+
+        None where they are in no files.
+        """
+        paths = [shard_path(self.path, number) for number in range(len(self._shards))]
+        if not paths or not all(path.is_file() for path in paths):
+            return None
+        shape, dtype = (self.pixels, self.channels), self._shards[0].dtype
+        return ShardFiles(paths, self._starts, shape, dtype, threads)
 
     def average(self) -> Tensor:
         """The average-pooled features of every image, ``[N, C]`` float32, for linear probes.

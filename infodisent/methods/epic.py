@@ -332,7 +332,7 @@ class EPICHead(Head):
         *,
         input_fmt: str | None = None,
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The units, without a gradient, and "pure": `purities`, ``[2, B, C]``, see `Head`."""
+        """The units, without a gradient, and "pure": `purities`, ``[B, 2, C]``, see `Head`."""
         layout, u = self.layout(input_fmt), self.rotation()
         best = ops.rotate_pool(x, u, **layout)
         pure = purities(best, to_bpc(x, layout["input_fmt"], layout["num_prefix_tokens"]))

@@ -34,10 +34,10 @@ def purities(
     best: SparsePool,  # [B, C] each, of `rotate_pool`
     rows: Tensor,  # [B, P, C], the map
 ) -> Tensor:
-    """Of either side, ``[2, B, C]``; 0 where no pixel is of that side."""
+    """Of either side, ``[B, 2, C]``; 0 where no pixel is of that side."""
     norm = pixel_norms(rows)
     sides = (best.pos, best.pos_index), (best.neg, best.neg_index)
-    return torch.stack([y / norm.gather(1, i.clamp_min(0).long()) for y, i in sides])
+    return torch.stack([y / norm.gather(1, i.clamp_min(0).long()) for y, i in sides], dim=1)
 
 
 def find_images(
@@ -86,7 +86,7 @@ def mean_purity(
 
 
 def prototypes_mean(
-    pure: Tensor,  # [2, n, C], of `purities`
+    pure: Tensor,  # [n, 2, C], of `purities`
     positions: Tensor,  # [n] int64, of the images
     prototypes: Tensor,  # [2, m, C] int32, of `find_images`
 ) -> Tensor:
@@ -95,5 +95,5 @@ def prototypes_mean(
     known = positions[order].to(prototypes.dtype)
     place = torch.searchsorted(known, prototypes).clamp_max(len(known) - 1)
     here = known[place] == prototypes
-    chosen = pure.gather(1, order[place])
+    chosen = pure.transpose(0, 1).gather(1, order[place])
     return (chosen * here).sum() / here.sum().clamp_min(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from infodisent import ranks
 from infodisent.data.store import FeatureStore
 from infodisent.devices import seed_generators
 from infodisent.evaluation.accuracy import pool_features
@@ -17,6 +19,7 @@ from infodisent.methods import Head, Stage
 from infodisent.methods.stages import TrainingBatch, TrainingOptions
 from infodisent.training.config import FitConfig
 from infodisent.training.objective import Objective, draw_epoch
+from infodisent.training.sources import MapSource, StoredMaps
 from infodisent.training.state import SavedState
 from infodisent.training.validation import stopped, validate
 
@@ -86,7 +89,7 @@ class Training:
         fixed = stage.pool_is_fixed
         pooled = _PooledRows(head, self.store, self.train) if fixed else None
         scored = self.validation
-        units = pool_features(head, self.store, scored) if fixed and len(scored) else None
+        held = pool_features(head, self.store, scored) if fixed and len(scored) else None
         steps = math.ceil(len(self.train) / self.config.batch_size)
         with _training_only(head, stage.parameters()):
             for epoch in range(begun, epochs):
@@ -100,11 +103,16 @@ class Training:
                     head.start_epoch(stage, epoch, epochs, self._batches)
                 head.train()
                 total = correct = 0.0
-                for step, batch in enumerate(order.split(self.config.batch_size)):
+                batches = order.split(self.config.batch_size)
+                # of several processes each pools its own part of every batch
+                mine = [ranks.piece(batch) for batch in batches]
+                maps = itertools.repeat(None) if fixed else self.source.epoch(mine)
+                for step, (batch, own) in enumerate(zip(batches, maps, strict=False)):
                     done = (epoch * steps + step) / (epochs * steps)
                     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                         group["lr"] = peak * stage.rate(done)
-                    loss, right, penalty = self._step(stage, done, batch, pooled, optimizer)
+                    units = None if pooled is None else pooled[batch].to(head.device)
+                    loss, right, penalty = self._step(stage, done, batch, own, units, optimizer)
                     total += loss * len(batch)
                     correct += right
                     self.advance(stage.name, loss, penalty)
@@ -116,34 +124,39 @@ class Training:
                 count = len(self.train)
                 figures = {"loss": total / count, "accuracy": correct / count}
                 if len(scored):
-                    figures |= validate(head, self.store, scored, self.objective, units)
+                    figures |= validate(head, self.store, scored, self.objective, held)
                 self.history.append(figures)
                 self.keep(optimizer)
+
+    @property
+    def source(self) -> MapSource:
+        """Where maps come from."""
+        return StoredMaps(self.store, self.head.device)
 
     def _step(
         self,
         stage: Stage,
         done: float,
         positions: Tensor,  # [n] int64
-        pooled: _PooledRows | None,
+        maps: Tensor | None,  # [m, P, C], of this process's part of the positions
+        units: Tensor | None,  # [n, M], where the pool is fixed
         optimizer: torch.optim.Optimizer,
     ) -> tuple[float, float, float]:
         """One step; the mean loss of its images, how many were right before it, the penalty."""
-        head, device = self.head, self.head.device
-        labels = self.store.labels[positions].to(device)
-        units: Tensor | None = None
+        head = self.head
+        labels = self.store.labels[positions].to(head.device)
         extra: Mapping[str, Tensor] = {}
-        if pooled is not None:
-            units = pooled[positions].to(device)
+        if maps is None:
+            assert units is not None
+            logits = head.classify(units)
+        elif head.loss_needs_pool or ranks.world() > 1:
+            units, extra = head.training_pool(maps, input_fmt="NLC")
+            units = ranks.gathered(units)
+            extra = {name: ranks.gathered(value) for name, value in extra.items()}
             logits = head.classify(units)
         else:
-            maps = self.store.gather(positions, dtype=None).to(device)
-            if head.loss_needs_pool:
-                units, extra = head.training_pool(maps, input_fmt="NLC")
-                logits = head.classify(units)
-            else:
-                logits = head(maps, input_fmt="NLC")
-        where = positions.to(device)
+            logits = head(maps, input_fmt="NLC")
+        where = positions.to(head.device)
         batch = TrainingBatch(labels, units, extra, stage.name, done, where)
         loss = head.loss(self.objective, logits, batch)
         penalty = head.penalty(self.options, batch)
@@ -151,6 +164,8 @@ class Training:
             loss = loss + penalty
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        if maps is not None:
+            ranks.average_gradients(stage.parameters())
         optimizer.step()
         head.after_step()
         with torch.no_grad():
