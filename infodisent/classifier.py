@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from infodisent.backbones.adapters import Features, Logits
 from infodisent.backbones.backbone import Backbone, backbone_of
+from infodisent.backbones.linear_head import linear_classifier
 from infodisent.backbones.preprocess import set_transform
 from infodisent.backbones.reading import Source, read_backbone
 from infodisent.methods import DEFAULT, Head, build_head, check_options
@@ -143,7 +144,8 @@ def attach(
             classifier of one of these libraries, which is used, not copied. Wrappers that only pass
             images on (DataParallel, torch.compile, a `.model` of one's own) are taken off. With
             `features`, any module; or a model that `attach` has made, whose backbone is used.
-        num_classes: classes of the new head; None for as many as the original has.
+        num_classes: classes of the new head; None for those that the original has, whose own
+            classifier the head then starts from where its method can (`Head.start_weights`).
         method: of the head, one of `infodisent.methods.METHODS`.
         pretrained: load the library's weights (names only).
         freeze: keep the backbone in eval mode and out of the gradient. Otherwise all parameters
@@ -220,6 +222,7 @@ def attach(
         intensity_range=intensity_range,
         page=page,
     )
+    asked = num_classes
     if num_classes is None:
         num_classes = backbone.num_classes
     if num_classes < 1:
@@ -238,6 +241,10 @@ def attach(
         dtype=head_options.get("dtype", weight.dtype),
         **options,
     )
+    if asked is None and backbone.trained:
+        own = linear_classifier(backbone)  # the classes are the model's own
+        if own is not None:
+            head.start_weights(*own)
     kind = type(backbone.model)
     spec = {
         **backbone.origin,

@@ -23,7 +23,7 @@ from infodisent.backbones.plan import HeadPlan, class_names
 from infodisent.layout import map_size, to_bpc
 
 
-def _on_vectors(module: nn.Module, v: Tensor) -> Tensor:
+def on_vectors(module: nn.Module, v: Tensor) -> Tensor:
     """Apply a head's module to vectors ``[N, C]``, in the shape the original pool would give it."""
     if isinstance(module, nn.Flatten):
         return v
@@ -205,7 +205,7 @@ class Backbone(nn.Module):
         for i, tail in enumerate(plan.tails):
             v = x[:, i] if plan.pool == "token" else mean  # one prefix token for each classifier
             for path in plan.after + tail:
-                v = _on_vectors(self.model.get_submodule(path), v)
+                v = on_vectors(self.model.get_submodule(path), v)
             logits.append(v)
         return torch.stack(logits).mean(dim=0)
 
@@ -243,7 +243,7 @@ class Backbone(nn.Module):
         channels_last = x.movedim(1, -1) if self.input_fmt == "NCHW" else x
         v = channels_last.flatten(0, -2)  # [N, C]
         for module in modules:
-            v = _on_vectors(module, v)
+            v = on_vectors(module, v)
         y = v.reshape(*channels_last.shape[:-1], v.shape[-1])
         return y.movedim(-1, 1) if self.input_fmt == "NCHW" else y
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from torch import Tensor
+
+from infodisent.backbones.backbone import Backbone
+from infodisent.backbones.linear_head import linear_classifier
 from infodisent.backbones.torchvision_import import ensure_torchvision
 from infodisent.data.store import FeatureStore
 
@@ -40,6 +44,19 @@ def original_columns(store: FeatureStore, mapping: Mapped | None = None) -> list
         return None
     width = store.original_logits.shape[1]
     return match_classes(store.classes, width, original.get("class_names"), mapping)
+
+
+def original_classifier(
+    backbone: Backbone, store: FeatureStore, mapping: Mapped | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """Weights ``[K, C]`` and bias ``[K]`` of the original's classifier for the store's classes.
+
+    None where it has no columns for them, see `original_columns`, or is not linear in the mean
+    pixel, see `linear_classifier`.
+    """
+    columns = original_columns(store, mapping)
+    linear = None if columns is None else linear_classifier(backbone)
+    return None if linear is None else (linear[0][columns], linear[1][columns])
 
 
 def match_classes(

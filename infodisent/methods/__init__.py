@@ -6,12 +6,15 @@ from collections.abc import Iterable
 from typing import Any
 
 from infodisent.methods.base import Head
+from infodisent.methods.bcos import BcosHead
+from infodisent.methods.epic import EPICHead
 from infodisent.methods.infodisent import InfoDisentHead
 from infodisent.methods.protopnet import ProtoPNetHead
 from infodisent.methods.protopool import ProtoPoolHead
 from infodisent.methods.protopshare import ProtoPShareHead
 from infodisent.methods.protoquant import ProtoQuantHead
 from infodisent.methods.st_protopnet import STProtoPNetHead
+from infodisent.methods.side import SideLikeHead
 from infodisent.methods.stages import Stage
 from infodisent.methods.tesnet import TesNetHead
 
@@ -25,6 +28,9 @@ METHODS: dict[str, type[Head]] = {
         ProtoQuantHead,  # assign pixels to the codes of a k-means codebook, weights >= 0
         ProtoPShareHead,  # the same, prototypes that see alike merged
         ProtoPoolHead,  # a pool of prototypes from which classes choose
+        BcosHead,  # B-cos layers on every pixel, and the mean: linear maps that the input scales
+        EPICHead,  # the linear classifier of the mean pixel, in channels rotated to be purer
+        SideLikeHead,  # InfoDisent with sigmoids, pruned to a few channels a class
     )
 }
 """Every method by its name; a new one is one line above."""

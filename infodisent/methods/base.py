@@ -267,6 +267,17 @@ class Head(OwnLoop, nn.Module, abc.ABC):
         A head with a bias starts it there; without one there is nothing to do.
         """
 
+    def start_weights(
+        self,
+        weight: Tensor,  # [K, C]
+        bias: Tensor,  # [K]
+    ) -> None:
+        """Called before a training where the backbone's own classifier knows the classes.
+
+        Its rows, of a classifier that is linear in the mean of the map's pixels. Nothing to do for
+        a head that classifies otherwise.
+        """
+
     def after_step(self) -> None:
         """Called after every optimiser step: projections of weights. Nothing to do here."""
 

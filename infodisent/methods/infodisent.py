@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from infodisent import ops
 from infodisent.checks import check_choice
 from infodisent.contract import SparsePool
+from infodisent.layout import to_bpc, value_dtype
 from infodisent.methods.base import Head
+from infodisent.methods.pooling import check_pooling, pool_softly
 from infodisent.methods.stages import Stage, TrainingBatch, TrainingOptions
 from infodisent.nn.linear import NONNEG, NonNegativeLinear
 from infodisent.nn.rotation import PARAMETRIZATIONS, Rotation
@@ -36,6 +38,15 @@ class InfoDisentHead(Head):
         parametrization: of the rotation, "exp" or "lie", see `Rotation`.
         rotation_precision: of the rotation's exponential, "full" or "half", see
             `infodisent.ops.rotation`.
+        pooling: what is kept of either side of a channel. "max", its extreme pixel; the others are
+            for comparison, without fused operators and several times as dear, see
+            `infodisent.methods.pooling`: "topk", the mean of its greatest values; "lse", their
+            ``t log mean exp(Y / t)``; "gumbel", in training the mean by weights
+            ``softmax((Y + Gumbel noise) / t)``, in evaluation the extreme pixel. Reviews say that
+            the paper's appendix has a Gumbel-Softmax pool in training; this form of it is our
+            assumption. Places are those of the extreme pixels.
+        topk: values that "topk" averages; default: 5.
+        temperature: t of "lse" and "gumbel", in the map's own units; default: 0.1.
         device, dtype: of the parameters.
 
     Raises:
@@ -61,6 +72,9 @@ class InfoDisentHead(Head):
         drop_rate: float = 0.0,
         parametrization: str = "exp",
         rotation_precision: str = "full",
+        pooling: str = "max",
+        topk: int | None = None,
+        temperature: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -74,6 +88,8 @@ class InfoDisentHead(Head):
         check_choice("InfoDisentHead", "nonneg", nonneg, NONNEG)
         check_choice("InfoDisentHead", "parametrization", parametrization, PARAMETRIZATIONS)
         check_choice("InfoDisentHead", "rotation_precision", rotation_precision, PRECISIONS)
+        topk, temperature = check_pooling("InfoDisentHead", pooling, topk, temperature)
+        self.pooling, self.topk, self.temperature = pooling, topk, temperature
         self.bias, self.nonneg, self.rotate = bias, nonneg, rotate
         self.parametrization, self.rotation_precision = parametrization, rotation_precision
         self.rotation = (
@@ -137,9 +153,23 @@ class InfoDisentHead(Head):
         input_fmt: str | None = None,
     ) -> SparsePool:
         """Rotate and pool a map, see `Head.pool`; unit c is channel c of the rotated map."""
+        if not self._keeps_extremes():
+            return self._pool_softly(x, input_fmt)
         if self.rotation is None:
             return ops.mx_pool(x, **self.layout(input_fmt))
         return ops.rotate_pool(x, self.rotation(), **self.layout(input_fmt))
+
+    def _keeps_extremes(self) -> bool:
+        return self.pooling == "max" or (self.pooling == "gumbel" and not self.training)
+
+    def _pool_softly(self, x: Tensor, input_fmt: str | None) -> SparsePool:
+        layout = self.layout(input_fmt)
+        y = to_bpc(x, layout["input_fmt"], layout["num_prefix_tokens"])
+        if self.rotation is not None:
+            u = self.rotation()
+            y = y.to(value_dtype(y.dtype, u.dtype)) @ u.to(value_dtype(y.dtype, u.dtype)).mT
+        y = y.to(value_dtype(y.dtype))
+        return pool_softly(y, self.pooling, self.topk, self.temperature)
 
     def classify(
         self,
@@ -162,7 +192,8 @@ class InfoDisentHead(Head):
         One fused operator from the map to the logits wherever nothing is wanted in between.
         """
         dropping = self.training and self.drop_rate > 0
-        if pre_logits or dropping or self.rotation is None or self.num_classes == 0:
+        between = pre_logits or dropping or not self._keeps_extremes()
+        if between or self.rotation is None or self.num_classes == 0:
             return super().forward(x, pre_logits, input_fmt=input_fmt)
         fc = self._classifier()
         weight, nonneg = fc.operator_weight()
@@ -270,6 +301,9 @@ class InfoDisentHead(Head):
             of_rotation["parametrization"] = self.rotation.parametrization
             of_rotation["rotation_precision"] = self.rotation.precision
             absent = ()
+        # what a head with the sparse pool says of itself is what earlier versions said
+        absent += ("pooling",) if self.pooling == "max" else ()
+        absent += tuple(n for n in ("topk", "temperature") if getattr(self, n) is None)
         return {
             name: of_rotation[name] if name in of_rotation else getattr(self, name)
             for name in self.option_names()

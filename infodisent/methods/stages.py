@@ -76,6 +76,7 @@ class TrainingBatch:
         extra: what `Head.training_pool` gave besides; empty where the pool is fixed.
         stage: name of the stage.
         progress: part of the stage that is done, in [0, 1).
+        positions: of the images, ``[n]`` int64, as `Batches` gives them.
     """
 
     labels: Tensor
@@ -83,6 +84,7 @@ class TrainingBatch:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     stage: str = ""
     progress: float = 0.0
+    positions: Tensor | None = None
 
 
 def cosine(progress: float) -> float:

@@ -156,7 +156,8 @@ class Training:
             logits = head.classify(units)
         else:
             logits = head(maps, input_fmt="NLC")
-        batch = TrainingBatch(labels, units, extra, stage.name, done)
+        where = positions.to(head.device)
+        batch = TrainingBatch(labels, units, extra, stage.name, done, where)
         loss = head.loss(self.objective, logits, batch)
         penalty = head.penalty(self.options, batch)
         if penalty is not None:

@@ -22,7 +22,7 @@ from infodisent.data.store import FeatureStore
 from infodisent.devices import pick_device
 from infodisent.evaluation.accuracy import Evaluation, evaluate_head, linear_probe, original_head
 from infodisent.evaluation.multilabel import MultilabelEvaluation
-from infodisent.evaluation.original import Mapped
+from infodisent.evaluation.original import Mapped, original_classifier
 from infodisent.explanations.prototypes import find_prototypes
 from infodisent.files import locked, write_json
 from infodisent.methods.stages import LoopOptions
@@ -196,6 +196,9 @@ def _fit(
     options = model.head.options()
     head = new_head(model.num_features, len(images.classes), config.seed, model.head, **options)
     model.head = head.to(model.head.device)
+    own = original_classifier(model.backbone, store, chosen.original_classes)
+    if own is not None:
+        model.head.start_weights(*own)
     history = fit_head(
         model.head,
         store,

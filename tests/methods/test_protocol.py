@@ -22,6 +22,10 @@ from .heads import PrototypeHead
 CONFIG = FitConfig(epochs=5, batch_size=8, lr=0.05, rotation_lr=0.02)
 
 
+AVERAGES = {"bcos", "epic"}
+"""Methods whose units are means over pixels and not extremes."""
+
+
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch):
     monkeypatch.setitem(METHODS, PrototypeHead.method, PrototypeHead)
@@ -62,7 +66,8 @@ def test_evidence_is_that_of_the_logits(head):
         for i in range(5):
             rows = head.maps(x[i].flatten(1).mT, units)
             assert rows.shape == (12, head.num_features)
-            torch.testing.assert_close(rows.amax(0).clamp_min(0), pool.pos[i])
+            value = rows.mean(0) if head.method in AVERAGES else rows.amax(0)
+            torch.testing.assert_close(value.clamp_min(0), pool.pos[i])
             placed = pool.pos_index[i] >= 0
             assert torch.equal(rows.argmax(0)[placed], pool.pos_index[i][placed].long())
 
@@ -94,9 +99,7 @@ def test_what_does_not_exist_is_refused_before_anything_is_built(monkeypatch):
     from infodisent import classifier
 
     monkeypatch.setattr(classifier, "read_backbone", lambda *a, **k: pytest.fail("was built"))
-    with pytest.raises(
-        ValueError, match=r"is 'protopnot', allowed are infodisent, protopnet, .*toy"
-    ):
+    with pytest.raises(ValueError, match=r"is 'protopnot', allowed are infodisent, .*, toy"):
         infodisent.attach("test_resnet", 2, method="protopnot")
     with pytest.raises(TypeError, match=r"toy has no option rotate; its options are per_class"):
         infodisent.attach("test_resnet", 2, method="toy", rotate=False)
@@ -164,7 +167,7 @@ def test_checkpoint_records_the_method(tmp_path, toy):
     with torch.no_grad():
         assert torch.equal(model(x), toy(x))
     for change, message in (
-        ({"method": "gone"}, "method is 'gone', allowed are infodisent, protopnet, .*toy"),
+        ({"method": "gone"}, "method is 'gone', allowed are infodisent, .*, toy"),
         ({"head_options": {"nonneg": "abs"}}, "asks for nonneg"),
     ):
         tensors, metadata = read_tensors(path)

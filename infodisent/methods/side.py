@@ -1,0 +1,155 @@
+"""`SideLikeHead`: InfoDisent with independent outputs and a few channels for every class."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infodisent.checks import check_positive
+from infodisent.methods.infodisent import InfoDisentHead
+from infodisent.methods.prototypes import present
+from infodisent.methods.stages import Batches, Objective, Stage, TrainingBatch, TrainingOptions
+
+TUNING_EPOCHS = 20
+"""Passes over the images after the pruning."""
+
+
+class SideLikeHead(InfoDisentHead):
+    """InfoDisent whose outputs are sigmoids, pruned to a few channels a class: SIDE-like.
+
+    No reproduction: the loss, the pruning and the schedule of the paper are not public to us, only
+    that its class outputs are sigmoids and that it prunes until a class has a small set of
+    prototypes. What follows is our own. The stage "train" is InfoDisent's with the binary
+    cross-entropy of every class in the cross-entropy's place. Then every class keeps the
+    `per_class` channels of greatest ``W_kc`` times the mean of the channel over the training images
+    of the class, where that is positive; all other weights are 0 from there on. The stage
+    "fine-tuning" trains what is left, and the bias, on channels that no longer turn. No explanation
+    has more than `per_class` channels.
+
+    After Dubovik et al., "SIDE: Sparse Information Disentanglement for Explainable Artificial
+    Intelligence" (arXiv 2507.19321). Class weights, label smoothing and logit adjustment of
+    `FitConfig` are for cross-entropy and do not count here, except for multi-label sets, which have
+    their binary cross-entropy as anywhere. Probabilities that the package prints of one class an
+    image are still a softmax of the logits.
+
+    Args:
+        in_features, num_classes, input_fmt, num_prefix_tokens: see `InfoDisentHead`.
+        per_class: channels that a class keeps.
+        bias: add a bias, which starts at the log-odds of 1 / K, or of every label.
+        nonneg: see `NonNegativeLinear`; not "softplus", whose weights are never 0.
+        **options: of `InfoDisentHead`.
+
+    Attributes:
+        kept: bool buffer ``[K, C]``, weights that are not pruned.
+
+    Raises:
+        ValueError: a size, layout or option that is not allowed, named.
+    """
+
+    method = "side-like"
+    title = "SIDE-like"
+    summary = "InfoDisent with sigmoid outputs, pruned to a few channels a class (no reproduction)"
+    paper = "after Dubovik et al. 2025, arXiv 2507.19321"
+
+    kept: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        per_class: int = 5,
+        bias: bool = True,
+        nonneg: str = "projection",
+        **options: Any,
+    ) -> None:
+        check_positive("SideLikeHead", "per_class", per_class)
+        if nonneg == "softplus":
+            raise ValueError(
+                "SideLikeHead: nonneg is 'softplus', whose weights are never 0, allowed are relu, "
+                "abs, projection"
+            )
+        self.per_class = per_class
+        super().__init__(in_features, num_classes, bias=bias, nonneg=nonneg, **options)
+
+    def _build_classifier(
+        self,
+        num_classes: int,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super()._build_classifier(num_classes, device, dtype)
+        shape = (num_classes, self.in_features)
+        self.register_buffer("kept", torch.ones(shape, dtype=torch.bool, device=device))
+        if num_classes > 1:
+            self.start_offsets(torch.full((num_classes,), -math.log(num_classes - 1)))
+
+    def stages(self, config: TrainingOptions) -> tuple[Stage, ...]:
+        """InfoDisent's stage; after the pruning the weights that are left and the bias."""
+        tuning = Stage(
+            "fine-tuning",
+            [{"params": list(self.fc.parameters()), "lr": config.lr}],
+            epochs=TUNING_EPOCHS,
+            pool_is_fixed=True,
+        )
+        return (*super().stages(config), tuning)
+
+    def start_stage(self, stage: Stage, batches: Batches) -> None:
+        """Before the fine-tuning: the pruning."""
+        if stage.name == "fine-tuning":
+            self.prune(batches)
+        else:
+            self.kept.fill_(True)
+
+    @torch.no_grad()
+    def prune(self, batches: Batches) -> None:
+        """Every class keeps `per_class` weights, see the class; the others become 0.
+
+        A class without training images is judged by the mean over all of them.
+
+        Args:
+            batches: of the training images.
+        """
+        weight = self.class_weights()
+        sums = torch.zeros_like(weight, dtype=torch.float32)
+        counts = torch.zeros(len(weight), 1, device=weight.device)
+        every, images = torch.zeros_like(sums[0]), 0
+        for maps, labels, _ in batches():
+            pooled = self.pool(maps, input_fmt="NLC").pooled.float()
+            of = present(labels, len(weight)).to(pooled).mT  # [K, n]
+            sums, counts = sums + of @ pooled, counts + of.sum(1, keepdim=True)
+            every, images = every + pooled.sum(0), images + len(pooled)
+        mean = torch.where(counts > 0, sums / counts.clamp_min(1), every / max(1, images))
+        value = weight.float() * mean
+        best = value.topk(min(self.per_class, value.shape[1]), dim=1)
+        self.kept.fill_(False).scatter_(1, best.indices, best.values > 0)
+        self.after_step()
+
+    def loss(
+        self,
+        objective: Objective,
+        logits: Tensor,  # [n, K]
+        batch: TrainingBatch,
+    ) -> Tensor:
+        """Binary cross-entropy, summed over the classes; multi-label the objective."""
+        if batch.labels.ndim == 2:
+            return objective(logits, batch.labels)
+        target = nn.functional.one_hot(batch.labels, self.num_classes).to(logits)
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        return losses.sum(1).mean()
+
+    def after_step(self) -> None:
+        """As InfoDisent; pruned weights stay 0."""
+        super().after_step()
+        with torch.no_grad():
+            self._classifier().weight.mul_(self.kept)
+
+    def notices(self) -> tuple[str, ...]:
+        """Classes that no channel speaks for."""
+        none = (~self.kept.any(dim=1)).nonzero().flatten().tolist()
+        if not none:
+            return ()
+        return (f"{len(none)} of {self.num_classes} classes have no channel left: {none}",)
