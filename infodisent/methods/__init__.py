@@ -8,13 +8,17 @@ from typing import Any
 from infodisent.methods.base import Head
 from infodisent.methods.infodisent import InfoDisentHead
 from infodisent.methods.protopnet import ProtoPNetHead
+from infodisent.methods.prototree import ProtoTreeHead
 from infodisent.methods.stages import Stage
+from infodisent.methods.tree import TreeHead
 
 METHODS: dict[str, type[Head]] = {
     head.method: head
     for head in (
         InfoDisentHead,  # rotate, keep the extreme pixels, classify with nonnegative weights
         ProtoPNetHead,  # compare with prototypes of every class, keep the best pixels, add up
+        ProtoTreeHead,  # ask for one prototype after the other, softly
+        TreeHead,  # a decision tree on InfoDisent's channels
     )
 }
 """Every method by its name; a new one is one line above."""

@@ -134,6 +134,16 @@ class PrototypeHead(Head):
         shape = (max(1, self.num_classes), self.num_features)
         return torch.ones(shape, dtype=torch.bool, device=self.prototypes.device)
 
+    def best_patches(self, batches: Batches) -> ops.BestPixels:
+        """Every prototype's nearest patch among the images of its classes, with its vector."""
+        return ops.best_pixels(
+            ((self.embed(maps, "NLC"), labels) for maps, labels, _ in batches()),
+            self.vectors().detach(),
+            similarity=self.similarity,
+            allowed=self.allowed().cpu(),
+            vectors=True,
+        )
+
     @torch.no_grad()
     def project(self, batches: Batches) -> None:
         """Move every prototype onto its nearest patch among the images of its classes, in place.
@@ -145,14 +155,7 @@ class PrototypeHead(Head):
         Args:
             batches: of the training images.
         """
-        embedded = ((self.embed(maps, "NLC"), labels) for maps, labels, _ in batches())
-        best = ops.best_pixels(
-            embedded,
-            self.vectors().detach(),
-            similarity=self.similarity,
-            allowed=self.allowed().cpu(),
-            vectors=True,
-        )
+        best = self.best_patches(batches)
         assert best.vector is not None
         image, pixel = best.image[0].cpu(), best.index[0].cpu()
         found = image >= 0
@@ -184,6 +187,30 @@ class PrototypeHead(Head):
                 f"class and are no patch: {_some(alone)}"
             )
         return tuple(found)
+
+
+def pixels_of(
+    best: ops.BestPixels,
+    batches: Batches,
+    otherwise: Tensor,  # [M, C]
+) -> Tensor:
+    """The map's own pixels at the best places, ``[M, C]``; `otherwise` where there is none.
+
+    Args:
+        best: of `PrototypeHead.best_patches`: images are numbered as they come.
+        batches: those that it was made from.
+        otherwise: what a unit without a place has.
+    """
+    of_image: dict[int, list[int]] = {}
+    for unit, image in enumerate(best.image[0].tolist()):
+        of_image.setdefault(image, []).append(unit)
+    pixels, number = otherwise.clone(), 0
+    for maps, _, _ in batches():
+        for image in maps:
+            for unit in of_image.get(number, ()):
+                pixels[unit] = image[int(best.index[0, unit])]
+            number += 1
+    return pixels
 
 
 def nearest(
