@@ -129,8 +129,10 @@ class DecisionEvidence:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but heat maps as JSON-able values."""
-        names = ("unit", "value", "threshold", "yes", "probability", "before", "after")
-        names += ("likeliest", "likeliest_probability")
+        names = (
+            *("unit", "value", "threshold", "yes", "probability", "before", "after"),
+            *("likeliest", "likeliest_probability"),
+        )
         values: dict[str, Any] = {name: getattr(self, name) for name in names}
         for name in ("box", "box_in_image"):
             box = getattr(self.evidence, name)

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid, one_hot
+from torch.nn.functional import dropout, logsigmoid, one_hot
 
 from infodisent.checks import check_choice, check_positive
 from infodisent.contract import SparsePool
+from infodisent.layout import to_bpc
 from infodisent.methods import complete_tree as tree
 from infodisent.methods.complete_tree import BOTH, LEFT, RIGHT
 from infodisent.methods.prototypes import pixels_of
@@ -20,8 +21,8 @@ from infodisent.methods.stages import Batches, Stage, TrainingOptions
 SIMILARITIES = ("cosine", "l2")
 EPSILON = 1e-14
 """Added to a squared distance before its root, as published."""
-THRESHOLD, STEEPNESS = 0.3, 10.0
-"""Where a cosine's sigmoid starts."""
+SPREAD = 1e-3
+"""Least standard deviation of a cosine that a sigmoid starts from."""
 PATCH_EPOCHS = 30
 """Passes over the images after the prototypes have become patches."""
 
@@ -66,6 +67,8 @@ class ProtoTreeHead(SoftTreeHead):
         prune: leaves whose largest probability is at most this say nothing. Default: as far from
             all classes alike, 1 / K, as the published 0.01 is at 200 classes,
             ``1 / K + (1 - 1 / K) / 199``; with few classes 0.01 would prune nothing.
+        channel_drop: part of the map's channels that training leaves out, other ones for every
+            image, against overfitting. Default: 0.5; of "l2" 0, as published.
         routing: in evaluation. "distributed", the mean of all leaves; "sample_max", the leaf of
             largest probability alone; "greedy", right wherever ``p(right) > 1/2``.
         device, dtype: of the parameters.
@@ -96,6 +99,7 @@ class ProtoTreeHead(SoftTreeHead):
         dimension: int = 128,
         prune: float | None = None,
         routing: str = "distributed",
+        channel_drop: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -110,6 +114,10 @@ class ProtoTreeHead(SoftTreeHead):
             raise ValueError(f"{name}: depth is {depth}, must be at most 16 (65,535 prototypes)")
         if prune is not None and not 0 <= prune < 1:
             raise ValueError(f"{name}: prune is {prune}, must be None or in [0, 1)")
+        if channel_drop is None:
+            channel_drop = 0.5 if similarity == "cosine" else 0.0
+        if not 0 <= channel_drop < 1:
+            raise ValueError(f"{name}: channel_drop is {channel_drop}, must be None or in [0, 1)")
         super().__init__(
             in_features,
             2**depth - 1,
@@ -120,6 +128,7 @@ class ProtoTreeHead(SoftTreeHead):
             device=device,
         )
         self.num_classes, self.depth, self.prune, self.routing = num_classes, depth, prune, routing
+        self.channel_drop = channel_drop
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         published = similarity == "l2"
         layer = nn.Linear(in_features, dimension, bias=False, **place)
@@ -137,12 +146,25 @@ class ProtoTreeHead(SoftTreeHead):
         self.register_buffer("batch_count", torch.ones((), dtype=torch.int64, device=device))
         if self.similarity == "l2":
             return
-        self.threshold = nn.Parameter(torch.full((units,), THRESHOLD, **place))
-        self.steepness = nn.Parameter(torch.full((units,), math.log(STEEPNESS), **place))  # its log
+        self.threshold = nn.Parameter(torch.full((units,), 0.5, **place))
+        self.steepness = nn.Parameter(torch.full((units,), math.log(10.0), **place))  # its log
         self.register_buffer("patches", torch.zeros(units, self.in_features, **place))
         self.register_buffer("is_patch", torch.zeros(units, dtype=torch.bool, device=device))
 
     # -- from a map to logits ---------------------------------------------------------------------
+
+    def embed(
+        self,
+        x: Tensor,  # a map [B, ...] in layout input_fmt
+        input_fmt: str | None = None,
+    ) -> Tensor:
+        """See `PrototypeHead.embed`; in training without a part of the channels, other ones each."""
+        if not self.training or not self.channel_drop:
+            return super().embed(x, input_fmt)
+        layout = self.layout(input_fmt)
+        rows = to_bpc(x, layout["input_fmt"], layout["num_prefix_tokens"]).to(self.prototypes.dtype)
+        whole = rows.new_ones(len(rows), 1, rows.shape[2])
+        return super().embed(rows * dropout(whole, self.channel_drop), "NLC")
 
     def vectors(self) -> Tensor:
         """The prototypes; in the second stage the images of their patches under the layer."""
@@ -220,20 +242,40 @@ class ProtoTreeHead(SoftTreeHead):
         )
 
     def start_stage(self, stage: Stage, batches: Batches) -> None:
-        """Count the batches; before the second stage prototypes become patches."""
+        """Count the batches; before the second stage prototypes become patches.
+
+        A cosine's sigmoid starts at the mean of the training images, as steep as their standard
+        deviation asks for: where all pixels are alike, so are all cosines.
+        """
         if stage.name == "patches":
             return self._become_patches(batches)
-        self.batch_count.fill_(sum(1 for _ in batches()))
         self.pruned.zero_()
-        if self.similarity == "cosine":
-            self.is_patch.zero_()
+        if self.similarity == "l2":
+            self.batch_count.fill_(sum(1 for _ in batches()))
+            return None
+        self.is_patch.zero_()
+        mean, spread, count = self._observe(batches)
+        self.batch_count.fill_(count)
+        self.threshold.copy_(mean)
+        self.steepness.copy_(-spread.log())
         return None
 
+    def _observe(self, batches: Batches) -> tuple[Tensor, Tensor, int]:
+        """Mean and standard deviation of the values over the images, ``[M]``, and the batches."""
+        rows = [self.pool(maps, input_fmt="NLC").pooled for maps, _, _ in batches()]
+        spread, mean = torch.std_mean(torch.cat(rows), dim=0, correction=0)
+        return mean, spread.clamp_min(SPREAD), len(rows)
+
     def _become_patches(self, batches: Batches) -> None:
+        # a patch is nearer to other patches than what was learned freely: the sigmoids go along
+        mean, spread, _ = self._observe(batches)
         self.project(batches)
         found = self.best_patches(batches)  # the patches themselves, now with their places
         self.patches.copy_(pixels_of(found, batches, self.patches))
         self.is_patch.copy_(~self.unprojected)
+        new_mean, new_spread, _ = self._observe(batches)
+        self.threshold.copy_(new_mean + (self.threshold - mean) * new_spread / spread)
+        self.steepness.add_((spread / new_spread).log())
 
     def finish(self, batches: Batches) -> None:
         """Prune; of "l2" move the prototypes that are left onto their nearest patches."""

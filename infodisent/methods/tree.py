@@ -290,7 +290,7 @@ def _sklearn_tree() -> Any:
         ImportError: it is not installed.
     """
     try:
-        from sklearn import tree
+        from sklearn import tree  # type: ignore[import-untyped,import-not-found]
     except ImportError as error:
         raise ImportError(
             "the method 'tree' grows its tree with scikit-learn, which is not installed: "
