@@ -52,9 +52,8 @@ class ChannelEvidence:
     @property
     def linear(self) -> bool:
         """Whether the contribution is ``weight * pooled``, which not every head has."""
-        return math.isclose(
-            self.contribution, self.weight * self.pooled, rel_tol=1e-3, abs_tol=TOLERANCE
-        )
+        product = self.weight * self.pooled
+        return math.isclose(self.contribution, product, rel_tol=1e-3, abs_tol=1e-6)
 
     @property
     def sign(self) -> int:

@@ -158,7 +158,7 @@ class ProtoTreeHead(SoftTreeHead):
         x: Tensor,  # a map [B, ...] in layout input_fmt
         input_fmt: str | None = None,
     ) -> Tensor:
-        """See `PrototypeHead.embed`; in training without a part of the channels, other ones each."""
+        """See `PrototypeHead.embed`; training leaves out channels, see `channel_drop`."""
         if not self.training or not self.channel_drop:
             return super().embed(x, input_fmt)
         layout = self.layout(input_fmt)
