@@ -43,13 +43,20 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
         table.add_column(heading, justify="right")
     table.add_column(_units(metrics), justify="right")
     for row in metrics["rows"]:
-        size = row["explanation_size"]
         table.add_row(
             row["head"],
             *("–" if row[key] is None else form.format(row[key]) for key, _, form in columns),
-            "–" if size is None else f"{size:.0f}",
+            _size(row),
         )
     return table
+
+
+def _size(row: dict[str, Any]) -> str:
+    """How long explanations are; by magnitudes, with a star, where only that is defined."""
+    if row["explanation_size"] is not None:
+        return f"{row['explanation_size']:.0f}"
+    magnitude = row.get("magnitude_size")  # runs of older versions do not say
+    return "–" if magnitude is None else f"{magnitude:.0f}*"
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
@@ -63,7 +70,10 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     units = _units(metrics)
     note = f"[dim]{units}: median number of {units}, largest contributions first, that reach 95 % "
     note += "of the "
-    note += "likeliest label's logit." if _multilabel(metrics) else "predicted class's logit."
+    note += "likeliest label's " if _multilabel(metrics) else "predicted class's "
+    note += f"{metrics.get('score', 'logit')}."
+    if any(_size(row).endswith("*") for row in metrics["rows"]):
+        note += f" *: no sum is positive; the {units} that carry 95 % of all magnitudes."
     if any(row["head"] == "no rotation" for row in metrics["rows"]):
         note += " no rotation: the same head with U = I."
     console.print(note)

@@ -26,7 +26,7 @@ from infodisent.evaluation.multilabel import (
 )
 from infodisent.evaluation.original import Mapped, original_columns
 from infodisent.evaluation.original import match_classes as match_classes
-from infodisent.explanations.sparsity import explanation_sizes, typical_size
+from infodisent.evaluation.sizes import Sizes
 from infodisent.methods import Head
 
 
@@ -40,8 +40,13 @@ class Evaluation:
             mean of their F1; all in [0, 1].
         loss: mean cross-entropy, nats.
         explanation_size: median number of units, largest contributions first, that carry 95 % of
-            the predicted class's logit (without bias); None where it is not defined.
-        explained: part of the images whose logit is positive, where that number exists.
+            the predicted class's score (its logit without bias, see `Head.scores`); None where it
+            is not defined.
+        explained: part of the images whose contributions add up to more than 0, where that number
+            exists.
+        magnitude_size: median number of units, largest magnitudes first, that carry 95 % of the sum
+            of all magnitudes; None where no unit contributes.
+        units_used: units that count for any class, see `Head.used_units`.
         recall: part of every class's images that is right, K numbers; None where it has none.
         counts: images of every class.
     """
@@ -53,6 +58,8 @@ class Evaluation:
     loss: float
     explanation_size: float | None = None
     explained: float | None = None
+    magnitude_size: float | None = None
+    units_used: int | None = None
     recall: tuple[float | None, ...] = ()
     counts: tuple[int, ...] = ()
 
@@ -68,9 +75,16 @@ class Figures:
         classes: K, of the labels.
         columns: the column of the logits that each class has; default: its own number. Other
             columns are answers that are always wrong.
+        units_used: of the head, where there is one.
     """
 
-    def __init__(self, classes: int, columns: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        classes: int,
+        columns: Sequence[int] | None = None,
+        *,
+        units_used: int | None = None,
+    ) -> None:
         ensure_torchvision()  # torchmetrics imports torchvision where it is installed
         from torchmetrics import MeanMetric, MetricCollection
         from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
@@ -86,15 +100,15 @@ class Figures:
         )
         self._right, self._loss = MeanMetric(**alone), MeanMetric(**alone)
         self._labelled = torch.zeros(classes, dtype=torch.int64)
-        self._sizes: list[Tensor] = []
+        self._sizes = Sizes(units_used)
 
     def update(
         self,
         logits: Tensor,  # [n, K or more]
         labels: Tensor,  # [n] int64
-        sizes: Tensor | None = None,  # [n] int64, 0 where there is none
+        contributions: Tensor | None = None,  # [n, M]
     ) -> None:
-        """Add a batch: logits of any device and dtype, labels, and explanation sizes if any.
+        """Add a batch: logits of any device and dtype, labels, and what units contribute if any.
 
         Raises:
             ValueError: a logit is NaN or Inf.
@@ -107,8 +121,7 @@ class Figures:
         self._right.update((answers == wanted).float())
         self._loss.update(nn.functional.cross_entropy(logits, wanted, reduction="none"))
         self._labelled += labels.bincount(minlength=self._classes)
-        if sizes is not None:
-            self._sizes.append(sizes.cpu())
+        self._sizes.update(contributions)
 
     def evaluation(self) -> Evaluation:
         """The figures of everything added.
@@ -120,15 +133,13 @@ class Figures:
         if not images:
             raise ValueError("evaluate: there are no images to score")
         by_class, present = self._by_class.compute(), self._labelled > 0
-        size, explained = typical_size(self._sizes)
         return Evaluation(
             images=images,
             accuracy=self._right.compute().item(),
             balanced_accuracy=by_class["accuracy"][:-1][present].mean().item(),
             f1=by_class["f1"][:-1][present].mean().item(),
             loss=self._loss.compute().item(),
-            explanation_size=size,
-            explained=explained,
+            **self._sizes.figures(),
             recall=tuple(
                 value if there else None
                 for value, there in zip(
@@ -139,10 +150,13 @@ class Figures:
         )
 
 
-def figures_of(store: FeatureStore) -> Figures | MultilabelFigures:
-    """What gathers figures of the store's kind of labels."""
+def figures_of(store: FeatureStore, head: Head | None = None) -> Figures | MultilabelFigures:
+    """What gathers figures of the store's kind of labels, and of a head if there is one."""
     classes = len(store.classes)
-    return MultilabelFigures(classes) if store.task == "multilabel" else Figures(classes)
+    used = None if head is None else int(head.used_units().sum())
+    if store.task == "multilabel":
+        return MultilabelFigures(classes, units_used=used)
+    return Figures(classes, units_used=used)
 
 
 def score(
@@ -191,15 +205,14 @@ def evaluate_head(
 ) -> Evaluation | MultilabelEvaluation:
     """Figures of a head on stored images, whatever layout the head has in its model."""
     head.eval()
-    figures = figures_of(store)
+    figures = figures_of(store, head)
     for part in indices.split(batch_size * ranks.world()):
         if not len(part):
             continue
         maps = store.gather(ranks.piece(part), dtype=None).to(head.device)
         pooled = ranks.gathered(head.pool(maps, input_fmt="NLC").pooled)
         logits = head.classify(pooled)
-        contributions = head.contributions(pooled, logits.argmax(1))
-        figures.update(logits, store.labels[part], explanation_sizes(contributions))
+        figures.update(logits, store.labels[part], head.contributions(pooled, logits.argmax(1)))
     return figures.evaluation()
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from infodisent.backbones.torchvision_import import ensure_torchvision
-from infodisent.explanations.sparsity import typical_size
+from infodisent.evaluation.sizes import Sizes
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -45,7 +45,8 @@ class MultilabelEvaluation:
             with positives).
         subset_accuracy: part of the images of which every label is right at 0.5.
         loss: mean binary cross-entropy over images and labels, nats.
-        explanation_size, explained: as in `Evaluation`, of each image's likeliest label.
+        explanation_size, explained, magnitude_size, units_used: as in `Evaluation`, of each image's
+            likeliest label.
         recall: of every label's positives at 0.5, K numbers; None where it has none.
         counts: positives of every label.
     """
@@ -58,6 +59,8 @@ class MultilabelEvaluation:
     loss: float
     explanation_size: float | None = None
     explained: float | None = None
+    magnitude_size: float | None = None
+    units_used: int | None = None
     recall: tuple[float | None, ...] = ()
     counts: tuple[int, ...] = ()
 
@@ -71,19 +74,20 @@ class MultilabelFigures:
 
     Args:
         classes: labels K.
+        units_used: of the head, where there is one.
     """
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, *, units_used: int | None = None) -> None:
         self._classes = classes
         self._logits: list[Tensor] = []
         self._labels: list[Tensor] = []
-        self._sizes: list[Tensor] = []
+        self._sizes = Sizes(units_used)
 
     def update(
         self,
         logits: Tensor,  # [n, K]
         labels: Tensor,  # [n, K] float32
-        sizes: Tensor | None = None,  # [n] int64, 0 where there is none
+        contributions: Tensor | None = None,  # [n, M]
     ) -> None:
         """Add a batch, as `Figures.update` does.
 
@@ -93,8 +97,7 @@ class MultilabelFigures:
         logits = finite_logits(logits)
         self._logits.append(logits)
         self._labels.append(labels.cpu())
-        if sizes is not None:
-            self._sizes.append(sizes.cpu())
+        self._sizes.update(contributions)
 
     def evaluation(self) -> MultilabelEvaluation:
         """The figures of everything added.
@@ -122,7 +125,6 @@ class MultilabelFigures:
                 f1.append(2 * hits / (count + int(predicted[:, k].sum())))
                 if count < len(labels):
                     area.append(binary_auroc(ranks, labels[:, k]))
-        size, explained = typical_size(self._sizes)
         return MultilabelEvaluation(
             images=len(labels),
             mean_ap=torch.stack(precision).mean().item() if precision else None,
@@ -130,8 +132,7 @@ class MultilabelFigures:
             f1=sum(f1) / len(f1) if f1 else None,
             subset_accuracy=(predicted == positive).all(1).float().mean().item(),
             loss=nn.functional.binary_cross_entropy_with_logits(logits, labels.float()).item(),
-            explanation_size=size,
-            explained=explained,
+            **self._sizes.figures(),
             recall=tuple(recall),
             counts=tuple(positive.sum(0).tolist()),
         )

@@ -111,11 +111,24 @@ def as_html(e: Explanation) -> str:
             f'<td style="color:{COLORS[evidence.sign]}">{evidence.contribution:+.3f}</td>'
             f"<td>{where}</td></tr>"
         )
-    for name, value in (("rest", e.rest), ("bias", e.bias), ("logit", e.logit)):
+    for name, value in (("rest", e.rest), (e.offset, e.bias), (e.score, e.score_value)):
         lines.append(f"<tr><td></td><td>{name}</td><td>{value:+.3f}</td><td></td></tr>")
     lines.append("</table>")
+    if e.decisions:
+        steps = (f"<li>{html.escape(text)}</li>" for text in decision_lines(e))
+        lines.append(f"<p>The path of decisions:</p><ol>{''.join(steps)}</ol>")
     lines += [f"<p>{html.escape(note)}</p>" for note in e.notes]
     return "".join(lines) + "</div>"
+
+
+def decision_lines(e: Explanation) -> list[str]:
+    """The path of a head that is a tree, a line a decision: what is asked, answered, changed."""
+    return [
+        f"{e.unit} {step.unit}: {step.value:.3f} {'>' if step.value > step.threshold else '≤'} "
+        f"{step.threshold:.3f}, {'yes' if step.yes else 'no'} ({step.probability:.0%}); "
+        f"{e.class_name} {step.before:.1%} → {step.after:.1%}"
+        for step in e.decisions
+    ]
 
 
 def _title(e: Explanation, length: int | None = None) -> str:
@@ -142,8 +155,8 @@ def _bars(ax: Any, e: Explanation) -> None:
         (f"{number}: {e.unit} {evidence.channel}", evidence.contribution, COLORS[evidence.sign])
         for number, evidence in enumerate(e.shown, 1)
     ]
-    terms += [(f"rest of {e.rest_count:,}", e.rest, _GREY), ("bias", e.bias, _GREY)]
-    terms += [("logit", e.logit, "#20242c")]
+    terms += [(f"rest of {e.rest_count:,}", e.rest, _GREY), (e.offset, e.bias, _GREY)]
+    terms += [(e.score, e.score_value, "#20242c")]
     labels, values, colors = zip(*terms, strict=True)
     places = list(range(len(terms)))
     ax.barh(places, values, color=colors)

@@ -1,7 +1,8 @@
-"""What an explanation says: the evidence of single units, and the sum that is the logit."""
+"""What an explanation says: the evidence of single units, and the sum that is the score."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TOLERANCE = 1e-3
-"""How far the contributions may be from the model's logit."""
+"""How far the contributions may be from the model's score."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +28,7 @@ class ChannelEvidence:
         weight: how much it counts for the class, from `Head.class_weights`.
         pos, neg: largest positive value and magnitude of the largest negative one, both >= 0.
         pooled: ``pos - neg``.
-        contribution: what it adds to the logit; of a linear classifier ``weight * pooled``.
+        contribution: what it adds to the score; of a linear classifier ``weight * pooled``.
         pos_box, neg_box: the feature cell of `pos` and `neg`, ``(x0, y0, x1, y1)`` in pixels of the
             picture; None where the value is 0.
         pos_box_in_image, neg_box_in_image: the same cells in pixels of the upright photograph; None
@@ -47,6 +48,12 @@ class ChannelEvidence:
     neg_heat: Tensor = field(repr=False)
     pos_box_in_image: Box | None = None
     neg_box_in_image: Box | None = None
+
+    @property
+    def linear(self) -> bool:
+        """Whether the contribution is ``weight * pooled``, which not every head has."""
+        product = self.weight * self.pooled
+        return math.isclose(self.contribution, product, rel_tol=1e-3, abs_tol=1e-6)
 
     @property
     def sign(self) -> int:
@@ -90,10 +97,53 @@ class ChannelEvidence:
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation:
-    """Why one image got the logit of one class.
+class DecisionEvidence:
+    """A step of a head that is a tree, from the root to a leaf, see `Decision`.
 
-    ``sum(contributions shown) + rest + bias = logit``, see `total`.
+    Attributes:
+        evidence: of the unit that is asked for; its contribution is what the step adds to the
+            explained class's probability: ``after - before``.
+        value: of the unit in the image.
+        threshold: above it the answer is yes.
+        yes: the answer.
+        probability: with which the image goes there; 1 where a decision is hard.
+        before, after: probability of the explained class, with nothing known of later decisions.
+        likeliest, likeliest_probability: the most probable class after it.
+    """
+
+    evidence: ChannelEvidence
+    value: float
+    threshold: float
+    yes: bool
+    probability: float
+    before: float
+    after: float
+    likeliest: str
+    likeliest_probability: float
+
+    @property
+    def unit(self) -> int:
+        """Index of the unit that is asked for."""
+        return self.evidence.channel
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but heat maps as JSON-able values."""
+        names = (
+            *("unit", "value", "threshold", "yes", "probability", "before", "after"),
+            *("likeliest", "likeliest_probability"),
+        )
+        values: dict[str, Any] = {name: getattr(self, name) for name in names}
+        for name in ("box", "box_in_image"):
+            box = getattr(self.evidence, name)
+            values[name] = None if box is None else list(box)
+        return values
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Why one image got the score of one class.
+
+    ``sum(contributions shown) + rest + bias = score_value``, see `total`.
 
     Attributes:
         path: of the image; "" where it came from memory.
@@ -103,12 +153,18 @@ class Explanation:
         classes: all K class names.
         logits, probabilities: ``[K]`` float32, on the CPU. Probabilities are a softmax, or a
             sigmoid each where `task` is "multilabel" or K is 1.
-        logit, bias: of the explained class; bias is 0 where the head has none.
+        logit: of the explained class.
+        score_value: what contributions add up to: the logit, or of some heads the probability.
+        bias: what is in it besides them, 0 where the head has none.
         supporting, opposing: units shown, strongest first.
         rest, rest_count: sum and number of all contributions that are not shown.
-        size95: how many units, largest contributions first, carry 95 % of the logit (without
-            bias); None where the logit is not positive.
+        size95: how many units, largest contributions first, carry 95 % of the score (without
+            bias); None where the score is not positive.
+        magnitude_size: how many units, largest magnitudes first, carry 95 % of the sum of all
+            magnitudes; 0 where no unit contributes.
+        decisions: the path from the root of a head that is a tree; else empty.
         unit: what the head calls its units, singular.
+        score, offset: what it calls what they add up to ("logit", "probability"), and `bias`.
         task: "multiclass" or "multilabel".
         image_size: ``(width, height)`` of the upright photograph; None where it is not known.
         crop_in_image: the part of it that the network saw, in its pixels.
@@ -124,13 +180,18 @@ class Explanation:
     logits: Tensor = field(repr=False)
     probabilities: Tensor = field(repr=False)
     logit: float
+    score_value: float
     bias: float
     supporting: tuple[ChannelEvidence, ...] = field(repr=False)
     opposing: tuple[ChannelEvidence, ...] = field(repr=False)
     rest: float
     rest_count: int
     size95: int | None
+    magnitude_size: int = 0
+    decisions: tuple[DecisionEvidence, ...] = field(default=(), repr=False)
     unit: str = "channel"
+    score: str = "logit"
+    offset: str = "bias"
     task: str = "multiclass"
     image_size: tuple[int, int] | None = None
     crop_in_image: Box | None = None
@@ -148,7 +209,7 @@ class Explanation:
 
     @property
     def total(self) -> float:
-        """Contributions shown + rest + bias: the logit, within `TOLERANCE`."""
+        """Contributions shown + rest + bias: the score, within `TOLERANCE`."""
         return sum(e.contribution for e in self.shown) + self.rest + self.bias
 
     @property
@@ -189,7 +250,8 @@ class Explanation:
         """
         names = (
             "path", "task", "class_index", "class_name", "true_name", "predicted_name", "correct",
-            "logit", "total", "bias", "rest", "rest_count", "size95", "unit",
+            "logit", "score", "score_value", "offset", "total", "bias", "rest", "rest_count",
+            "size95", "magnitude_size", "unit",
         )  # fmt: skip
         values: dict[str, Any] = {name: getattr(self, name) for name in names}
         for name in ("predicted_names", "classes", "image_size", "crop_in_image", "notes"):
@@ -200,6 +262,7 @@ class Explanation:
         values["probabilities"] = self.probabilities.tolist()
         for name in ("supporting", "opposing"):
             values[name] = [e.to_dict(heat=heat) for e in getattr(self, name)]
+        values["decisions"] = [step.to_dict() for step in self.decisions]
         return values
 
     def plot(self) -> Figure:

@@ -1,8 +1,8 @@
 """Why an image got its class: the units that count, where they look, and a sum that adds up.
 
-A head says what each of its units (channels, prototypes) contributes to a class, and the logit is
-their sum (and the bias). Whatever part an explanation shows, the rest is stated, and the whole is
-checked against the model's own logit.
+A head says what each of its units (channels, prototypes) contributes to a class, and the logit, or
+what the head says instead (`Head.scores`), is their sum (and the bias). Whatever part an
+explanation shows, the rest is stated, and the whole is checked against the model's own score.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from infodisent.contract import SparsePool
 from infodisent.data.notes import crop_note
 from infodisent.data.notices import print_notes
 from infodisent.data.pictures import ImageSource, Picture, load_picture
+from infodisent.explanations.decisions import path_evidence
 from infodisent.explanations.evidence import (
     TOLERANCE,
     ChannelEvidence,
@@ -29,7 +30,7 @@ from infodisent.explanations.evidence import (
     cell_box,
 )
 from infodisent.explanations.request import Loaded, Request, make_request
-from infodisent.explanations.sparsity import exact, explanation_sizes
+from infodisent.explanations.sparsity import exact, explanation_sizes, magnitude_sizes
 from infodisent.layout import to_bpc
 from infodisent.progress import bar
 
@@ -84,7 +85,7 @@ def explain(
         FileNotFoundError, ValueError: the image is missing or cannot be decoded.
         TypeError: the image is no image, such as a list, or `model` no model.
         ValueError: an argument is out of range, or the logits are not finite.
-        RuntimeError: the contributions do not add up to the model's own logit.
+        RuntimeError: the contributions do not add up to the model's own score.
     """
     request = make_request(
         model, classes, class_index, top, top_opposing, transform, task, intensity_range, page
@@ -188,6 +189,8 @@ def _explain_pictures(
                     true_name=true_name,
                     classes=request.names,
                     unit=model.head.unit,
+                    score=model.head.score,
+                    offset=model.head.offset,
                     task=request.task,
                     image_size=picture.image.size,
                     crop_in_image=geometry.window,
@@ -211,8 +214,10 @@ def _explain(
     if not torch.isfinite(logits).all():
         raise ValueError("explain: the model's logits are not finite; check its weights")
     target = torch.tensor([int(logits.argmax()) if class_index is None else class_index])
+    scores = head.scores(raw_logits[None])[0].float().cpu()
     pool = head.pool(features)
-    contribution = head.contributions(exact(pool.pooled), target)[0]  # [M]
+    pooled = exact(pool.pooled)
+    contribution = head.contributions(pooled, target)[0]  # [M]
     bias = float(head.offsets(target)[0])
 
     order = contribution.argsort(descending=True, stable=True)
@@ -225,17 +230,21 @@ def _explain(
 
     grid = model.grid_size((size[1], size[0]))
     pixels = to_bpc(features, head.input_fmt, head.num_prefix_tokens)[0]  # [P, C]
-    heats = head.maps(pixels, shown).unflatten(0, grid).cpu()  # [gh, gw, n]
     weight = exact(head.class_weights()[int(target)])  # [M]
-    evidence = _evidence(shown, weight, pool, contribution, heats, geometry)
-    rest, logit = float(contribution[hidden].sum()), float(logits[target])
+
+    def evidence_of(units: Tensor, added: Tensor) -> list[ChannelEvidence]:
+        heats = head.maps(pixels, units).unflatten(0, grid).cpu()  # [gh, gw, n]
+        return _evidence(units, weight, pool, added, heats, geometry)
+
+    evidence = evidence_of(shown, contribution[shown])
+    rest, score = float(contribution[hidden].sum()), float(scores[target])
     total = sum(e.contribution for e in evidence) + rest + bias
     # A logit of thousands, or one rounded to half precision, is not exact to 1e-3 in itself.
     scale = float(contribution.abs().sum()) + abs(bias)
-    if not abs(total - logit) <= max(TOLERANCE, 8 * torch.finfo(raw_logits.dtype).eps * scale):
+    if not abs(total - score) <= max(TOLERANCE, 8 * torch.finfo(raw_logits.dtype).eps * scale):
         raise RuntimeError(
-            f"explain: contributions, rest and bias add up to {total:.6f}, but the model's logit "
-            f"of class {int(target)} is {logit:.6f}"
+            f"explain: contributions, rest and {head.offset} add up to {total:.6f}, but the "
+            f"model's {head.score} of class {int(target)} is {score:.6f}"
         )
     size95 = int(explanation_sizes(contribution[None])[0])
     independent = request.task == "multilabel" or len(logits) == 1
@@ -243,13 +252,18 @@ def _explain(
         "class_index": int(target),
         "logits": logits,
         "probabilities": logits.sigmoid() if independent else logits.softmax(0),
-        "logit": logit,
+        "logit": float(logits[target]),
+        "score_value": score,
         "bias": bias,
         "supporting": tuple(evidence[: len(positive)]),
         "opposing": tuple(evidence[len(positive) :]),
         "rest": rest,
         "rest_count": int(hidden.sum()),
-        "size95": size95 if size95 and logit > 0 else None,
+        "size95": size95 if size95 and score > 0 else None,
+        "magnitude_size": int(magnitude_sizes(contribution[None])[0]),
+        "decisions": path_evidence(
+            head.decisions(pooled[0]), int(target), bias, request.names, evidence_of
+        ),
     }
 
 
@@ -257,7 +271,7 @@ def _evidence(
     shown: Tensor,  # [n] int64
     weight: Tensor,  # [M]
     pool: SparsePool,  # [1, M] each
-    contribution: Tensor,  # [M]
+    contribution: Tensor,  # [n]
     heats: Tensor,  # [gh, gw, n]
     geometry: CropGeometry,
 ) -> list[ChannelEvidence]:
@@ -278,7 +292,7 @@ def _evidence(
                 pos=float(pool.pos[0, unit]),
                 neg=float(pool.neg[0, unit]),
                 pooled=float(pool.pooled[0, unit]),
-                contribution=float(contribution[unit]),
+                contribution=float(contribution[i]),
                 pos_box=pos_box,
                 neg_box=neg_box,
                 pos_heat=_heat(heats[..., i]),

@@ -35,7 +35,8 @@ class Prediction:
         logit: of the most probable class.
         top: the most probable classes, at most three, with their probabilities.
         labels: of a multi-label model: those with a probability of at least `THRESHOLD`.
-        explanation_size: how many units carry 95 % of `logit`; None where it is not positive.
+        explanation_size: how many units carry 95 % of the score (the logit, or what
+            `Head.scores` says) without its offset; None where it is not positive.
         error: why the image could not be read; "" where it could.
     """
 
@@ -148,20 +149,21 @@ def _predict_batch(
         raise ValueError("predict: the model's logits are not finite; check its weights")
     pooled = exact(head.pool(features).pooled)  # [n, M]
     best = logits.argmax(1)
+    scores = head.scores(logits.to(head.device)).cpu()
     sizes = explanation_sizes(head.contributions(pooled, best))
     chances = logits.sigmoid() if task == "multilabel" else logits.softmax(1)
     top = chances.topk(min(3, len(names)), dim=1)
     return [
         {
             "probabilities": tuple(chances[i].tolist()),
-            "logit": (logit := float(logits[i, best[i]])),
+            "logit": float(logits[i, best[i]]),
             "top": tuple(
                 (names[k], p)
                 for k, p in zip(top.indices[i].tolist(), top.values[i].tolist(), strict=True)
             ),
             "labels": tuple(n for n, p in zip(names, chances[i].tolist(), strict=True)
                             if p >= THRESHOLD) if task == "multilabel" else (),
-            "explanation_size": int(sizes[i]) if sizes[i] and logit > 0 else None,
+            "explanation_size": int(sizes[i]) if sizes[i] and scores[i, best[i]] > 0 else None,
         }
         for i in range(len(logits))
     ]  # fmt: skip

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 CARRIED = 0.95
-"""Part of the predicted class's logit that the counted units carry together."""
+"""Part of the predicted class's score, or of all evidence, that the counted units carry."""
 
 
 def explanation_sizes(
     contributions: Tensor,  # [n, M]
 ) -> Tensor:
-    """How many units carry 95 % of a logit.
+    """How many units carry 95 % of a score (a logit; what `Head.scores` says) without its offset.
 
     Args:
-        contributions: what each unit adds to the logit of the predicted class.
+        contributions: what each unit adds to the score of the predicted class.
 
     Returns:
         ``[n]`` int64, the smallest number of units, largest first, whose sum is at least 95 % of
@@ -28,6 +28,23 @@ def explanation_sizes(
     enough = running >= CARRIED * total - 1e-6 * total.abs()
     first = enough.to(torch.uint8).argmax(1) + 1
     return torch.where(total.squeeze(1) > 0, first, 0)
+
+
+def magnitude_sizes(
+    contributions: Tensor,  # [n, M]
+) -> Tensor:
+    """How many units carry 95 % of all evidence, for or against.
+
+    Unlike `explanation_sizes` it exists whatever the score's sign, and units that oppose count.
+
+    Args:
+        contributions: what each unit adds to the score of the predicted class.
+
+    Returns:
+        ``[n]`` int64, the smallest number of units, largest magnitudes first, whose magnitudes add
+        up to at least 95 % of those of all; 0 where no unit contributes.
+    """
+    return explanation_sizes(contributions.abs())
 
 
 def exact(

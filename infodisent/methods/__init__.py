@@ -13,10 +13,12 @@ from infodisent.methods.protopnet import ProtoPNetHead
 from infodisent.methods.protopool import ProtoPoolHead
 from infodisent.methods.protopshare import ProtoPShareHead
 from infodisent.methods.protoquant import ProtoQuantHead
-from infodisent.methods.st_protopnet import STProtoPNetHead
+from infodisent.methods.prototree import ProtoTreeHead
 from infodisent.methods.side import SideLikeHead
+from infodisent.methods.st_protopnet import STProtoPNetHead
 from infodisent.methods.stages import Stage
 from infodisent.methods.tesnet import TesNetHead
+from infodisent.methods.tree import TreeHead
 
 METHODS: dict[str, type[Head]] = {
     head.method: head
@@ -31,6 +33,8 @@ METHODS: dict[str, type[Head]] = {
         BcosHead,  # B-cos layers on every pixel, and the mean: linear maps that the input scales
         EPICHead,  # the linear classifier of the mean pixel, in channels rotated to be purer
         SideLikeHead,  # InfoDisent with sigmoids, pruned to a few channels a class
+        ProtoTreeHead,  # ask for one prototype after the other, softly
+        TreeHead,  # a decision tree on InfoDisent's channels
     )
 }
 """Every method by its name; a new one is one line above."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from infodisent.checks import check_positive
 from infodisent.contract import SparsePool
 from infodisent.layout import check_input_fmt
+from infodisent.methods.decisions import Decision
 from infodisent.methods.own_loop import OwnLoop
 from infodisent.methods.stages import (
     Batches,
@@ -57,6 +58,7 @@ class Head(OwnLoop, nn.Module, abc.ABC):
         paper: where it comes from.
         unit: what its evidence is counted in, singular: "channel", "prototype" …
         score: what contributions add up to, for people: "logit", "probability" …
+        offset: what is in a score besides them, for people: "bias", "prior" …
         loss_needs_pool: `loss` or `penalty` wants the units of the batch, which costs the fused
             map-to-logits operator where a method has one.
         num_classes: classes K; 0 leaves the pooled units as output. Set by the method.
@@ -72,6 +74,7 @@ class Head(OwnLoop, nn.Module, abc.ABC):
     paper: ClassVar[str] = ""
     unit: ClassVar[str] = "channel"
     score: ClassVar[str] = "logit"
+    offset: ClassVar[str] = "bias"
     loss_needs_pool: ClassVar[bool] = False
 
     num_classes: int
@@ -183,6 +186,22 @@ class Head(OwnLoop, nn.Module, abc.ABC):
         A method whose logits are logarithms of a sum gives that sum; `score` is its name.
         """
         return logits
+
+    def used_units(self) -> Tensor:
+        """Which units count for any class, ``[M]`` bool: those with a class weight that is not 0.
+
+        Without classes all do.
+        """
+        if not self.num_classes:
+            return torch.ones(self.num_features, dtype=torch.bool, device=self.device)
+        return (self.class_weights().detach() != 0).any(dim=0)
+
+    def decisions(
+        self,
+        pooled: Tensor,  # [M]
+    ) -> tuple[Decision, ...]:
+        """The path that one image takes, from the root, of a head that is a tree; else none."""
+        return ()
 
     def notices(self) -> tuple[str, ...]:
         """What its owner should know of a trained head, a sentence each; nothing here."""

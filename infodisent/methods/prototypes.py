@@ -197,6 +197,30 @@ class PrototypeHead(Head):
         return tuple(found)
 
 
+def pixels_of(
+    best: ops.BestPixels,
+    batches: Batches,
+    otherwise: Tensor,  # [M, C]
+) -> Tensor:
+    """The map's own pixels at the best places, ``[M, C]``; `otherwise` where there is none.
+
+    Args:
+        best: of `PrototypeHead.best_patches`: images are numbered as they come.
+        batches: those that it was made from.
+        otherwise: what a unit without a place has.
+    """
+    of_image: dict[int, list[int]] = {}
+    for unit, image in enumerate(best.image[0].tolist()):
+        of_image.setdefault(image, []).append(unit)
+    pixels, number = otherwise.clone(), 0
+    for maps, _, _ in batches():
+        for image in maps:
+            for unit in of_image.get(number, ()):
+                pixels[unit] = image[int(best.index[0, unit])]
+            number += 1
+    return pixels
+
+
 def nearest(
     distance: Tensor,  # [n, M]
     mask: Tensor,  # [n, M] bool

@@ -8,23 +8,31 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle, Rectangle
-from PIL import Image
 
 from infodisent.explanations.evidence import ChannelEvidence, Explanation
 from infodisent.explanations.prototypes import Prototype, Prototypes
 from infodisent.files import replacing
-from infodisent.report.fonts import font_options, lettering
+from infodisent.report.canvas import (
+    COLORS,
+    INK,
+    LINE,
+    MARGIN,
+    MUTED,
+    PAD,
+    TILE,
+    WRONG,
+    Canvas,
+)
+from infodisent.report.fonts import lettering
+from infodisent.report.path import draw_path, path_height
 from infodisent.report.pictures import Pictures, heat_overlay
 from infodisent.report.view import (
     OPPOSES,
     SUPPORTS,
     check_fits,
-    counted,
     cut,
     explains_prediction,
     headline,
@@ -34,105 +42,14 @@ from infodisent.report.view import (
     segments,
     short_name,
     signed,
+    size_text,
     terms,
     top_classes,
 )
 
-INK, MUTED, LINE, REST, WRONG = "#1b1f27", "#5b6270", "#d9dce2", "#8a909c", "#a3195b"
-_COLORS = {"supports": SUPPORTS, "opposes": OPPOSES, "rest": REST, "bias": "#3f4450"}
 # Inches.
-_MARGIN, _LEFT, _GAP, _TEXT, _TILE, _PAD = 0.4, 4.4, 0.5, 2.0, 1.22, 0.12
+_LEFT, _GAP, _TEXT = 4.4, 0.5, 2.0
 _ROW, _HEADING, _SUM, _TITLE, _HINTS = 1.55, 0.42, 1.6, 0.9, 0.24
-
-
-class _Place(NamedTuple):
-    """A picture on the canvas: its upper left corner and inches per pixel."""
-
-    x: float
-    y: float
-    scale: float
-
-    def box(self, box: Sequence[float]) -> tuple[float, float, float, float]:
-        """A box in pixels of the picture, in inches of the canvas."""
-        x0, y0, x1, y1 = (value * self.scale for value in box)
-        return self.x + x0, self.y + y0, self.x + x1, self.y + y1
-
-
-class _Canvas:
-    """A figure measured in inches from its upper left corner.
-
-    It has one axes: each costs as much as all the rest of a figure.
-    """
-
-    def __init__(self, width: float, height: float) -> None:
-        self.figure = Figure(figsize=(width, height), facecolor="white")
-        self.width, self.height = width, height
-        self._axes = self.figure.add_axes((0, 0, 1, 1))
-        self._axes.set_axis_off()
-        self._axes.set_autoscale_on(False)
-        self._axes.set_xlim(0, width)
-        self._axes.set_ylim(height, 0)
-        self._renderer = FigureCanvasAgg(self.figure).get_renderer()  # measures texts
-
-    def text(
-        self,
-        x: float,
-        y: float,
-        text: str,
-        size: float = 9,
-        *,
-        length: int | None = None,
-        room: float | None = None,
-        weight: str = "normal",
-        **style: Any,
-    ) -> None:
-        """Write at most `length` letters, shrunk until they are at most `room` inches wide."""
-        spelt, families = lettering(text)
-        # parse_math: a class called "$x" is a name, not a formula.
-        written = self.figure.text(
-            x / self.width, 1 - y / self.height, spelt if length is None else cut(spelt, length),
-            fontsize=size, parse_math=False,
-            **{"color": INK, "va": "top", **style, **font_options(families, weight)},
-        )  # fmt: skip
-        if room is not None:
-            width = written.get_window_extent(self._renderer).width / self.figure.dpi
-            written.set_fontsize(size * min(1, room / max(width, 1e-6)))
-
-    def line(self, x0: float, y0: float, x1: float, y1: float, color: str, width: float) -> None:
-        self._axes.plot([x0, x1], [y0, y1], color=color, linewidth=width, solid_capstyle="butt")
-
-    def bar(self, x0: float, y0: float, x1: float, y1: float, color: str, edge: float = 0) -> None:
-        """A filled rectangle, with a white edge of so many points."""
-        place: dict[str, Any] = {"xy": (x0, y0), "width": x1 - x0, "height": y1 - y0}
-        self._axes.add_patch(Rectangle(**place, facecolor=color, edgecolor="white", linewidth=edge))
-
-    def picture(
-        self, x: float, y: float, width: float, height: float, image: Image.Image
-    ) -> _Place:
-        """The image, centred in the space with its own aspect."""
-        scale = min(width / image.width, height / image.height)
-        x += (width - scale * image.width) / 2
-        y += (height - scale * image.height) / 2
-        extent = (x, x + scale * image.width, y + scale * image.height, y)
-        self._axes.imshow(image, extent=extent, aspect="auto", interpolation="lanczos")
-        return _Place(x, y, scale)
-
-    def frame(self, box: Sequence[float], color: str, *, dashed: bool, width: float) -> None:
-        """A rectangle's outline on a white one."""
-        x0, y0, x1, y1 = box
-        place: dict[str, Any] = {"xy": (x0, y0), "width": x1 - x0, "height": y1 - y0, "fill": False}
-        self._axes.add_patch(Rectangle(**place, edgecolor="white", linewidth=width + 1.5))
-        style = "dashed" if dashed else "solid"
-        self._axes.add_patch(Rectangle(**place, edgecolor=color, linewidth=width, linestyle=style))
-
-    def disc(self, x: float, y: float, number: int, color: str, *, edge: bool) -> None:
-        """A number on a disc around a point."""
-        radius = 0.115 if edge else 0.105
-        self._axes.add_patch(
-            Circle((x, y), radius, facecolor=color, edgecolor="white" if edge else "none")
-        )
-        self.text(x, y, str(number), 8 if edge else 9, color="white", ha="center",
-                  va="center_baseline", weight="bold")  # fmt: skip
 
 
 def explanation_figure(
@@ -141,7 +58,8 @@ def explanation_figure(
     """Draw an explanation.
 
     Left the picture with numbered boxes (solid: supports, dashed: opposes); right one row a
-    channel: contribution, heat map, prototypes with their patch; below the sum of the logit.
+    channel: contribution, heat map, prototypes with their patch; below the path of a head that is a
+    tree, and the sum of the logit (or what else contributions add up to).
 
     Args:
         explanation: from `infodisent.explain`.
@@ -167,14 +85,15 @@ def explanation_figure(
     picture_height = _LEFT * explanation.picture.height / explanation.picture.width
     below = 0.85 + 0.3 * len(top_classes(explanation)) + 0.2 * len(_notes(explanation))
     body = max(right, picture_height + below)
-    x0 = _MARGIN + _LEFT + _GAP
-    width = x0 + _TEXT + (_TILE + _PAD) * (count + 1) + 0.15 + _MARGIN
-    canvas = _Canvas(width, _MARGIN + _TITLE + body + _SUM + _MARGIN)
-    y = _MARGIN
+    x0 = MARGIN + _LEFT + _GAP
+    width = x0 + _TEXT + (TILE + PAD) * (count + 1) + 0.15 + MARGIN
+    path = path_height(explanation, width)
+    canvas = Canvas(width, MARGIN + _TITLE + body + path + _SUM + MARGIN)
+    y = MARGIN
     _title(canvas, explanation, y)
     y += _TITLE
     _left(canvas, explanation, y, picture_height)
-    xh, xp = x0 + _TEXT, x0 + _TEXT + _TILE + _PAD + 0.15
+    xh, xp = x0 + _TEXT, x0 + _TEXT + TILE + PAD + 0.15
     if sections:
         canvas.text(xh, y, "where in this image", 8.5, color=MUTED)
         canvas.text(
@@ -192,7 +111,8 @@ def explanation_figure(
             at += _ROW
     if not sections:
         canvas.text(x0, y, f"No {explanation.unit} contributes to this class.", 11, color=MUTED)
-    _sum(canvas, explanation, _MARGIN + _TITLE + body)
+    draw_path(canvas, explanation, prototypes, pictures, MARGIN + _TITLE + body)
+    _sum(canvas, explanation, MARGIN + _TITLE + body + path)
     return canvas.figure
 
 
@@ -224,17 +144,17 @@ def prototypes_figure(
         prototypes.check_channel(channel)
     pictures = pictures or Pictures(prototypes.transform)
     count = min(k or prototypes.k, prototypes.k)
-    side = count * (_TILE + _PAD) + 0.3
+    side = count * (TILE + PAD) + 0.3
     label = 0.85
-    canvas = _Canvas(2 * _MARGIN + label + 2 * side, 2 * _MARGIN + 0.45 + _ROW * len(channels))
+    canvas = Canvas(2 * MARGIN + label + 2 * side, 2 * MARGIN + 0.45 + _ROW * len(channels))
     for sign, name, color in ((1, "positive side", SUPPORTS), (-1, "negative side", OPPOSES)):
-        x = _MARGIN + label + (0 if sign == 1 else side)
-        canvas.text(x, _MARGIN, f"strongest on the {name}", 10, color=color, weight="bold")
+        x = MARGIN + label + (0 if sign == 1 else side)
+        canvas.text(x, MARGIN, f"strongest on the {name}", 10, color=color, weight="bold")
         for i, channel in enumerate(channels):
-            y = _MARGIN + 0.45 + i * _ROW
+            y = MARGIN + 0.45 + i * _ROW
             if sign == 1:
-                canvas.text(_MARGIN, y + 0.4, f"{channel}", 13, weight="bold")
-                canvas.text(_MARGIN, y + 0.68, unit, 8, color=MUTED)
+                canvas.text(MARGIN, y + 0.4, f"{channel}", 13, weight="bold")
+                canvas.text(MARGIN, y + 0.68, unit, 8, color=MUTED)
             kept = prototypes.of(channel, sign)[:count]
             _prototypes(canvas, kept, pictures, prototypes.grid, color, (x, y))
     return canvas.figure
@@ -247,9 +167,9 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 130)
         figure.savefig(temporary, format="png", dpi=dpi, pil_kwargs={"compress_level": 3})
 
 
-def _title(canvas: _Canvas, e: Explanation, y: float) -> None:
-    end = canvas.width - _MARGIN
-    right = end - _MARGIN
+def _title(canvas: Canvas, e: Explanation, y: float) -> None:
+    end = canvas.width - MARGIN
+    right = end - MARGIN
     explained = explains_prediction(e)
     if e.true_name is not None:
         correct = e.correct
@@ -257,39 +177,39 @@ def _title(canvas: _Canvas, e: Explanation, y: float) -> None:
         canvas.text(end, y, text, 12, length=56, ha="right", room=0.4 * right,
                     color=MUTED if correct else WRONG,
                     weight="normal" if correct else "bold")  # fmt: skip
-    canvas.text(_MARGIN, y - 0.05, headline(e), 17, length=64, weight="bold",
+    canvas.text(MARGIN, y - 0.05, headline(e), 17, length=64, weight="bold",
                 room=(0.58 if e.true_name is not None else 0.98) * right)  # fmt: skip
     facts = f"probability {float(e.probabilities[e.class_index]):.1%}   ·   logit {e.logit:.3f}"
-    if e.size95 is not None:
-        facts += f"   ·   {e.size95:,} of {counted(e.channels, e.unit)} reach 95 % of the logit"
-    canvas.text(_MARGIN, y + 0.36, facts, 10, color=MUTED, room=0.6 * right)
+    size = size_text(e)
+    facts += f"   ·   {size}" if size else ""
+    canvas.text(MARGIN, y + 0.36, facts, 10, color=MUTED, room=0.6 * right)
     if not explained or e.independent:
         canvas.text(end, y + 0.36, predicted_text(e), 10, color=MUTED, length=64, ha="right",
                     room=0.38 * right)  # fmt: skip
-    canvas.line(_MARGIN, y + 0.68, end, y + 0.68, LINE, 1)
+    canvas.line(MARGIN, y + 0.68, end, y + 0.68, LINE, 1)
 
 
-def _left(canvas: _Canvas, e: Explanation, y: float, height: float) -> None:
-    place = canvas.picture(_MARGIN, y, _LEFT, height, e.picture)
+def _left(canvas: Canvas, e: Explanation, y: float, height: float) -> None:
+    place = canvas.picture(MARGIN, y, _LEFT, height, e.picture)
     boxes = marks(e, 0.115 / place.scale)
     for mark in boxes:
-        canvas.frame(place.box(mark.box), _COLORS[mark.kind], dashed=mark.kind == "opposes",
+        canvas.frame(place.box(mark.box), COLORS[mark.kind], dashed=mark.kind == "opposes",
                      width=2.4)  # fmt: skip
     for mark in boxes:
         x, y0, _, _ = place.box((*mark.center, *mark.center))
-        canvas.disc(x, y0, mark.number, _COLORS[mark.kind], edge=True)
+        canvas.disc(x, y0, mark.number, COLORS[mark.kind], edge=True)
     y += height + 0.1
-    canvas.text(_MARGIN, y, short_name(e.path), 8, color=MUTED, length=60, room=_LEFT)
+    canvas.text(MARGIN, y, short_name(e.path), 8, color=MUTED, length=60, room=_LEFT)
     for line in _notes(e):
         y += 0.2
-        canvas.text(_MARGIN, y, line, 8, color=MUTED, room=_LEFT)
+        canvas.text(MARGIN, y, line, 8, color=MUTED, room=_LEFT)
     y += 0.32
     for name, probability in top_classes(e):
-        canvas.bar(_MARGIN, y, _MARGIN + _LEFT, y + 0.24, "#f0f1f4")
-        canvas.bar(_MARGIN, y, _MARGIN + _LEFT * probability, y + 0.24, "#c9ced8")
+        canvas.bar(MARGIN, y, MARGIN + _LEFT, y + 0.24, "#f0f1f4")
+        canvas.bar(MARGIN, y, MARGIN + _LEFT * probability, y + 0.24, "#c9ced8")
         middle: dict[str, Any] = {"va": "center_baseline", "color": INK}
-        canvas.text(_MARGIN + 0.09, y + 0.12, name, 8.5, length=44, room=_LEFT - 0.8, **middle)
-        canvas.text(_MARGIN + _LEFT - 0.09, y + 0.12, f"{probability:.1%}", 8.5, ha="right",
+        canvas.text(MARGIN + 0.09, y + 0.12, name, 8.5, length=44, room=_LEFT - 0.8, **middle)
+        canvas.text(MARGIN + _LEFT - 0.09, y + 0.12, f"{probability:.1%}", 8.5, ha="right",
                     **middle)  # fmt: skip
         y += 0.3
 
@@ -300,7 +220,7 @@ def _notes(e: Explanation) -> list[str]:
 
 
 def _row(
-    canvas: _Canvas,
+    canvas: Canvas,
     e: Explanation,
     evidence: ChannelEvidence,
     number: int,
@@ -317,17 +237,18 @@ def _row(
     canvas.bar(left, y + 0.55, left + full, y + 0.63, "#eceef2")
     canvas.bar(left, y + 0.55, left + part, y + 0.63, color)
     minus = "\N{MINUS SIGN}"
-    canvas.text(left, y + 0.72, f"weight {evidence.weight:.3f} ×", 8, color=MUTED)
+    first = f"weight {evidence.weight:.3f} ×" if evidence.linear else "its value here"
+    canvas.text(left, y + 0.72, first, 8, color=MUTED)
     two = f"({evidence.pos:.3f} {minus} {evidence.neg:.3f})"
     canvas.text(left, y + 0.88, two if evidence.neg else f"{evidence.pos:.3f}", 8, color=MUTED)
     overlay = heat_overlay(e.picture, evidence.heat, evidence.sign)
-    place = canvas.picture(x + _TEXT, y, _TILE, _TILE, overlay)
+    place = canvas.picture(x + _TEXT, y, TILE, TILE, overlay)
     if evidence.box is not None:
         canvas.frame(place.box(evidence.box), color, dashed=evidence.sign < 0, width=1.6)
 
 
 def _prototypes(
-    canvas: _Canvas,
+    canvas: Canvas,
     kept: Sequence[Prototype],
     pictures: Pictures,
     grid: tuple[int, int],
@@ -339,48 +260,48 @@ def _prototypes(
         canvas.text(x, y + 0.5, "no training image excites this side", 8.5, color=MUTED)
     for prototype in kept:
         thumbnail = pictures.get(prototype.file)
-        place = canvas.picture(x, y, _TILE, _TILE, thumbnail.image)
+        place = canvas.picture(x, y, TILE, TILE, thumbnail.image)
         if not thumbnail.missing:
             box = prototype_box(prototype, grid, thumbnail.image.size)
             canvas.frame(place.box(box), color, dashed=False, width=1.3)
-        canvas.text(x, y + _TILE + 0.04, prototype.label_name, 7, color=MUTED, length=22,
-                    room=_TILE + 0.5 * _PAD)  # fmt: skip
-        x += _TILE + _PAD
+        canvas.text(x, y + TILE + 0.04, prototype.label_name, 7, color=MUTED, length=22,
+                    room=TILE + 0.5 * PAD)  # fmt: skip
+        x += TILE + PAD
 
 
-def _sum(canvas: _Canvas, e: Explanation, y: float) -> None:
-    right = canvas.width - _MARGIN
-    canvas.line(_MARGIN, y + 0.08, right, y + 0.08, LINE, 1)
-    canvas.text(_MARGIN, y + 0.22, "The sum", 11, weight="bold")
+def _sum(canvas: Canvas, e: Explanation, y: float) -> None:
+    right = canvas.width - MARGIN
+    canvas.line(MARGIN, y + 0.08, right, y + 0.08, LINE, 1)
+    canvas.text(MARGIN, y + 0.22, "The sum", 11, weight="bold")
     parts = []
     for i, term in enumerate(terms(e)):
         value = f"{abs(term.value):.3f}"
         lead = "\N{MINUS SIGN} " if term.value < 0 else "+ " if i else ""
         parts.append(f"{lead}{value}" + ("" if term.label.isdigit() else f" ({term.label})"))
-    text = f"{'  '.join(parts)}  =  {e.logit:.3f} (logit)"
-    canvas.text(_MARGIN + 0.9, y + 0.235, text, room=right - _MARGIN - 0.9, size=10)
+    text = f"{'  '.join(parts)}  =  {e.score_value:.3f} ({e.score})"
+    canvas.text(MARGIN + 0.9, y + 0.235, text, room=right - MARGIN - 0.9, size=10)
     pieces = segments(e)
-    ends = [0.0, e.logit, *(s.start for s in pieces), *(s.end for s in pieces)]
+    ends = [0.0, e.score_value, *(s.start for s in pieces), *(s.end for s in pieces)]
     low, high = min(ends), max(ends)
     span = (high - low) or 1.0
-    inches = (right - _MARGIN) / (1.07 * span)
+    inches = (right - MARGIN) / (1.07 * span)
 
     def at(value: float) -> float:
-        return _MARGIN + (value - low + 0.01 * span) * inches
+        return MARGIN + (value - low + 0.01 * span) * inches
 
     top, lane_height = y + 0.61, 0.35
     for term, start, end, lane in pieces:
         y0 = top + (lane + 0.08) * lane_height
         x0, x1 = sorted((at(start), at(end)))
-        canvas.bar(x0, y0, x1, y0 + 0.84 * lane_height, _COLORS[term.kind], edge=1.2)
+        canvas.bar(x0, y0, x1, y0 + 0.84 * lane_height, COLORS[term.kind], edge=1.2)
         # Numbers only where they fit: a digit needs about 0.2 inch, the label of the rest more.
         if x1 - x0 > (0.2 if term.label.isdigit() else 1.7):
             canvas.text((x0 + x1) / 2, y0 + 0.42 * lane_height, term.label, 8.5, color="white",
                         ha="center", va="center_baseline", weight="bold")  # fmt: skip
     bottom = top + 2 * lane_height
     canvas.line(at(0), top, at(0), bottom, INK, 1)
-    canvas.line(at(e.logit), top, at(e.logit), bottom + 0.04, INK, 1.6)
-    canvas.text(at(e.logit), bottom + 0.07, f"logit {e.logit:.3f}", ha="center",
+    canvas.line(at(e.score_value), top, at(e.score_value), bottom + 0.04, INK, 1.6)
+    canvas.text(at(e.score_value), bottom + 0.07, f"{e.score} {e.score_value:.3f}", ha="center",
                 weight="bold")  # fmt: skip
-    if e.logit - low > 0.1 * span:
+    if e.score_value - low > 0.1 * span:
         canvas.text(at(0), bottom + 0.07, "0", ha="center", color=MUTED)

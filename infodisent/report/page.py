@@ -19,14 +19,17 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from PIL import Image
 
-from infodisent.explanations.evidence import ChannelEvidence, Explanation
+from infodisent.explanations.evidence import ChannelEvidence, DecisionEvidence, Explanation
 from infodisent.explanations.prototypes import Prototypes
 from infodisent.files import write_text
 from infodisent.report.pictures import Pictures, heat_overlay, shrink
 from infodisent.report.view import (
+    answer_text,
+    change_text,
     check_fits,
     explains_prediction,
     marks,
+    path_title,
     prototype_box,
     segments,
     short_name,
@@ -42,8 +45,10 @@ _PERCENT = {"accuracy", "balanced_accuracy", "explained"}
 _NAMES = {
     "balanced_accuracy": "balanced accuracy",
     "f1": "macro F1",
-    "explanation_size": "{unit}s for 95 % of the logit (median)",
-    "explained": "predicted logit above 0",
+    "explanation_size": "{unit}s for 95 % of the {score} (median)",
+    "explained": "predicted {score} above 0",
+    "magnitude_size": "{unit}s for 95 % of all evidence (median)",
+    "units_used": "{unit}s used",
 }
 
 
@@ -103,12 +108,13 @@ def write_page(
         }
         for c in channels
     ]
-    unit = explanations[0].unit
+    first = explanations[0]
+    evidence = [c for x in explanations for c in x.shown]
     judged = [x.correct for x in explanations if x.correct is not None]
     page = _template().render(
         title=title,
         facts={name: _format(name, value) for name, value in facts.items()},
-        table=_table(summary, unit),
+        table=_table(summary, {"unit": first.unit, "score": first.score}),
         images=images,
         right=sum(judged),
         wrong=len(judged) - sum(judged),
@@ -116,7 +122,12 @@ def write_page(
         symbols=shelf.symbols(),
         grid=prototypes.grid,
         channel_count=prototypes.channels,
-        unit=unit,
+        unit=first.unit,
+        score=first.score,
+        offset=first.offset,
+        linear=all(c.linear for c in evidence),
+        two_sided=any(c.neg for c in evidence),
+        decides=any(x.decisions for x in explanations),
         version=__version__,
         date=datetime.date.today().isoformat(),
     )
@@ -211,8 +222,9 @@ def _image(explanation: Explanation, number: int, shelf: _Shelf) -> dict[str, An
         "verdict": {None: "unknown", True: "right", False: "wrong"}[e.correct],
         "probability": float(e.probabilities[e.class_index]),
         "predicted_probability": float(e.probabilities.max()),
-        "logit": e.logit,
+        "score": e.score_value,
         "size95": e.size95,
+        "magnitude_size": e.magnitude_size,
         "channels": e.channels,
         "top": top_classes(e),
         "sections": [
@@ -224,8 +236,26 @@ def _image(explanation: Explanation, number: int, shelf: _Shelf) -> dict[str, An
             if section["rows"]
         ],
         "terms": addends,
-        "equation": f"{equation} = {signed(e.logit, 4)}",
+        "equation": f"{equation} = {signed(e.score_value, 4)}",
         "bar": _bar(e),
+        "path_title": path_title(e),
+        "path": [_decision(e, step, shelf) for step in e.decisions],
+    }
+
+
+def _decision(e: Explanation, step: DecisionEvidence, shelf: _Shelf) -> dict[str, Any]:
+    """A card of the path: the unit in this image, its first prototype, the answer."""
+    row = _evidence(e, step.evidence, 0, 1.0, shelf)
+    return {
+        **{name: row[name] for name in ("heat", "size", "box")},
+        "prototypes": row["prototypes"][:1],
+        "unit": step.unit,
+        "kind": "supports" if step.evidence.sign == 1 else "opposes",
+        "answer": answer_text(step),
+        "change": change_text(e, step),
+        "likeliest": step.likeliest,
+        "likeliest_probability": step.likeliest_probability,
+        "probability": step.probability,
     }
 
 
@@ -243,6 +273,7 @@ def _evidence(
         "contribution": c.contribution,
         "share": 100 * abs(c.contribution) / largest,
         "weight": c.weight,
+        "linear": c.linear,
         "pos": c.pos,
         "neg": c.neg,
         "heat": _uri(overlay),
@@ -265,11 +296,11 @@ def _marks(e: Explanation) -> list[dict[str, Any]]:
 def _bar(e: Explanation) -> dict[str, Any]:
     """The sum's two lanes in percent of the bar's width."""
     pieces = segments(e)
-    ends = [0.0, e.logit, *(s.end for s in pieces)]
+    ends = [0.0, e.score_value, *(s.end for s in pieces)]
     low, span = min(ends), (max(ends) - min(ends)) or 1.0
     return {
         "zero": 100 * -low / span,
-        "logit": 100 * (e.logit - low) / span,
+        "logit": 100 * (e.score_value - low) / span,
         "pieces": [
             {
                 "kind": s.term.kind,
@@ -284,13 +315,13 @@ def _bar(e: Explanation) -> dict[str, Any]:
     }
 
 
-def _table(rows: Sequence[Mapping[str, Any]], unit: str) -> dict[str, Any]:
-    """Columns and formatted cells; columns without any value are left out."""
+def _table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> dict[str, Any]:
+    """Columns and formatted cells; columns without any value are left out. `words`: of `_NAMES`."""
     columns = [c for c in dict.fromkeys(c for row in rows for c in row)
                if any(row.get(c) is not None for row in rows)]  # fmt: skip
     return {
         "columns": [
-            _NAMES[c].format(unit=unit) if c in _NAMES else str(c).replace("_", " ")
+            _NAMES[c].format(**words) if c in _NAMES else str(c).replace("_", " ")
             for c in columns
         ],
         "numeric": [all(isinstance(r.get(c), (int, float, type(None))) for r in rows)

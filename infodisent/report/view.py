@@ -1,14 +1,15 @@
-"""What figures and page show of an explanation: colours, numbered boxes, the sum of the logit."""
+"""What figures and page show of an explanation: colours, numbered boxes, the sum, the path."""
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from pathlib import PurePath
 from typing import NamedTuple
 
 import torch
 
-from infodisent.explanations.evidence import Box, Explanation, cell_box
+from infodisent.explanations.evidence import Box, DecisionEvidence, Explanation, cell_box
 from infodisent.explanations.prototypes import Prototype, Prototypes
 
 # Okabe and Ito's blue and vermilion: apart for every kind of colour vision, and in grey (5.2 and
@@ -17,7 +18,7 @@ SUPPORTS, OPPOSES = "#0072B2", "#D55E00"
 
 
 class Term(NamedTuple):
-    """One addend of a logit: what it is, its value, and "supports", "opposes", "rest", "bias"."""
+    """One addend of a score: what it is, its value, and "supports", "opposes", "rest", "bias"."""
 
     label: str
     value: float
@@ -74,13 +75,14 @@ def marks(explanation: Explanation, radius: float) -> list[Mark]:
 
 
 def terms(explanation: Explanation) -> list[Term]:
-    """The addends of the logit in the order the figures number them, then rest and bias."""
+    """The addends of the score in the order the figures number them, then rest and bias."""
     shown = [
         Term(str(i), e.contribution, "supports" if e.sign == 1 else "opposes")
         for i, e in enumerate(explanation.shown, 1)
     ]
     label = f"rest of {counted(explanation.rest_count, explanation.unit)}"
-    return [*shown, Term(label, explanation.rest, "rest"), Term("bias", explanation.bias, "bias")]
+    bias = Term(explanation.offset, explanation.bias, "bias")
+    return [*shown, Term(label, explanation.rest, "rest"), bias]
 
 
 def segments(explanation: Explanation) -> list[Segment]:
@@ -93,6 +95,40 @@ def segments(explanation: Explanation) -> list[Segment]:
                 pieces.append(Segment(term, end, end + term.value, lane))
                 end += term.value
     return pieces
+
+
+def size_text(e: Explanation) -> str:
+    """How many units the explanation needs; "" where none contributes."""
+    if e.size95 is not None:
+        return f"{e.size95:,} of {counted(e.channels, e.unit)} reach 95 % of the {e.score}"
+    if e.magnitude_size:
+        of = f"{e.magnitude_size:,} of {counted(e.channels, e.unit)}"
+        return f"{of} carry 95 % of all evidence, for or against"
+    return ""
+
+
+def path_title(e: Explanation) -> str:
+    """What the path of a head that is a tree is, in a line."""
+    chance = math.prod(step.probability for step in e.decisions)
+    title = f"The path: {counted(len(e.decisions), 'decision')}"
+    # a soft tree goes every way, each with a probability
+    return title if chance == 1 else f"{title}, taken with probability {chance:.0%}"
+
+
+def answer_text(step: DecisionEvidence) -> str:
+    """The question of a decision and its answer: "0.83 > 0.50: yes"."""
+    value, limit = (
+        f"{x:.2f}" if abs(x) < 100 else f"{x:.0f}" for x in (step.value, step.threshold)
+    )
+    relation = ">" if step.value > step.threshold else "≤"
+    answer = f"{value} {relation} {limit}: {'yes' if step.yes else 'no'}"
+    return answer.replace("-", "\N{MINUS SIGN}")
+
+
+def change_text(e: Explanation, step: DecisionEvidence) -> str:
+    """What a decision does to the explained class: "rose 12 % → 45 %"."""
+    name = cut(e.class_name, 14)
+    return f"{name} {step.before:.0%} → {step.after:.0%}"
 
 
 def counted(count: int, unit: str) -> str:

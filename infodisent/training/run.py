@@ -259,6 +259,7 @@ def _metrics(
         "backbone": model.spec["name"] or type(model.backbone.model).__name__,
         "method": model.head.method,
         "unit": model.head.unit,
+        "score": model.head.score,
         "task": store.task,
         "channels": store.channels,
         "features": store.meta["made_from"],

@@ -62,7 +62,8 @@ def test_evidence_is_that_of_the_logits(head):
             classes = torch.full((5,), label)
             parts = head.contributions(pool.pooled, classes)
             assert parts.shape == (5, head.num_features)
-            torch.testing.assert_close(parts.sum(1) + head.offsets(classes), logits[:, label])
+            scores = head.scores(logits)[:, label]
+            torch.testing.assert_close(parts.sum(1) + head.offsets(classes), scores)
         for i in range(5):
             rows = head.maps(x[i].flatten(1).mT, units)
             assert rows.shape == (12, head.num_features)

@@ -110,11 +110,12 @@ def test_validation_keeps_every_label_on_both_sides_and_scores_it():
 
 
 def test_figures_against_hand_counts():
-    figures = MultilabelFigures(2)
+    figures = MultilabelFigures(2, units_used=3)
     logits = torch.tensor([[3.0, -1.0], [2.0, -2.0], [-1.0, -3.0], [-2.0, 1.0]])
     labels = torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
-    figures.update(logits[:3], labels[:3], torch.tensor([2, 0, 4]))
-    figures.update(logits[3:], labels[3:], torch.tensor([3]))
+    evidence = torch.tensor([[1, 1, 0, 0], [-1, 0, 0, 0.5], [1, 1, 1, 1], [1, 0, 1, 1]])
+    figures.update(logits[:3], labels[:3], evidence[:3])  # 2 units, none, 4
+    figures.update(logits[3:], labels[3:], evidence[3:])  # 3
     result = figures.evaluation()
     assert result.images == 4
     # label 0: positives at ranks 1 and 3; label 1: its one positive at rank 2
@@ -124,6 +125,7 @@ def test_figures_against_hand_counts():
     assert result.subset_accuracy == 0
     assert result.recall == (0.5, 0.0)
     assert (result.explanation_size, result.explained) == (3, 0.75)
+    assert (result.magnitude_size, result.units_used) == (2, 3)  # the middle of 2, 2, 4, 3
     assert "recall" not in result.as_dict()
     with pytest.raises(ValueError, match="NaN"):
         figures.update(logits * float("nan"), labels)
