@@ -38,6 +38,7 @@ def test_each_integer_of_every_launch_may_be_one(stem):
         "rotation": ["tf32x3", "bf16x3"],
         "rotate_pool_backward": ["half", "tf32x3"],
         "similarity_pool": ["half", "split", "tf32x3"],
+        "softmax_pool": ["half", "split", "tf32x3"],
     }
     wanted = products.get(stem, ["half", "split", "tf32x3", "bf16x3"])
     lines = kernel_compile.run(stem, [90], [33, 512], wanted, ones=True)

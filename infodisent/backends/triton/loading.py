@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-STEMS = ("rotation", "rotate_pool", "infodisent_head", "similarity_pool")
+STEMS = ("rotation", "rotate_pool", "infodisent_head", "similarity_pool", "softmax_pool")
 """Operators that have kernels."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)
@@ -22,6 +22,7 @@ def missing() -> str | None:
             rotate_pool_backward,
             rotation,
             similarity_pool,
+            softmax_pool,
         )
     except ImportError as error:
         if error.name == "infodisent.kernels":
