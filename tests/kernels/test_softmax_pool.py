@@ -329,6 +329,7 @@ def test_compiles_without_spills(arch, products):
 
 
 @outside
+@pytest.mark.slow
 def test_in_the_interpreter():
     passed = re.search(r"(\d+) passed", kernel_compile.interpret(__file__))
     assert int(passed[1]) >= 70
