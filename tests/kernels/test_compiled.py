@@ -104,6 +104,12 @@ EVERY_KERNEL = [
     ("infodisent_head", [512], ["half"], [(256, 49)]),
     ("rotate_pool_backward", [64, 512], ["half", "tf32x3"], []),
     ("rotation", [512], ["tf32x3"], []),
+    pytest.param(
+        "similarity_pool", [128], ["half", "tf32x3"], [(80, 49), (64, 577)], marks=pytest.mark.slow
+    ),
+    pytest.param(
+        "softmax_pool", [128], ["half", "tf32x3"], [(80, 49), (64, 577)], marks=pytest.mark.slow
+    ),
 ]
 
 

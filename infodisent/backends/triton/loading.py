@@ -34,7 +34,7 @@ def missing() -> str | None:
 KNOWN = (
     (
         (12, 0),
-        "compiled for sm_120, all but similarity_pool, in 99 KB of shared memory; never run",
+        "compiled for sm_120 in 99 KB of shared memory; never run",
     ),
     ((10, 0), "compiled for sm_100; never run"),
     ((9, 0), "compiled for sm_90 and run by a simulator of its instructions"),
@@ -42,10 +42,7 @@ KNOWN = (
         (8, 1),
         "compiled for sm_80 in the shared memory of sm_89, and run by a simulator",
     ),
-    (
-        (8, 0),
-        "compiled for sm_80 and run by a simulator, all but similarity_pool",
-    ),
+    ((8, 0), "compiled for sm_80 and run by a simulator of its instructions"),
 )
 """What was tried of the kernels for GPUs from a compute capability on, none of it on a GPU."""
 
