@@ -94,7 +94,7 @@ def _sides(x: Pixels, counts: Tensor | None, size: torch.Size, views: tuple[str,
     return sides
 
 
-def _found(outputs: tuple[Best, ...], tiles: Tiles, device: torch.device) -> list[Found]:
+def scratch(outputs: tuple[Best, ...], tiles: Tiles, device: torch.device) -> list[Found]:
     """The results and their scratch."""
     batch, number = outputs[0].value.shape
     if tiles.images:
@@ -105,6 +105,18 @@ def _found(outputs: tuple[Best, ...], tiles: Tiles, device: torch.device) -> lis
         Found(*best, clear[2 * n].view(torch.int64), clear[2 * n + 1])
         for n, best in enumerate(outputs)
     ]
+
+
+def arithmetic(x: Pixels, u: Vectors, channels: int, products: str, tiles: Tiles) -> Arithmetic:
+    """How the main loop multiplies these operands of so many channels."""
+    return Arithmetic(
+        terms(products),
+        run(products, tiles.block_k),
+        "tf32" if products == "tf32x3" else "ieee",  # of half numbers neither
+        ragged=channels % tiles.block_k != 0,
+        multiple=common_multiple(channels, *x[1:], u.part, u.row),
+        emulated=gpu.emulated(),
+    )
 
 
 def _launch(
@@ -125,18 +137,11 @@ def _launch(
     if ROTATE_POOL_PARTS[products][0] > 1 and set(views) != {"dot"}:
         whole = map_operand(x, "ieee")
     sides = _sides(whole, counts, x.shape, views)
-    found = _found(outputs, tiles, x.device)
+    found = scratch(outputs, tiles, x.device)
     kernels.similarity_pool_kernel[(count(tiles, batch, pixels, number),)](
         x=operand, u=u, sides=sides, first=found[0], second=found[1] if len(views) == 2 else None,
         B=batch, M=number, C=channels, SIZE=pixels, P=pixels if tiles.images else 0, TILES=tiles,
-        ARITHMETIC=Arithmetic(
-            terms(products),
-            run(products, tiles.block_k),
-            "tf32" if products == "tf32x3" else "ieee",  # of half numbers neither
-            ragged=channels % tiles.block_k != 0,
-            multiple=common_multiple(channels, *operand[1:], u.part, u.row),
-            emulated=gpu.emulated(),
-        ),
+        ARITHMETIC=arithmetic(operand, u, channels, products, tiles),
         FIRST=views[0], SECOND=views[-1],
         num_warps=tiles.num_warps, num_stages=tiles.num_stages,
     )  # fmt: skip

@@ -66,6 +66,7 @@ ARGUMENTS: dict[str, Callable[[Machine, torch.dtype], tuple[Tensor, ...]]] = {
     "rotate_pool": _rotated,
     "infodisent_head": _head,
     "similarity_pool": _prototypes,
+    "softmax_pool": _prototypes,
 }
 """What each operator is called with."""
 

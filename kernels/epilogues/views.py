@@ -1,11 +1,13 @@
-"""Epilogue of `similarity_pool`: the best pixel of every image by a view of the products.
+"""Epilogue of `similarity_pool` and `softmax_pool`: the best pixel by a view of the products.
 
 A row of the tile is a prototype, a column a pixel, as in `infodisent.kernels.product`. A view is
 ``S a_p + b_p``, the larger the more alike, with a scale or a shift of each pixel:
 
 - "dot": S itself;
 - "cosine": ``a_p = 1 / |x_p|``, 0 for a pixel of zeros;
-- "l2": ``b_p = -|x_p|^2 / 2``, as ``|x - v|^2 = -2 (S + b) + |v|^2``.
+- "l2": ``b_p = -|x_p|^2 / 2``, as ``|x - v|^2 = -2 (S + b) + |v|^2``;
+- "softmax": the logarithm of the probability, ``(S + bias_m - top_p) / T - log_p``; what is written
+  is the probability.
 
 Values become integers that order alike, with NaN above all and one zero; the largest is found by a
 sweep of integer maxima, and its first pixel by another. Pixels that do not count are left out of
@@ -31,17 +33,25 @@ PLACE_BITS = tl.constexpr(31)
 
 
 class Sides(NamedTuple):
-    """What views need of the pixels; None what none of them needs.
+    """What views need beside the products; None what none of them needs.
 
     Attributes:
         scale: ``[B P]`` float32, of "cosine".
         shift: ``[B P]`` float32, of "l2".
         counts: ``[B P]`` uint8, 0 for pixels that do not count.
+        top: ``[B P]`` float32, of "softmax": the largest score of the pixel.
+        log: ``[B P]`` float32, of "softmax": the logarithm of its sum of exponentials.
+        bias: ``[M]`` float32, of "softmax": what is added to the products; None: nothing.
+        inverse: ``1 / T``, of "softmax".
     """
 
     scale: Tensor | None
     shift: Tensor | None
     counts: Tensor | None
+    top: Tensor | None = None
+    log: Tensor | None = None
+    bias: Tensor | None = None
+    inverse: float | None = None
 
 
 class Found(NamedTuple):
@@ -69,24 +79,60 @@ def _ordered(
 
 
 @triton.jit
+def key_of(
+    value,  # float32
+):
+    """Values as integers that order alike."""
+    # -0 and 0 are a tie; and one kind of NaN, so that the first of them is chosen
+    bits = _ordered(tl.where(value == 0, 0, value.to(tl.int32, bitcast=True)))
+    return tl.where(value != value, NAN, bits)
+
+
+@triton.jit
+def scores(
+    total,  # [M, N] float32
+    factor,  # [M] float32 or None
+    bias,  # [M] float32 or None
+):
+    """What a softmax is taken of, before it is divided by the temperature: [M, N]."""
+    if factor is not None:
+        total = total * factor[:, None]
+    if bias is not None:
+        total = total + bias[:, None]
+    return total
+
+
+@triton.jit
+def log_probability(
+    w,  # scores
+    top,  # of each pixel the largest score
+    log,  # of each pixel the logarithm of its sum of exponentials
+    inverse,
+):
+    """Of a softmax over scores; NaN where there is none, as `log` is NaN."""
+    return (w - top) * inverse - log
+
+
+@triton.jit
 def _key(
     total,  # [M, N] float32
     factor,  # [M] float32 or None
+    bias,  # [M] float32 or None
     column,  # [N] places in `sides`
     sides,  # Sides
     VIEW: tl.constexpr,
 ):
     """The view as integers, [M, N]."""
-    value = total
-    if factor is not None:
-        value = value * factor[:, None]
+    value = scores(total, factor, bias)
     if VIEW == "cosine":
         value = value * tl.load(sides.scale + column)[None, :]
     if VIEW == "l2":
         value = value + tl.load(sides.shift + column)[None, :]
-    # -0 and 0 are a tie; and one kind of NaN, so that the first of them is chosen
-    bits = _ordered(tl.where(value == 0, 0, value.to(tl.int32, bitcast=True)))
-    return tl.where(value != value, NAN, bits)
+    if VIEW == "softmax":
+        top = tl.load(sides.top + column)[None, :]
+        log = tl.load(sides.log + column)[None, :]
+        value = log_probability(value, top, log, sides.inverse)
+    return key_of(value)
 
 
 @triton.jit
@@ -112,15 +158,21 @@ def _best(
 
 
 @triton.jit
-def _write(
+def write(
     at,  # [M] places of the image's prototypes in [B, M]
     mask,  # [M]
     key,  # [M] int32
     place,  # [M] int32
     found,  # Found
+    VIEW: tl.constexpr,
 ):
-    """The two results of one image; of one where no pixel counts NaN and 0, a place in memory."""
+    """The two results of one image.
+
+    Of one where no pixel counts NaN, in a softmax -Inf, and 0, a place in memory.
+    """
     value = _ordered(key).to(tl.float32, bitcast=True)
+    if VIEW == "softmax":
+        value = tl.where(key == NOTHING, float("-inf"), tl.exp(value))
     tl.store(found.value + at, tl.where(key == NAN, float("nan"), value), mask=mask)
     tl.store(found.place + at, tl.where(key == NOTHING, 0, place), mask=mask)
 
@@ -146,6 +198,9 @@ def best_pixels(
     factor = None
     if scale is not None:
         factor = tl.load(scale + row, mask=mask, other=1.0)
+    bias = None
+    if sides.bias is not None:
+        bias = tl.load(sides.bias + row, mask=mask, other=0.0)
     # tile after tile, columns are pixel after pixel
     if IMAGES > 0:  # noqa: SIM108  (known to the compiler)
         start = j * IMAGES * P
@@ -156,7 +211,7 @@ def best_pixels(
     for n in tl.static_range(len(TILES.widths)):
         column = start + TILES.starts[n] + tl.arange(0, totals[n].shape[1])
         column = tl.minimum(column, B * P - 1)
-        keys = keys + (_key(totals[n], factor, column, sides, VIEW),)  # noqa: RUF005
+        keys = keys + (_key(totals[n], factor, bias, column, sides, VIEW),)  # noqa: RUF005
         if sides.counts is not None:
             counts = counts + (tl.load(sides.counts + column) != 0,)  # noqa: RUF005
         else:
@@ -166,7 +221,7 @@ def best_pixels(
             image = j * IMAGES + s
             key, place = _best(keys, counts, -s * P, P, TILES)
             there = row < tl.where(image < B, M, 0)
-            _write(image.to(tl.int64) * M + row, there, key, place, found)
+            write(image.to(tl.int64) * M + row, there, key, place, found, VIEW)
     else:
         first, skip, count = images_across(j, B, P, TILES)
         for s in range(0, count):
@@ -182,4 +237,4 @@ def best_pixels(
                 packed = tl.load(found.keys + at, mask=mask, other=0, cache_modifier=".cg")
                 key = ((packed >> PLACE_BITS) - HALF_RANGE).to(tl.int32)
                 place = (packed & NOWHERE).to(tl.int32) ^ NOWHERE
-                _write(at, mask, key, place, found)
+                write(at, mask, key, place, found, VIEW)

@@ -57,11 +57,25 @@ def choose(
 
     Its pool stands for that of a view: two sweeps, as there for whole float32 values.
     """
+    options = candidates(batch, pixels, prototypes, products, capability, processors, views)
+    return cheapest(options, batch, pixels, prototypes, channels, products, capability, processors)
+
+
+def cheapest(
+    options: list[Tiles],
+    batch: int,
+    pixels: int,
+    prototypes: int,
+    channels: int,
+    products: str,
+    capability: int,
+    processors: int,
+) -> Tiles:
+    """Of some tiles those of the fewest clocks, see `choose`."""
     work = replace(pool.work(pixels, channels, products), exact=True)
 
     def clocks(tiles: Tiles) -> float:
         number = pool.count(tiles, batch, pixels, prototypes)
         return cost.clocks(tiles, number, work, capability, processors)
 
-    options = candidates(batch, pixels, prototypes, products, capability, processors, views)
     return min(options, key=clocks)

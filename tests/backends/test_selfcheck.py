@@ -81,6 +81,33 @@ def test_wrong_best_pixels_fail(monkeypatch, spoil, message):
 
 
 @runs
+@pytest.mark.parametrize("dtype", loading.DTYPES)
+def test_right_softmax_passes(dtype):
+    said = checks.check_softmax_pool(DEVICE, dtype, TINY, most=1)
+    assert "kinds of tiles" in said
+
+
+@runs
+@pytest.mark.parametrize(
+    ("name", "spoil", "most", "message"),
+    [
+        ("softmax_pool", lambda r: (Best(r[0].value * 1.01, r[0].index), r[1]), 0, "values"),
+        ("softmax_pool", lambda r: (Best(r[0].value, r[0].index * 0), r[1]), 0, "places"),
+        ("softmax_pool", lambda r: (Best(r[0].value, r[0].index - 7), r[1]), 1, "places"),
+        ("softmax_pool", lambda r: (r[0], r[1] * 1.01), 0, "dX"),
+        ("scores_gradient", lambda r: [(part, dw * 1.01) for part, dw in r], 1, "gradient"),
+    ],
+)
+def test_a_wrong_softmax_fails(monkeypatch, name, spoil, most, message):
+    from infodisent.kernels import softmax_pool
+
+    plain = getattr(softmax_pool, name)
+    monkeypatch.setattr(softmax_pool, name, lambda *a, **k: spoil(plain(*a, **k)))
+    with pytest.raises(WrongResultError, match=message):
+        checks.check_softmax_pool(DEVICE, torch.float32, () if most else TINY, most=most)
+
+
+@runs
 def test_right_rotation_passes():
     assert "kinds of tiles" in checks.check_rotation(DEVICE, torch.float32, (17,))
 

@@ -97,7 +97,8 @@ def test_whole_numbers_and_every_operator(interpreter):
         assert exact.integers(interpreter, "triton", (3, 50, 24), dtype, kind)["ok"]
     items = dict(once.items(interpreter, 30))
     assert {name.split(",")[0] for name in items} == {
-        f"triton: {op}" for op in ("rotation", "rotate_pool", "similarity_pool", "infodisent_head")
+        f"triton: {op}"
+        for op in ("rotation", "rotate_pool", "similarity_pool", "softmax_pool", "infodisent_head")
     }
     for run in items.values():
         assert run()["ok"]

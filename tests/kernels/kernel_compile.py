@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.kernels import softmax_pool_calls
 from tests.kernels.kernel_text import facts, of_amd
 from tests.kernels.kernel_types import aligned, like, specialize
 
@@ -137,6 +138,9 @@ CALLS: dict[str, Callable[[int, str], None]] = {
     "infodisent_head": _infodisent_head,
     "rotate_pool_backward": _rotate_pool_backward,
     "similarity_pool": _similarity_pool,
+    "softmax_pool": lambda size, products: softmax_pool_calls.run(
+        _maps(size, products), PROTOTYPES, products
+    ),
 }
 """Host code of each operator, by stem: (size, products)."""
 

@@ -38,6 +38,7 @@ def test_each_integer_of_every_launch_may_be_one(stem):
         "rotation": ["tf32x3", "bf16x3"],
         "rotate_pool_backward": ["half", "tf32x3"],
         "similarity_pool": ["half", "split", "tf32x3"],
+        "softmax_pool": ["half", "split", "tf32x3"],
     }
     wanted = products.get(stem, ["half", "split", "tf32x3", "bf16x3"])
     lines = kernel_compile.run(stem, [90], [33, 512], wanted, ones=True)
@@ -103,6 +104,12 @@ EVERY_KERNEL = [
     ("infodisent_head", [512], ["half"], [(256, 49)]),
     ("rotate_pool_backward", [64, 512], ["half", "tf32x3"], []),
     ("rotation", [512], ["tf32x3"], []),
+    pytest.param(
+        "similarity_pool", [128], ["half", "tf32x3"], [(80, 49), (64, 577)], marks=pytest.mark.slow
+    ),
+    pytest.param(
+        "softmax_pool", [128], ["half", "tf32x3"], [(80, 49), (64, 577)], marks=pytest.mark.slow
+    ),
 ]
 
 

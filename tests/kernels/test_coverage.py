@@ -8,7 +8,7 @@ import pytest
 from infodisent.kernels.precision import GRADIENT_OF_FLOAT, GRADIENT_OF_HALF
 from infodisent.kernels.tiles import rotate_pool as pool
 from infodisent.kernels.tiles import rotate_pool_backward as backward
-from infodisent.kernels.tiles import rotation
+from infodisent.kernels.tiles import rotation, softmax_pool
 from infodisent.kernels.tiles import similarity_pool as views
 from infodisent.kernels.tiles.blocks import pick
 
@@ -60,6 +60,22 @@ def test_every_kind_of_tile_of_the_views_is_checked(products, capability, proces
     for (_, number), case in cases.items():
         assert pool.count(case.tiles, case.batch, case.pixels, case.prototypes) > 1
         assert case.views == number
+
+
+@pytest.mark.parametrize(("capability", "processors"), MACHINES)
+@pytest.mark.parametrize("products", ["half", "split", "tf32x3"])
+def test_every_kind_of_tile_of_the_softmax_is_checked(products, capability, processors):
+    cases = coverage.softmax_cases(products, capability, processors)
+    draw = random.Random(2)
+    for _ in range(1500):
+        pixels, prototypes = draw.randint(1, 1500), draw.randint(1, 3000)
+        size = draw.choice(BATCHES), pixels, prototypes, draw.randint(1, 1024)
+        tiles = softmax_pool.choose(*size, products, capability, processors)
+        assert coverage.kind(tiles) in cases, size
+        assert cases[coverage.kind(tiles)].tiles.num_warps == tiles.num_warps
+    assert any(kind.across for kind in cases)
+    for case in cases.values():
+        assert pool.count(case.tiles, case.batch, case.pixels, case.prototypes) > 1
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])

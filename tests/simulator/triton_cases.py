@@ -11,6 +11,7 @@ from infodisent.kernels import rotate_pool as pool
 from infodisent.kernels import rotate_pool_backward as backward
 from infodisent.kernels import rotation as rotations
 from infodisent.kernels import similarity_pool as views
+from infodisent.kernels import softmax_pool as softmax
 from infodisent.kernels.tiles.blocks import serving
 from infodisent.kernels.tiles.rotate_pool import Tiles
 from torch import Tensor
@@ -117,6 +118,51 @@ def _views(
             check_close(best.value, truth.value, 1e-5, similarity)
             require(bool((best.index == truth.index).all()), f"{similarity}: places")
         return tuple(t for best in found for t in best)
+
+    return run
+
+
+def _softmax(
+    products: str, batch: int, pixels: int, channels: int, prototypes: int | None,
+    change: Change | None = None, *, hidden: bool = False, nchw: bool = False,
+) -> Case:  # fmt: skip
+    """Forward, and the gradient of the scores; without prototypes of the map."""
+
+    def run(arch: int) -> Sequence[Tensor]:
+        of_x, of_v = _dtypes(products, BF16)
+        x, _, _ = random_map(batch, pixels, channels, dtype=of_x, seed=3)
+        g = torch.Generator().manual_seed(4)
+        v = bias = valid = chosen = None
+        w = x.double() / 3.0
+        if prototypes is not None:
+            v = torch.randn(prototypes, channels, generator=g).to(of_v)
+            bias = torch.randn(prototypes, generator=g)
+            w = x.double() @ v.double().mT / 3.0 + bias.double()
+            chosen = softmax.best_tiles(x, prototypes, products)
+            chosen = change(chosen, arch) if change else chosen
+        if hidden:
+            valid = torch.rand(batch, pixels, generator=g) < 0.6
+            valid[:, -1] = True
+            x[~valid] = float("nan")
+        x = x.mT.contiguous().mT if nchw else x
+        kind = products if v is not None else None
+        best, normalizer = softmax.softmax_pool(x, v, 3.0, bias, valid, kind, chosen=chosen)
+        s = w.requires_grad_().softmax(2)
+        seen = s if valid is None else s.masked_fill(~valid[:, :, None], 0)
+        truth = seen.max(1)
+        check_close(best.value, truth.values, 1e-5, "values")
+        require(bool((best.index == truth.indices).all()), "places")
+        grad = torch.randn(best.value.shape, generator=g)
+        (dw,) = torch.autograd.grad(truth.values, w, grad.double())
+        found = torch.empty(dw.shape, dtype=x.dtype)
+        if v is None:
+            softmax.map_gradient(grad, best, normalizer, x, 3.0, found)
+        else:
+            call = grad, best, normalizer, x, v, 3.0, bias, products
+            found = torch.cat([dw for _, dw in softmax.scores_gradient(*call, chosen=chosen)])
+        allowed = 1e-2 if found.dtype == BF16 else 1e-4
+        check_close(found, dw / 3.0, allowed, "gradient")
+        return *best, normalizer, found
 
     return run
 
@@ -297,6 +343,15 @@ CASES: dict[str, Case] = {
         "half", 3, 70, 33, 30, ("dot", "cosine"), _across(64, 32)
     ),
     "views tf32x3": _views("tf32x3", 2, 49, 64, 30, ("cosine", "l2")),
+    "softmax half": _softmax("half", 3, 49, 64, 150),
+    "softmax half hidden": _softmax("half", 3, 49, 72, 70, hidden=True),
+    "softmax half across": _softmax("half", 3, 49, 33, 30, _across(64), hidden=True),
+    "softmax half across, two widths": _softmax("half", 3, 70, 64, 130, _across(64, 32)),
+    "softmax split": _softmax("split", 2, 49, 64, 70),
+    "softmax tf32x3": _softmax("tf32x3", 2, 49, 64, 70),
+    "softmax of a map": _softmax("half", 2, 70, 80, None, hidden=True),
+    "softmax of a map, float32": _softmax("tf32x3", 2, 35, 300, None),
+    "softmax of a map, NCHW": _softmax("tf32x3", 2, 70, 70, None, nchw=True),
     "backward half 49": _backward("half", 4, 49, 128),
     "backward half 196, C=256": _backward("half", 2, 196, 256),
     "backward half one channel": _backward("half", 2, 20, 1),

@@ -9,7 +9,7 @@ from infodisent.backends import selfcheck
 from infodisent.backends.base import Backend, Call, MaybeTensor
 from infodisent.backends.sparse import similarity_pool as by_library
 from infodisent.backends.sparse.backend import unsupported
-from infodisent.backends.triton import kernels, loading
+from infodisent.backends.triton import kernels, loading, softmax_pool
 from infodisent.contract import Best, Extremes
 
 
@@ -106,4 +106,42 @@ class Triton(Backend):
         """Of the winners alone, by the library calls of `sparse`: there is no kernel for it yet."""
         return by_library.similarity_pool_backward(
             grads, best, x, prototypes, similarities, need_x, need_prototypes
+        )
+
+    def softmax_pool(
+        self,
+        x: Tensor,
+        prototypes: Tensor | None,
+        temperature: float,
+        bias: Tensor | None,
+        valid: Tensor | None,
+    ) -> tuple[Best, Tensor]:
+        """See `infodisent.backends.triton.softmax_pool`."""
+        return softmax_pool.softmax_pool(x, prototypes, temperature, bias, valid)
+
+    def softmax_pool_backward(
+        self,
+        grad: Tensor,
+        best: Best,
+        normalizer: Tensor,
+        x: Tensor,
+        prototypes: Tensor | None,
+        temperature: float,
+        bias: Tensor | None,
+        dx: Tensor | None,
+        need_prototypes: bool,
+        need_bias: bool,
+    ) -> tuple[MaybeTensor, MaybeTensor]:
+        """See `infodisent.backends.triton.softmax_pool`."""
+        return softmax_pool.softmax_pool_backward(
+            grad,
+            best,
+            normalizer,
+            x,
+            prototypes,
+            temperature,
+            bias,
+            dx,
+            need_prototypes,
+            need_bias,
         )

@@ -16,6 +16,10 @@ from torch import Tensor
 
 from infodisent import reference
 from infodisent.backends.triton import coverage, kernels
+from infodisent.backends.triton.problems import REPEATS, SIZES
+from infodisent.backends.triton.problems import other_dtypes as _other
+from infodisent.backends.triton.problems import random_numbers as _random
+from infodisent.backends.triton.softmax_checks import check_softmax_pool
 from infodisent.contract import Best, Extremes
 from infodisent.testing import (
     WrongResultError,
@@ -26,12 +30,8 @@ from infodisent.testing import (
     require,
 )
 
-SIZES = ((64, 49, 512), (9, 197, 768), (2, 577, 192), (1, 49, 2048), (5, 50, 72))
-"""(B, P, C) with the tiles that are chosen for them, in the layouts that maps have."""
 NORMS = (0.3, 5.0, 40.0)
 """``||A - A^T||_2``: of the smallest polynomial, the largest, and several squarings."""
-REPEATS = 5
-"""Times that a problem is run where blocks meet; the bits must be the same."""
 LIMIT = 900
 """Seconds for a check in a process of its own, nearly all of it compiling."""
 
@@ -39,17 +39,6 @@ LIMIT = 900
 def _tolerance(dtype: torch.dtype) -> float:
     # packed values of half maps keep 13 bits at least
     return 2**-12 if dtype.itemsize == 2 else 1e-5
-
-
-def _random(device: torch.device, *shape: int) -> Tensor:
-    """Normal numbers that leave the caller's generators alone."""
-    generator = torch.Generator("cpu").manual_seed(sum(shape))
-    return torch.randn(shape, generator=generator, device="cpu").to(device)
-
-
-def _other(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
-    """Dtypes of u beside maps of `dtype`: its own, and for half maps float32."""
-    return (dtype,) if dtype == torch.float32 else (dtype, torch.float32)
 
 
 def check_tiles(
@@ -295,6 +284,7 @@ CHECKS: dict[str, Callable[[torch.device, torch.dtype], str]] = {
     "rotate_pool": check_rotate_pool,
     "infodisent_head": check_infodisent_head,
     "similarity_pool": check_similarity_pool,
+    "softmax_pool": check_softmax_pool,
 }
 
 

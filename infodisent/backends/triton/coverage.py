@@ -7,6 +7,8 @@ small problem that is run with its tiles.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -91,7 +93,7 @@ def pool_cases(products: str, capability: int, processors: int) -> dict[Kind, Ca
 
 
 class ViewCase(NamedTuple):
-    """A problem of `similarity_pool`, and the tiles to run it with."""
+    """A problem of `similarity_pool` or `softmax_pool`, and the tiles to run it with."""
 
     batch: int
     pixels: int
@@ -108,16 +110,32 @@ def view_cases(products: str, capability: int, processors: int) -> dict[tuple[Ki
     """
     from infodisent.kernels.tiles.similarity_pool import candidates
 
+    machine = products, capability, processors
+    return _view_cases(lambda views, *sizes: candidates(*sizes, *machine, views), (1, 2))
+
+
+def softmax_cases(products: str, capability: int, processors: int) -> dict[Kind, ViewCase]:
+    """One small problem for each kind of tile of `softmax_pool` with prototypes.
+
+    Arguments: see `pool_cases`.
+    """
+    from infodisent.kernels.tiles.softmax_pool import candidates
+
+    machine = products, capability, processors
+    cases = _view_cases(lambda _, *sizes: candidates(*sizes, *machine), (1,))
+    return {kind: case for (kind, _), case in cases.items()}
+
+
+def _view_cases(
+    candidates: Callable[..., list[Tiles]], numbers: tuple[int, ...]
+) -> dict[tuple[Kind, int], ViewCase]:
+    """A problem for each kind of tile that the candidates of (views, B, P, M) have."""
     found: dict[tuple[Kind, int], tuple[int, Tiles]] = {}
-    for views in (1, 2):
-        for prototypes in CHANNELS:
-            for pixels in PIXELS:
-                for batch in BATCHES:
-                    sizes = batch, pixels, prototypes, products, capability, processors
-                    for tiles in candidates(*sizes, views):
-                        key = kind(tiles), views
-                        if key not in found or pixels < found[key][0]:
-                            found[key] = pixels, tiles
+    for views, prototypes, pixels, batch in itertools.product(numbers, CHANNELS, PIXELS, BATCHES):
+        for tiles in candidates(views, batch, pixels, prototypes):
+            key = kind(tiles), views
+            if key not in found or pixels < found[key][0]:
+                found[key] = pixels, tiles
     cases = {}
     for number, (key, (pixels, tiles)) in enumerate(sorted(found.items(), key=lambda f: f[0])):
         # as in `pool_cases`: tiles that are not full, depths of every kind

@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-STEMS = ("rotation", "rotate_pool", "infodisent_head", "similarity_pool")
+STEMS = ("rotation", "rotate_pool", "infodisent_head", "similarity_pool", "softmax_pool")
 """Operators that have kernels."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)
@@ -22,6 +22,7 @@ def missing() -> str | None:
             rotate_pool_backward,
             rotation,
             similarity_pool,
+            softmax_pool,
         )
     except ImportError as error:
         if error.name == "infodisent.kernels":
@@ -33,7 +34,7 @@ def missing() -> str | None:
 KNOWN = (
     (
         (12, 0),
-        "compiled for sm_120, all but similarity_pool, in 99 KB of shared memory; never run",
+        "compiled for sm_120 in 99 KB of shared memory; never run",
     ),
     ((10, 0), "compiled for sm_100; never run"),
     ((9, 0), "compiled for sm_90 and run by a simulator of its instructions"),
@@ -41,10 +42,7 @@ KNOWN = (
         (8, 1),
         "compiled for sm_80 in the shared memory of sm_89, and run by a simulator",
     ),
-    (
-        (8, 0),
-        "compiled for sm_80 and run by a simulator, all but similarity_pool",
-    ),
+    ((8, 0), "compiled for sm_80 and run by a simulator of its instructions"),
 )
 """What was tried of the kernels for GPUs from a compute capability on, none of it on a GPU."""
 
