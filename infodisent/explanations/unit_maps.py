@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,13 +53,14 @@ class UnitMaps:
         maps: Tensor,  # [b, P, C]
     ) -> Tensor:
         """All units at every pixel of several images, ``[b, P, M]`` float32."""
-        return self.values(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])
+        table: Tensor = self.values(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])
+        return table
 
     def chunks(
         self,
         maps: Tensor,  # [B, P, C]
     ) -> Iterator[slice]:
-        """Slices of the images whose table of all units stays within `BYTES` (one image at least)."""
+        """Slices of the images whose table of all units is within `BYTES`, or one image each."""
         each = 4 * maps.shape[1] * max(self.head.num_features, maps.shape[2])
         size = max(1, BYTES // max(1, each))
         return (slice(at, at + size) for at in range(0, len(maps), size))
@@ -113,7 +115,7 @@ def is_linear(
 def _linear_vectors(head: Head) -> Tensor | None:
     """``[M, C]`` such that ``maps(x) = x · vectors^T``, or None where there is no such thing."""
     channels = head.in_features
-    place = {"device": head.device, "dtype": torch.float32}
+    place: dict[str, Any] = {"device": head.device, "dtype": torch.float32}
     g = torch.Generator().manual_seed(0)
     trial = torch.randn(3, channels, generator=g).to(**place)
     units = torch.arange(head.num_features, device=head.device)
