@@ -88,7 +88,7 @@ def sufficient_size(
     lower bound. A set that beats all rivals is found greedily, in several orders, less what it does
     not need. Where its size is the bound it is `exact` (always for two classes). Otherwise the
     problem is a set cover: up to `TRIED` smaller sets are tried, which is exact again if those are
-    all, and else the size is an upper bound. A tie keeps nothing: the predicted class must be ahead.
+    all, and else the size is an upper bound. A tie keeps nothing: the class must be ahead.
 
     Raises:
         ValueError: scores are no weighted sum of units.
@@ -175,7 +175,8 @@ def _greedy(gains: Tensor, ahead: Tensor, most: int, *, total: bool) -> int:
     By the smallest margin that they leave, of equal ones by their sum over rivals not yet beaten;
     or by that sum alone (`total`).
     """
-    margins, order = ahead.clone(), []
+    margins = ahead.clone()
+    order: list[int] = []
     free = (gains > 0).any(0)
     while len(order) < most and bool(free.any()):
         helpful = gains[margins <= 0].sum(0).masked_fill(~free, -torch.inf)  # [M]

@@ -1,4 +1,4 @@
-"""Deletion, insertion and localisation: loops from the definition, known scenes, wrong explainers."""
+"""Deletion, insertion, localisation: loops from the definition, known scenes, wrong explainers."""
 
 from __future__ import annotations
 
