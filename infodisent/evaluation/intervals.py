@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_BLOCK = 1 << 20
+"""Values drawn at a time."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -53,9 +56,17 @@ def bootstrap(
     if not len(known):
         return Interval(None, None, None, 0)
     g = torch.Generator().manual_seed(seed)
-    means = torch.stack(
-        [known[torch.randint(len(known), (len(known),), generator=g)].mean() for _ in range(draws)]
+    at_once = max(1, _BLOCK // len(known))
+    means = torch.cat(
+        [
+            known[torch.randint(len(known), (count, len(known)), generator=g)].mean(1)
+            for count in _split(draws, at_once)
+        ]
     )
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = means.quantile(ends).tolist()
     return Interval(float(known.mean()), low, high, len(known))
+
+
+def _split(whole: int, part: int) -> list[int]:
+    return [min(part, whole - at) for at in range(0, whole, part)]

@@ -21,7 +21,7 @@ from infodisent.evaluation.images import maps_of
 from infodisent.evaluation.intervals import Interval, bootstrap
 from infodisent.evaluation.misalignment import ATTACKS, misalignment
 from infodisent.evaluation.sizes import active_size, global_size, pipnet_size, sufficient_size
-from infodisent.evaluation.stability import head_randomisation, noise_stability
+from infodisent.evaluation.stability import noise_stability, rank_correlation, shuffled
 from infodisent.explanations.posthoc import EXPLAINERS
 from infodisent.explanations.sparsity import exact, explanation_sizes
 from infodisent.methods import Head
@@ -133,6 +133,7 @@ def judge_features(
     """
     head.eval()
     judged, independent = Judgement(), store.task == "multilabel"
+    other = shuffled(head, seed)  # see head_randomisation
     columns: dict[tuple[str, str], list[Tensor]] = {}
 
     def keep(measure: str, values: Tensor, of: str = "") -> None:
@@ -151,7 +152,7 @@ def judge_features(
         keep("entropy", spatial_entropy(head, x))
         judged.attempt(lambda: _sufficient(head, pooled, keep))  # noqa: B023  (called at once)
         for name in EXPLAINERS:
-            judged.attempt(lambda: _cells(head, x, classes, name, independent, seed, keep))  # noqa: B023
+            judged.attempt(lambda: _cells(head, x, classes, name, independent, other, keep))  # noqa: B023
         advance(len(maps))
 
     of_training = (_counted(maps, advance) for maps, _, _ in store.batches(train, _BATCH))
@@ -193,7 +194,7 @@ def _cells(
     classes: Tensor,  # [b] int64
     name: str,
     independent: bool,
-    seed: int,
+    other: Head,
     keep: Keep,
 ) -> None:
     explainer = EXPLAINERS[name]
@@ -202,7 +203,8 @@ def _cells(
     keep("deletion", curves.deletion, name)
     keep("insertion", curves.insertion, name)
     if name != "random":
-        keep("randomised", head_randomisation(head, maps, classes, explainer, seed=seed), name)
+        changed = explainer(other, maps, classes)
+        keep("randomised", rank_correlation(saliency, changed), name)
 
 
 def judge_pictures(

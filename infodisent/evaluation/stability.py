@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from infodisent.classifier import InfoDisentClassifier
 from infodisent.evaluation.images import CLIP, STD, check_images, maps_of, noise_like
 from infodisent.explanations.posthoc import Explainer
 from infodisent.methods import Head
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 class NoiseStability(NamedTuple):
@@ -93,9 +95,8 @@ def head_randomisation(
     explanation that does not change (1) does not explain the model; lower is better. Spearman's,
     ties at their mean rank; NaN where an explanation is constant.
     """
-    shuffled = _shuffled(head, seed)
-    assert isinstance(shuffled, Head)
-    return rank_correlation(explainer(head, maps, classes), explainer(shuffled, maps, classes))
+    other = shuffled(head, seed)
+    return rank_correlation(explainer(head, maps, classes), explainer(other, maps, classes))
 
 
 @torch.no_grad()
@@ -109,16 +110,17 @@ def model_randomisation(
 ) -> Tensor:
     """`head_randomisation` with the backbone's parameters shuffled too, ``[B]``."""
     check_images("model_randomisation", images, classes=classes)
-    other = _shuffled(model, seed)
-    assert isinstance(other, InfoDisentClassifier)
+    other = shuffled(model, seed)
     with evaluating(model), evaluating(other):
         pair = [explainer(m.head, maps_of(m, images), classes) for m in (model, other)]
     return rank_correlation(*pair)
 
 
-def _shuffled(module: nn.Module, seed: int) -> nn.Module:
+@torch.no_grad()
+def shuffled(module: _Module, seed: int) -> _Module:
     """A copy in which every parameter's entries have changed places: the same sizes of numbers."""
-    other = copy.deepcopy(module).requires_grad_(False)
+    other = copy.deepcopy(module)
+    other.requires_grad_(False)
     g = torch.Generator().manual_seed(seed)
     for parameter in other.parameters():
         order = torch.randperm(parameter.numel(), generator=g).to(parameter.device)
