@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from infodisent.backbones.preprocess import transform_from
@@ -245,6 +246,7 @@ def _draw(
     panel.set_xlabel(arrow, fontsize=7, color="#555b66",
                      loc="left" if measure.better == "lower" else "right")  # fmt: skip
     panel.tick_params(axis="x", labelsize=7)
+    panel.xaxis.set_major_locator(MaxNLocator(5))  # numbers do not touch
     panel.grid(axis="x", alpha=0.3)
     panel.margins(x=0.12)
     for side in ("top", "right"):
