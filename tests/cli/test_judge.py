@@ -18,6 +18,7 @@ from infodisent.evaluation.judgement import MEASURES
 from infodisent.evaluation.misalignment import misalignment
 from infodisent.report import judged
 from infodisent.report.judged import by_measure, comparison_figure, judge_run, read_judgement
+from infodisent.training.folder import WRITTEN
 from infodisent.training.run import open_run
 
 
@@ -65,6 +66,7 @@ def test_figures_are_those_of_the_run(run_folder, result):
 
 def test_what_is_there_is_read_back_until_something_changes(run_folder, result, monkeypatch):
     assert read_judgement(run_folder) == result
+    assert "judge.json" in WRITTEN  # fit --overwrite takes it away
     json.loads((run_folder / "judge.json").read_text(), parse_constant=pytest.fail)  # no NaN
     calls = []
     features = judged.judge_features
@@ -83,29 +85,29 @@ def test_what_is_there_is_read_back_until_something_changes(run_folder, result, 
         judge_run(run_folder, pictures=0, progress=False)
 
 
-def test_commands_print_and_draw(tmp_path, run_folder):
+def test_command_prints_one_run(run_folder):
     runner = CliRunner()
     done = runner.invoke(app, ["judge", str(run_folder), "--pictures", "1"])
     assert done.exit_code == 0, done.output
-    for text in (
-        "deletion AUC: shapley",
-        "misalignment PAC: pgd",
-        "faithfulness, pixels",
-        "stored",
-    ):
+    texts = ("deletion AUC: shapley", "misalignment PAC: pgd", "faithfulness, pixels", "stored")
+    for text in texts:
         assert text in done.output
+    with pytest.raises(ValueError, match="given twice"):
+        runner.invoke(app, ["judge", str(run_folder), str(run_folder)], catch_exceptions=False)
+
+
+@pytest.mark.slow
+def test_command_compares_runs_and_draws(tmp_path, run_folder, result):
     other = tmp_path / "b run"
-    shutil.copytree(run_folder, other)
+    shutil.copytree(run_folder, other)  # with what was judged
     picture = tmp_path / "side.png"
-    arguments = ["judge", "--compare", str(run_folder), str(other), "--pictures", "1"]
-    done = runner.invoke(app, [*arguments, "-o", str(picture)], env={"COLUMNS": "160"})
+    arguments = ["judge", "--compare", str(run_folder), str(other), "--pictures", "2"]
+    done = CliRunner().invoke(app, [*arguments, "-o", str(picture)], env={"COLUMNS": "160"})
     assert done.exit_code == 0, done.output
     assert "a run" in done.output
     assert "b run" in done.output
     with Image.open(picture) as drawn:
         assert min(drawn.size) > 300
-    with pytest.raises(ValueError, match="given twice"):
-        runner.invoke(app, ["judge", str(run_folder), str(run_folder)], catch_exceptions=False)
 
 
 def test_labels_have_no_misalignment_but_the_rest(labels_run):
