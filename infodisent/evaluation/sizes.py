@@ -27,12 +27,12 @@ TRIED = 4096
 
 @torch.no_grad()
 def global_size(head: Head) -> tuple[int, float]:
-    """Units with some weight above 1e-3, and the part of all weights that are not (sparsity).
+    """Units with some weight beyond ± 1e-3, and the part of all weights that are not (sparsity).
 
     Nauta et al., "PIP-Net", CVPR 2023. Fewer units, and a larger part, are better.
     """
     weights = head.class_weights()
-    used = weights > USED
+    used = weights.abs() > USED
     return int(used.any(0).sum()), float((~used).float().mean())
 
 

@@ -48,6 +48,8 @@ def test_thresholds_of_sizes():
     head = InfoDisentHead(4, 2, rotate=False).requires_grad_(False)
     head.fc.weight.copy_(torch.tensor([[1.0, 1, 0.0005, 0], [0, 0, 0.0005, 0]]))
     assert global_size(head) == (2, 0.75)
+    signed = build_head("protopnet", 4, 2, per_class=1)  # 1 for its own class, -0.5 for the other
+    assert global_size(signed) == (2, 0)
     pooled = torch.tensor([[0.05, 0.15, 9, -0.3], [0.5, -0.5, 9, 0.2]])
     assert pipnet_size(head, pooled, torch.tensor([0, 0])).tolist() == [2, 2]
     assert active_size(head, pooled).tolist() == [2, 3]
