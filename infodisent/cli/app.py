@@ -18,6 +18,7 @@ from infodisent.cli.errors import TRACEBACK, one_line
 from infodisent.cli.evaluate import evaluate
 from infodisent.cli.explain import explain
 from infodisent.cli.fit import fit
+from infodisent.cli.judge import judge
 from infodisent.cli.memory import keep_memory
 from infodisent.cli.methods import methods
 from infodisent.cli.plan import plan
@@ -27,7 +28,9 @@ from infodisent.cli.threads import settle_threads
 from infodisent.cli.tune import tune
 from infodisent.progress import console, forgiving_streams
 
-COMMANDS = (demo, fit, evaluate, predict, explain, prototypes, methods, plan, bench, tune, doctor)
+COMMANDS = (
+    demo, fit, evaluate, judge, predict, explain, prototypes, methods, plan, bench, tune, doctor
+)  # fmt: skip
 """In the order of the help."""
 RESUMING = ("demo", "fit")
 """Commands that go on where they were stopped."""

@@ -26,7 +26,7 @@ from infodisent.evaluation.multilabel import (
 )
 from infodisent.evaluation.original import Mapped, original_columns
 from infodisent.evaluation.original import match_classes as match_classes
-from infodisent.evaluation.sizes import Sizes
+from infodisent.evaluation.size_figures import Sizes
 from infodisent.methods import Head
 
 

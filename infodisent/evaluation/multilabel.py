@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from infodisent.backbones.torchvision_import import ensure_torchvision
-from infodisent.evaluation.sizes import Sizes
+from infodisent.evaluation.size_figures import Sizes
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

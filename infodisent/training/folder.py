@@ -19,7 +19,8 @@ MODEL, STATE, METRICS, PROTOTYPES, FEATURES = (
     "prototypes.safetensors",
     "features",
 )
-WRITTEN = (STATE, MODEL, PROTOTYPES, METRICS)
+JUDGED = "judge.json"
+WRITTEN = (STATE, MODEL, PROTOTYPES, METRICS, JUDGED)
 DRAWN = ("report.html", "curve.png", "prototypes*.png", "figures/*.png")
 """What is drawn of a run, as patterns: of another model it would lie."""
 

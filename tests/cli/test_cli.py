@@ -165,6 +165,7 @@ def test_bench(tmp_path, go):
         "demo",
         "fit",
         "evaluate",
+        "judge",
         "predict",
         "explain",
         "prototypes",

@@ -1,0 +1,253 @@
+"""Judge the explanations of a run: compute, keep in the run's folder, draw several side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from infodisent.backbones.preprocess import transform_from
+from infodisent.data.images import ImageDataset
+from infodisent.data.store import FeatureStore
+from infodisent.evaluation.disentanglement import duplicate_prototypes
+from infodisent.evaluation.judgement import MEASURES, Judgement, judge_features, judge_pictures
+from infodisent.explanations.prototypes import relocate
+from infodisent.files import read_json, reading, write_json
+from infodisent.progress import bar
+from infodisent.training import checkpoint
+from infodisent.training.folder import JUDGED, MODEL, open_run
+from infodisent.version import __version__
+
+FORMAT = 1
+_BATCH = 8
+"""Pictures at a time."""
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKS = "osD^vP"
+"""Okabe and Ito's colours; the marks say the same without colour."""
+
+
+def judge_run(
+    folder: str | os.PathLike[str],
+    *,
+    images: int = 1000,
+    pictures: int = 16,
+    seed: int = 0,
+    again: bool = False,
+    images_root: str | os.PathLike[str] | None = None,
+    module: checkpoint.Architecture | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Figures of a run's explanations on its held-out images, also written to its ``judge.json``.
+
+    What is there already of the same model and arguments is read back.
+
+    Args:
+        folder: of the run.
+        images: at most so many held-out images, and training images for purity, drawn by `seed`.
+        pictures: at most so many of them are changed and go through the backbone again, which is
+            most of the time; 0 leaves these figures out.
+        seed: of what is drawn.
+        again: compute in any case.
+        images_root: where the images are now, if they were moved.
+        module: as for `open_run`.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: an argument is out of range, or the run has no held-out images.
+        FileNotFoundError: a file of the run is missing, or its pictures are.
+    """
+    if images < 1 or pictures < 0:
+        raise ValueError(
+            f"judge: images is {images} and pictures {pictures}, must be >= 1 and >= 0"
+        )
+    loaded, prototypes, run = open_run(folder, module=module)
+    arguments = {"images": images, "pictures": pictures, "seed": seed}
+    made_from = {"model": _digest(run.folder / MODEL), "version": __version__, **arguments}
+    stored = run.folder / JUDGED
+    if stored.is_file() and not again:
+        known = read_judgement(run.folder)
+        if known["made_from"] == made_from:
+            return known
+    store, model = run.trained_store(), loaded.model
+    test = _drawn(store.indices("val"), images, seed)
+    train = _drawn(store.indices("train"), images, seed)
+    if not len(test):
+        raise ValueError(f"judge: {run.folder} has no held-out images")
+    shown = _drawn(test, pictures, seed)
+    files = relocate(store.files, run.metrics["images"]["root"], images_root)
+    if len(shown) and not any(os.path.isfile(files[i]) for i in shown.tolist()):
+        raise FileNotFoundError(
+            f"judge: the pictures are not where they were, such as {files[int(shown[0])]}; say "
+            "where with --images-root, or leave their figures out with --pictures 0"
+        )
+    independent = store.task == "multilabel"
+    with bar(progress) as display:
+        task = display.add_task("features", total=len(test) + len(train), note="")
+        judged = judge_features(
+            model.head, store, test, train, seed=seed,
+            advance=lambda count: display.advance(task, count),
+        )  # fmt: skip
+        twice = duplicate_prototypes(prototypes)
+        judged.add_number("duplicates", twice.part, images=len(store.indices("train")))
+        if len(shown):
+            changed = display.add_task("pictures", total=len(shown), note="")
+            more = judge_pictures(
+                model,
+                _pictures(files, store, shown, loaded.transform, judged.notes),
+                independent=independent,
+                seed=seed,
+                advance=lambda count: display.advance(changed, count),
+            )
+            judged.rows += more.rows
+            judged.notes += [note for note in more.notes if note not in judged.notes]
+    result = {
+        "kind": "judgement",
+        "format": FORMAT,
+        "made_from": made_from,
+        "backbone": run.metrics["backbone"],
+        "method": model.head.method,
+        "title": model.head.title,
+        "unit": model.head.unit,
+        "judged_images": {"held out": len(test), "training": len(train), "pictures": len(shown)},
+        "rows": _in_order(judged),
+        "notes": judged.notes,
+    }
+    write_json(stored, result)
+    return result
+
+
+def read_judgement(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what `judge_run` has written into a run's folder.
+
+    Raises:
+        FileNotFoundError: it has not been judged.
+        ValueError: the file is damaged, or made by a newer version.
+    """
+    path = Path(folder) / JUDGED
+    known: dict[str, Any] = read_json(path)
+    with reading(path):
+        for key in ("made_from", "title", "unit", "rows", "notes", "judged_images"):
+            known[key]
+        newer = known["format"] > FORMAT
+    if newer:
+        raise ValueError(f"{path} has format {known['format']}, this version reads up to {FORMAT}")
+    return known
+
+
+def _drawn(indices: Tensor, count: int, seed: int) -> Tensor:
+    """At most `count` of them, in their order."""
+    if len(indices) <= count:
+        return indices
+    g = torch.Generator().manual_seed(seed)
+    return indices[torch.randperm(len(indices), generator=g)[:count].sort().values]
+
+
+def _pictures(
+    files: Sequence[str],
+    store: FeatureStore,
+    shown: Tensor,
+    config: Mapping[str, Any],
+    notes: list[str],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of pictures as the backbone is fed, with their labels; unreadable ones are noted."""
+    data = ImageDataset([files[i] for i in shown.tolist()], transform_from(config), config)
+    for part in torch.arange(len(shown)).split(_BATCH):
+        good, unreadable = [], []
+        for i in part.tolist():
+            _, picture, _ = data[i]
+            if isinstance(picture, str):
+                unreadable.append(picture)
+            else:
+                good.append((picture, store.labels[shown[i]]))
+        notes += [f"left out: {reason}" for reason in unreadable]
+        if good:
+            pictures, labels = zip(*good, strict=True)
+            yield torch.stack(pictures), torch.stack(labels)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _in_order(judged: Judgement) -> list[dict[str, Any]]:
+    order = list(MEASURES)
+    return sorted(judged.rows, key=lambda row: order.index(row["measure"]))
+
+
+def comparison_figure(judgements: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Every figure as a panel, every run as a mark with its interval.
+
+    Args:
+        judgements: what `judge_run` returned, by the name to show.
+
+    Raises:
+        ValueError: none is given.
+    """
+    if not judgements:
+        raise ValueError("comparison_figure: no judgement is given")
+    tables = {name: by_measure(known) for name, known in judgements.items()}
+    keys = [
+        key for key in dict.fromkeys(k for t in tables.values() for k in t) if key[1] != "random"
+    ]
+    keys.sort(key=lambda key: list(MEASURES).index(key[0]))
+    columns = min(4, len(keys))
+    rows = math.ceil(len(keys) / columns)
+    height = 0.75 + 0.24 * len(tables)
+    figure = Figure(figsize=(3.3 * columns, height * rows + 0.5), facecolor="white",
+                    layout="constrained")  # fmt: skip
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for panel in panels[len(keys) :]:
+        panel.set_axis_off()
+    for panel, key in zip(panels, keys, strict=False):
+        _draw(panel, key, tables)
+    figure.supxlabel("mean over images and its 95 % interval", fontsize=8, color="#555b66")
+    return figure
+
+
+def by_measure(judgement: Mapping[str, Any]) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """The rows of a judgement by their measure and what they are of."""
+    known = (row for row in judgement["rows"] if row["measure"] in MEASURES)
+    return {(row["measure"], row["of"]): row for row in known}
+
+
+def _draw(
+    panel: Any,
+    key: tuple[str, str],
+    tables: Mapping[str, Mapping[tuple[str, str], Mapping[str, Any]]],
+) -> None:
+    measure = MEASURES[key[0]]
+    names = list(tables)
+    for place, name in enumerate(names):
+        row = tables[name].get(key)
+        if row is None or row["mean"] is None:
+            continue
+        color, mark = _COLORS[place % len(_COLORS)], _MARKS[place % len(_MARKS)]
+        if row["low"] is not None:
+            panel.plot([row["low"], row["high"]], [place, place], color=color, linewidth=2)
+        panel.plot([row["mean"]], [place], mark, color=color, markersize=6)
+    panel.set_yticks(range(len(names)), names, fontsize=7)
+    panel.set_ylim(len(names) - 0.4, -0.6)
+    where = " (pixels)" if key[0].startswith("pixel_") else ""
+    of = f", {key[1]}" if key[1] else ""
+    panel.set_title(f"{measure.title}{where}{of}", fontsize=8, loc="left")
+    arrow = {"lower": "← better", "higher": "better →"}.get(measure.better, "")
+    panel.set_xlabel(arrow, fontsize=7, color="#555b66",
+                     loc="left" if measure.better == "lower" else "right")  # fmt: skip
+    panel.tick_params(axis="x", labelsize=7)
+    panel.xaxis.set_major_locator(MaxNLocator(5))  # numbers do not touch
+    panel.grid(axis="x", alpha=0.3)
+    panel.margins(x=0.12)
+    for side in ("top", "right"):
+        panel.spines[side].set_visible(False)

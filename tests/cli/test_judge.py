@@ -1,0 +1,165 @@
+"""`infodisent judge`: what it writes, prints, draws, and does not do twice."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import shutil
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from infodisent.cli.app import app
+from infodisent.evaluation import judgement
+from infodisent.evaluation.accuracy import evaluate_head
+from infodisent.evaluation.judgement import MEASURES
+from infodisent.evaluation.misalignment import misalignment
+from infodisent.report import judged
+from infodisent.report.judged import by_measure, comparison_figure, judge_run, read_judgement
+from infodisent.training.folder import WRITTEN
+from infodisent.training.run import open_run
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch):
+    monkeypatch.setattr(judgement, "PIXEL_STEPS", 2)
+    fast = functools.partial(misalignment, iterations=2, step=0.2)
+    monkeypatch.setattr(judgement, "misalignment", fast)
+
+
+@pytest.fixture
+def result(run_folder):
+    return judge_run(run_folder, pictures=2, progress=False)
+
+
+def test_figures_are_those_of_the_run(run_folder, result):
+    rows = by_measure(result)
+    loaded, prototypes, run = open_run(run_folder)
+    store, head = run.store, loaded.model.head.eval()
+    test = store.indices("val")
+    evaluation = evaluate_head(head, store, test)
+    assert rows["accuracy", ""]["mean"] == pytest.approx(evaluation.accuracy)
+    assert rows["accuracy", ""]["images"] == len(test) == result["judged_images"]["held out"]
+    weights = head.class_weights()
+    assert rows["global_size", ""]["mean"] == int((weights > 1e-3).any(0).sum())
+    patches = {
+        (int(i), int(p))
+        for images, pixels in (
+            (prototypes.pos_image[0], prototypes.pos_index[0]),
+            (prototypes.neg_image[0], prototypes.neg_index[0]),
+        )
+        for i, p in zip(images, pixels, strict=True)
+        if i >= 0
+    }
+    count = sum(int((t[0] >= 0).sum()) for t in (prototypes.pos_image, prototypes.neg_image))
+    assert rows["duplicates", ""]["mean"] == pytest.approx((count - len(patches)) / count)
+    assert {key[0] for key in rows} == set(MEASURES)
+    for row in rows.values():
+        if row["low"] is not None:
+            assert row["low"] <= row["mean"] <= row["high"]
+    assert rows["deletion", "shapley"]["mean"] < rows["deletion", "random"]["mean"]
+    assert rows["pixel_deletion", "evidence"]["images"] == 2
+    assert rows["plc", "pgd"]["images"] <= 2
+
+
+def test_what_is_there_is_read_back_until_something_changes(run_folder, result, monkeypatch):
+    assert read_judgement(run_folder) == result
+    assert "judge.json" in WRITTEN  # fit --overwrite takes it away
+    json.loads((run_folder / "judge.json").read_text(), parse_constant=pytest.fail)  # no NaN
+    calls = []
+    features = judged.judge_features
+    monkeypatch.setattr(
+        judged, "judge_features", lambda *a, **k: calls.append(1) or features(*a, **k)
+    )
+    assert judge_run(run_folder, pictures=2, progress=False) == result
+    assert not calls
+    assert judge_run(run_folder, pictures=2, again=True, progress=False) == result
+    fewer = judge_run(run_folder, pictures=0, progress=False)
+    assert len(calls) == 2
+    assert not any(row["measure"].startswith("pixel") for row in fewer["rows"])
+    model = run_folder / "model.safetensors"
+    model.write_bytes(model.read_bytes() + b" ")
+    with pytest.raises(ValueError, match="truncated"):  # another file: it is opened, not trusted
+        judge_run(run_folder, pictures=0, progress=False)
+
+
+def test_command_prints_one_run(run_folder):
+    runner = CliRunner()
+    done = runner.invoke(app, ["judge", str(run_folder), "--pictures", "1"])
+    assert done.exit_code == 0, done.output
+    texts = ("deletion AUC: shapley", "misalignment PAC: pgd", "faithfulness, pixels", "stored")
+    for text in texts:
+        assert text in done.output
+    with pytest.raises(ValueError, match="given twice"):
+        runner.invoke(app, ["judge", str(run_folder), str(run_folder)], catch_exceptions=False)
+
+
+@pytest.mark.slow
+def test_command_compares_runs_and_draws(tmp_path, run_folder, result):
+    other = tmp_path / "b run"
+    shutil.copytree(run_folder, other)  # with what was judged
+    picture = tmp_path / "side.png"
+    arguments = ["judge", "--compare", str(run_folder), str(other), "--pictures", "2"]
+    done = CliRunner().invoke(app, [*arguments, "-o", str(picture)], env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    assert "a run" in done.output
+    assert "b run" in done.output
+    with Image.open(picture) as drawn:
+        assert min(drawn.size) > 300
+
+
+def test_labels_have_no_misalignment_but_the_rest(labels_run):
+    result = judge_run(labels_run, pictures=2, progress=False)
+    measures = {row["measure"] for row in result["rows"]}
+    assert {"deletion", "pixel_deletion", "same_places", "purity"} <= measures
+    assert not {"accuracy", "plc"} & measures
+    assert any("misalignment" in note for note in result["notes"])
+
+
+def test_a_head_without_closed_form_is_judged_on_the_rest(run_folder, monkeypatch):
+    head = type(open_run(run_folder)[0].model.head)
+    plain = head.classify
+    monkeypatch.setattr(head, "classify", lambda self, pooled: plain(self, pooled).exp())
+    result = judge_run(run_folder, pictures=0, progress=False)
+    rows = by_measure(result)
+    assert ("deletion", "gradcam") in rows
+    assert ("deletion", "shapley") not in rows
+    assert ("sufficient", "") not in rows
+    assert sum("no weighted sum of its channels" in note for note in result["notes"]) == 2
+
+
+def test_pictures_that_are_gone(run_folder, image_folder):
+    moved = image_folder.rename(image_folder.with_name("elsewhere"))
+    with pytest.raises(FileNotFoundError, match=r"--images-root, or leave .* --pictures 0"):
+        judge_run(run_folder, pictures=2, progress=False)
+    there = judge_run(run_folder, pictures=2, images_root=moved, progress=False)
+    assert by_measure(there)["same_places", ""]["images"] == 2
+
+
+def test_arguments_and_damaged_files_are_named(run_folder):
+    with pytest.raises(ValueError, match="pictures -1"):
+        judge_run(run_folder, pictures=-1, progress=False)
+    with pytest.raises(ValueError, match="no judgement"):
+        comparison_figure({})
+    (run_folder / "judge.json").write_text('{"format": 1}')
+    with pytest.raises(ValueError, match=r"judge\.json does not hold"):
+        read_judgement(run_folder)
+
+
+def test_the_figure_shows_every_run_and_no_control(result):
+    other = json.loads(json.dumps(result))
+    other["rows"] = [row for row in other["rows"] if row["measure"] != "plc"]
+    figure = comparison_figure({"one": result, "two": other})
+    titles = [panel.get_title(loc="left") for panel in figure.axes]
+    assert "deletion AUC, shapley" in titles
+    assert not any("random" in title for title in titles)
+    panel = figure.axes[titles.index("accuracy")]
+    marks = [line for line in panel.lines if line.get_marker() not in (None, "None", "")]
+    assert [float(mark.get_xdata()[0]) for mark in marks] == [
+        by_measure(result)["accuracy", ""]["mean"]
+    ] * 2
+    alone = figure.axes[titles.index("misalignment PLC, pgd")]
+    mean = by_measure(result)["plc", "pgd"]["mean"]
+    assert (len(alone.lines) == 0) == (mean is None or math.isnan(mean)) or len(alone.lines) == 2
