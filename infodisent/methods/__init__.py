@@ -7,6 +7,7 @@ from typing import Any
 
 from infodisent.methods.base import Head
 from infodisent.methods.infodisent import InfoDisentHead
+from infodisent.methods.pipnet import PIPNetHead
 from infodisent.methods.protopnet import ProtoPNetHead
 from infodisent.methods.stages import Stage
 
@@ -15,6 +16,7 @@ METHODS: dict[str, type[Head]] = {
     for head in (
         InfoDisentHead,  # rotate, keep the extreme pixels, classify with nonnegative weights
         ProtoPNetHead,  # compare with prototypes of every class, keep the best pixels, add up
+        PIPNetHead,  # softmax over prototypes that two views agree on; may abstain
     )
 }
 """Every method by its name; a new one is one line above."""

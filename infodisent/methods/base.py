@@ -59,6 +59,7 @@ class Head(OwnLoop, nn.Module, abc.ABC):
         score: what contributions add up to, for people: "logit", "probability" …
         loss_needs_pool: `loss` or `penalty` wants the units of the batch, which costs the fused
             map-to-logits operator where a method has one.
+        multilabel: whether it learns images with several labels.
         num_classes: classes K; 0 leaves the pooled units as output. Set by the method.
         drop: the dropout.
 
@@ -73,6 +74,7 @@ class Head(OwnLoop, nn.Module, abc.ABC):
     unit: ClassVar[str] = "channel"
     score: ClassVar[str] = "logit"
     loss_needs_pool: ClassVar[bool] = False
+    multilabel: ClassVar[bool] = True
 
     num_classes: int
 
@@ -183,6 +185,13 @@ class Head(OwnLoop, nn.Module, abc.ABC):
         A method whose logits are logarithms of a sum gives that sum; `score` is its name.
         """
         return logits
+
+    def abstains(
+        self,
+        pooled: Tensor,  # [n, M]
+    ) -> Tensor | None:
+        """Images of which it says no class, ``[n]`` bool; None for a method that always answers."""
+        return None
 
     def notices(self) -> tuple[str, ...]:
         """What its owner should know of a trained head, a sentence each; nothing here."""
