@@ -20,13 +20,14 @@ from infodisent.cli.explain import explain
 from infodisent.cli.fit import fit
 from infodisent.cli.memory import keep_memory
 from infodisent.cli.methods import methods
+from infodisent.cli.plan import plan
 from infodisent.cli.predict import predict
 from infodisent.cli.prototypes import prototypes
 from infodisent.cli.threads import settle_threads
 from infodisent.cli.tune import tune
 from infodisent.progress import console, forgiving_streams
 
-COMMANDS = (demo, fit, evaluate, predict, explain, prototypes, methods, bench, tune, doctor)
+COMMANDS = (demo, fit, evaluate, predict, explain, prototypes, methods, plan, bench, tune, doctor)
 """In the order of the help."""
 RESUMING = ("demo", "fit")
 """Commands that go on where they were stopped."""

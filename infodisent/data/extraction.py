@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from infodisent import ranks
 from infodisent.backbones.backbone import Backbone, HasBackbone, backbone_of
 from infodisent.backbones.preprocess import transform_config, transform_from
 from infodisent.data.fingerprints import is_by_content, listing, listing_by_path
@@ -64,14 +65,16 @@ def extract(
 
     Images that cannot be read are skipped, counted and named in the store.
 
-    Interrupted or killed, it loses the images of the last 10 seconds at most.
+    Interrupted or killed, it loses the images of the last 10 seconds at most. Several processes
+    (`infodisent.ranks`) divide the shards among them; `out` is on a disk that all of them see.
 
     Raises:
         ValueError: the folder holds a store of something else, an unknown dtype, no image is
             readable, or a feature does not fit the dtype's range.
         OSError: the folder can't be written to, or the disk has less room than the maps take.
     """
-    images = as_image_set(images, out, overwrite=overwrite, progress=progress)
+    with ranks.leader_first():  # of images in memory it writes a list
+        images = as_image_set(images, out, overwrite=overwrite, progress=progress)
     if dtype not in DTYPES:
         raise ValueError(f"extract: dtype is {dtype!r}, allowed are {', '.join(DTYPES)}")
     for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
@@ -93,7 +96,8 @@ def extract(
         "shard_size": shard_size,
         "items": [dataclasses.astuple(item) for item in images.items],
     }
-    prepare(folder, meta, images, overwrite)
+    with ranks.leader_first():
+        prepare(folder, meta, images, overwrite and ranks.leads())
 
     def dataset(items: Sequence[ImageItem], first: int) -> Dataset[Sample]:
         return ImageDataset([item.path for item in items], to_input, transform)
@@ -158,15 +162,21 @@ def write_shards(
         number: items[number * shard_size : (number + 1) * shard_size]
         for number in range(shard_count(len(items), shard_size))
     }
-    missing = [n for n in shards if not _is_complete(shard_path(folder, n), meta)]
+    # everybody's list is the leader's: while one looks, another writes already
+    missing = ranks.told([n for n in shards if not _is_complete(shard_path(folder, n), meta)])
     left = sum(len(shards[number]) for number in missing)
     if missing:
         _check_room(folder, meta, dtype, left, progress)
+    missing = list(ranks.share(missing))
+    done = len(items) - left
+    left = sum(len(shards[number]) for number in missing)
+    if missing:
         target = torch.device(device) if device is not None else _device_of(backbone)
         # convolutions run about twice as fast on channels-last memory, also on the CPU
         backbone.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     with bar(progress and bool(missing)) as display:
-        task = display.add_task(label, total=len(items), completed=len(items) - left, note="")
+        of = f" ({left} images of this process)" if ranks.world() > 1 else ""
+        task = display.add_task(f"{label}{of}", total=done + left, completed=done, note="")
         skipped = 0
 
         def advance(seen: int, bad: int) -> None:
@@ -188,7 +198,7 @@ def write_shards(
         )
         for number in missing:
             writer.write(number, shards[number])
-    return writer.notes
+    return sum(ranks.everyones(writer.notes), start=Counter())  # waits for the others' shards
 
 
 def describe(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from infodisent.data.images import ImageItem
+from infodisent.data.reader import ShardFiles
 from infodisent.data.rows import ShardedRows, empty_rows, locate
 from infodisent.files import read_json, read_tensors, reading
 
@@ -115,6 +116,17 @@ class FeatureStore:
             indices = indices[torch.randperm(len(indices), generator=generator)]
         for part in indices.split(batch_size):
             yield self.gather(part, dtype), self.labels[part], part
+
+    def files_of_maps(self, threads: int = 4) -> ShardFiles:
+        """What reads the maps from their files, for `infodisent.data.reader.read_ahead`."""
+        count = len(self._shards)
+        return ShardFiles(
+            [shard_path(self.path, number) for number in range(count)],
+            self._starts,
+            (self.pixels, self.channels),
+            self._shards[0].dtype if count else torch.float32,
+            threads,
+        )
 
     def average(self) -> Tensor:
         """The average-pooled features of every image, ``[N, C]`` float32, for linear probes.

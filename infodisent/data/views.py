@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from infodisent import ranks
 from infodisent.backbones.backbone import Backbone, HasBackbone, backbone_of
 from infodisent.data.augmentation import VIEWS, Augmentation, Augmenter, Copy, CopyDataset
 from infodisent.data.extraction import manifest, prepare, weights_digest, write_shards
@@ -144,7 +145,8 @@ def extract_views(
         "items": [dataclasses.astuple(item) for item in items],
     }
     meta["spec"]["original_num_classes"] = 0  # the original head is not asked
-    prepare(folder, meta, None, overwrite)
+    with ranks.leader_first():
+        prepare(folder, meta, None, overwrite and ranks.leads())
 
     def dataset(items: Sequence[ImageItem], first: int) -> Dataset[Sample]:
         copies = [

@@ -1,0 +1,227 @@
+"""Every method on real images: accuracy, explanation size, prototypes, time and memory.
+
+    python -m benchmarks.methods_report --features runs/methods            # all of it, resumable
+    python -m benchmarks.methods_report --features runs/methods --methods protopnet,tesnet --seeds 1
+    python benchmarks/tables.py                                            # the Markdown
+
+ELPV comes from the demo extra; other image sets are folders given with ``--images NAME=FOLDER``.
+The backbone is EfficientNet-Lite0 with ImageNet weights, frozen; every method trains by its default
+options from the same stored maps, each run in a process of its own, whose peak memory beyond what
+it held before the training is in the row. The images are split once; seeds differ in initial
+weights and the order of batches. Finished runs are kept in the results file and not repeated. A
+time counts only if little else ran on the machine beside it; `--retime` makes those runs again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.cpu_report import commit
+from infodisent import demo
+from infodisent.bench.machine import machine
+from infodisent.data.extraction import extract
+from infodisent.data.images import scan_folder
+from infodisent.data.store import FeatureStore
+from infodisent.evaluation.accuracy import evaluate_head, linear_probe, original_head
+from infodisent.files import read_json, write_json
+from infodisent.methods import METHODS
+from infodisent.progress import bar
+from infodisent.training.fit import FitConfig, fit_head, new_head
+
+TARGET = Path(__file__).parent / "results" / "methods.json"
+THREADS = 2
+QUIET = 0.5
+"""Processors that others may keep busy during a run whose time counts."""
+
+
+def one(folder: Path, method: str, seed: int) -> dict[str, Any]:
+    """Train and evaluate a method once, in this process."""
+    torch.set_num_threads(THREADS)
+    store = FeatureStore(folder)
+    train, test = store.indices("train"), store.indices("val")
+    head = new_head(store.channels, len(store.classes), seed, method=method)
+    for maps, _, _ in store.batches(train[:64], 64, dtype=None):  # what is read and built once
+        head(maps, input_fmt="NLC")
+    held, before = _peak(), _times()
+    history = fit_head(head, store, FitConfig(seed=seed), train=train, progress=False)
+    after, peak = _times(), _peak()
+    seconds = after["wall"] - before["wall"]
+    others = (after["machine"] - before["machine"] - (after["own"] - before["own"])) / seconds
+    figures = evaluate_head(head, store, test).as_dict()
+    return {
+        "held_out": figures.pop("images"),
+        **figures,
+        "units": head.num_features,
+        "epochs": len(history),
+        "seconds": round(seconds, 1),
+        "others": round(max(0.0, others), 2),
+        "memory": round((peak - held) / 1024, 1),
+    }
+
+
+def _peak() -> int:
+    """KiB that this process held at most so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _times() -> dict[str, float]:
+    """Seconds: on the wall, of this process on processors, of all processes on processors."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    fields = [int(f) for f in Path("/proc/stat").read_text(encoding="ascii").split()[1:9]]
+    busy = sum(fields) - fields[3] - fields[4]  # without idle and waiting for disks
+    ticks = os.sysconf("SC_CLK_TCK")
+    own = used.ru_utime + used.ru_stime
+    return {"wall": time.perf_counter(), "own": own, "machine": busy / ticks}
+
+
+def baselines(store: FeatureStore) -> dict[str, Any]:
+    """Accuracy of the original head, if it knows the classes, and of a linear probe."""
+    train, test = store.indices("train"), store.indices("val")
+    start = time.perf_counter()
+    probe = linear_probe(store, train, test).accuracy
+    seconds = time.perf_counter() - start
+    original = original_head(store, test)
+    return {
+        "original head": None if original is None else original.accuracy,
+        "linear probe": probe,
+        "linear probe seconds": round(seconds, 1),
+        "train": len(train),
+        "held_out": len(test),
+        "classes": len(store.classes),
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Facts, and a table an image set."""
+    facts = ", ".join(f"{k} {v}" for k, v in report["machine"].items())
+    parts = [f"{facts}, commit {report['commit']}"]
+    for name, known in report["baselines"].items():
+        about = f"{known['classes']} classes, {known['train']} training and {known['held_out']} "
+        parts += [f"## {name}: {about}held-out images", table(report, name)]
+    parts.append(
+        "Accuracy: mean over the seeds ± their standard deviation. Size: median number of units, "
+        "largest contributions first, that carry 95 % of the predicted class's score, and in "
+        "brackets of the sum of all magnitudes. Used: units with a weight for some class. Time of "
+        "a training from stored maps, two threads; memory: peak beyond what the process held "
+        "before. –: not defined, or not measured on a machine that was quiet enough."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def table(report: dict[str, Any], images: str) -> str:
+    """Markdown: one line a method on one image set, the best accuracy first."""
+    known = report["baselines"][images]
+    lines = [
+        "| head | seeds | accuracy | minus probe | size (by magnitude) | used of units | s | MiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in ("original head", "linear probe"):
+        if known[name] is not None:
+            off = 100 * (known[name] - known["linear probe"])
+            lines.append(f"| {name} | | {known[name]:.1%} | {off:+.1f} | | | | |")
+    rows = []
+    for method, head in METHODS.items():
+        runs = [
+            run
+            for run in report["runs"].values()
+            if (run["images"], run["method"]) == (images, method)
+        ]
+        if runs:
+            mean = statistics.mean(run["accuracy"] for run in runs)
+            rows.append((-mean, _row(head.title, runs, mean, known["linear probe"])))
+    return "\n".join(lines + [row for _, row in sorted(rows)])
+
+
+def _row(title: str, runs: list[dict[str, Any]], mean: float, probe: float) -> str:
+    spread = statistics.stdev([run["accuracy"] for run in runs]) if len(runs) > 1 else None
+    accuracy = f"{mean:.1%}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+    seconds = [run["seconds"] for run in runs if run["others"] <= QUIET]
+    memory = [run["memory"] for run in runs]
+    units = f"{_mean(runs, 'units_used')} of {_mean(runs, 'units')}"
+    size = f"{_mean(runs, 'explanation_size')} ({_mean(runs, 'magnitude_size')})"
+    time_ = f"{statistics.median(seconds):.0f}" if seconds else "–"
+    return (
+        f"| {title} | {len(runs)} | {accuracy} | {100 * (mean - probe):+.1f} | {size} | {units} | "
+        f"{time_} | {statistics.median(memory):.0f} |"
+    )
+
+
+def _mean(runs: list[dict[str, Any]], name: str) -> str:
+    values = [run[name] for run in runs if run.get(name) is not None]
+    if not values:
+        return "–"
+    return f"{statistics.mean(values):.1f}".removesuffix(".0")
+
+
+def run_apart(folder: Path, method: str, seed: int) -> dict[str, Any]:
+    """`one` in a process of its own.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it wrote.
+    """
+    command = [sys.executable, "-m", "benchmarks.methods_report", "--one", str(folder)]
+    command += [method, str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{method}, seed {seed}, {folder.name}: {done.stderr[-2000:]}")
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def main() -> None:
+    """Extract what is missing, make the runs that are missing, write the report."""
+    if sys.argv[1:2] == ["--one"]:
+        folder, method, seed = sys.argv[2:]
+        print(json.dumps(one(Path(folder), method, int(seed))))
+        return
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--features", type=Path, required=True, help="folder of feature stores")
+    parser.add_argument("--images", action="append", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--methods", default=",".join(METHODS), help="names, comma-separated")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--retime", action="store_true", help="repeat runs that were disturbed")
+    parser.add_argument("--out", type=Path, default=TARGET)
+    arguments = parser.parse_args()
+    methods = arguments.methods.split(",")
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        parser.error(f"--methods: {', '.join(unknown)}; allowed are {', '.join(METHODS)}")
+    model = demo.efficientnet_lite0(2)
+    sets = {"elpv": demo.solar_cells()}
+    sets |= {n: scan_folder(f) for n, f in (i.split("=", 1) for i in arguments.images)}
+    stores = {n: extract(model, images, arguments.features / n) for n, images in sets.items()}
+    empty: dict[str, Any] = {"runs": {}, "baselines": {}}
+    report = read_json(arguments.out) if arguments.out.is_file() else empty
+    report |= {"machine": machine(), "commit": commit()}
+    for name, store in stores.items():
+        if name not in report["baselines"]:
+            report["baselines"][name] = baselines(store)
+    wanted = [(s, n, m) for s in range(arguments.seeds) for n in stores for m in methods]
+    with bar(True) as display:
+        task = display.add_task("train", total=len(wanted), note="")
+        for seed, name, method in wanted:
+            key = f"{name} {method} {seed}"
+            display.update(task, note=key)
+            known = report["runs"].get(key)
+            if known is None or (arguments.retime and known["others"] > QUIET):
+                figures = run_apart(stores[name].path, method, seed)
+                report["runs"][key] = {"images": name, "method": method, "seed": seed, **figures}
+                write_json(arguments.out, report)
+            display.advance(task)
+    write_json(arguments.out, report)
+    print(markdown(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Several processes that do one job together."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from infodisent import ranks
+from tests.ranks import torchrun
+
+
+class Step(nn.Module):
+    """Rows to a loss that is no mean over rows, with a parameter on either side of `gathered`."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.before = nn.Parameter(torch.randn(3, 4, dtype=torch.float64))
+        self.behind = nn.Parameter(torch.randn(4, 2, dtype=torch.float64))
+
+    def forward(self, rows):
+        whole = ranks.gathered(rows @ self.before)
+        logits = whole @ self.behind
+        return logits.square().sum(0).tanh().sum() + whole.std() + self.before.square().sum()
+
+
+def gradients(count):
+    torch.manual_seed(1)
+    rows, step = torch.randn(count, 3, dtype=torch.float64), Step()
+    run = DistributedDataParallel(step) if ranks.world() > 1 else step
+    loss = run(ranks.piece(rows))
+    loss.backward()
+    return [loss.detach(), step.before.grad, step.behind.grad]
+
+
+def check_everything():
+    """What every process of several does."""
+    ranks.start()
+    ranks.start()  # again: nothing happens
+    n, me = ranks.world(), ranks.rank()
+    assert n > 1
+    assert ranks.leads() == (me == 0)
+    everyones = ranks.everyones(list(ranks.share(range(10))))
+    assert sorted(i for part in everyones for i in part) == list(range(10))
+    assert everyones[1] == list(range(1, 10, n))
+    assert ranks.told(f"rank {me}") == "rank 0"
+    assert torch.equal(ranks.total(torch.tensor([me, 1])), torch.tensor([n * (n - 1) // 2, n]))
+    for count in (9, 1):  # fewer rows than processes, too
+        rows = torch.arange(2 * count).view(count, 2)
+        assert torch.equal(ranks.gathered(ranks.piece(rows)), rows)
+        together = gradients(count) if count > 1 else []
+        if together:
+            torch.save(together, f"{sys.argv[1]}/{me}.pt")
+    ranks.barrier()
+    ranks.stop()
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_together_are_one(processes, tmp_path):
+    torchrun(processes, __file__, str(tmp_path))
+    for rank in range(processes):
+        theirs = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for ours, other in zip(gradients(9), theirs, strict=True):
+            torch.testing.assert_close(other, ours)
+
+
+def test_alone_it_is_the_first_of_one():
+    rows = torch.randn(3, 2)
+    ranks.start()
+    assert (ranks.world(), ranks.rank(), ranks.leads()) == (1, 0, True)
+    assert ranks.gathered(rows) is rows
+    assert torch.equal(ranks.piece(rows), rows)
+    assert list(ranks.share([1, 2])) == [1, 2]
+    assert (ranks.told(5), ranks.everyones(5)) == (5, [5])
+    ranks.stop()
+
+
+if __name__ == "__main__":
+    check_everything()

@@ -1,0 +1,100 @@
+"""What a training would cost, from rates."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import infodisent
+from infodisent.training.calibration import measure_rates
+from infodisent.training.fit import new_head
+from infodisent.training.plan import EVALUATIONS, Job, Rates, plan
+from tests.cli.test_cli import run
+
+GPU = Rates(
+    decode=400, forward=2500, step=60_000, pool=150_000, probe=2e6, read=6e9, write=4e9, cores=16
+)
+IMAGENET = Job(
+    train=1_281_167, held_out=50_000, channels=2048, pixels=49, classes=1000, original_classes=1000,
+    workers=14,
+)  # fmt: skip
+
+
+def test_imagenet_is_read_from_a_fast_disk_in_under_a_minute():
+    result = plan(IMAGENET, GPU)
+    image = 2 * 2048 * 49 + 2 * 1000
+    assert result.store == 1_331_167 * image
+    assert result.epoch == pytest.approx(1_281_167 * image / 6e9)
+    assert 40 < result.epoch < 60
+    extraction, probe, training, *_ = result.stages
+    assert (extraction.bound, probe.bound, training.bound) == ("backbone", "probe", "disk")
+    assert extraction.seconds == pytest.approx(1_331_167 / 2500)
+    assert probe.seconds == pytest.approx(EVALUATIONS * 1_281_167 / 2e6 + 1_331_167 * image / 6e9)
+    assert training.seconds == pytest.approx(15 * result.epoch)
+    assert result.seconds == sum(stage.seconds for stage in result.stages)
+
+
+def test_more_devices_share_the_work_and_the_disk():
+    one, eight = plan(IMAGENET, GPU), plan(Job(**{**vars(IMAGENET), "devices": 8}), GPU)
+    assert eight.epoch == one.epoch  # the disk is the same
+    parts = (one.stages[0].parts, eight.stages[0].parts)
+    assert parts[1]["backbone"] == pytest.approx(parts[0]["backbone"] / 8)
+    assert eight.stages[0].bound == "disk"  # eight backbones write faster than it takes
+    assert eight.memory < one.memory
+
+
+def test_on_a_processor_decoding_takes_from_the_backbone():
+    rates = Rates(
+        decode=100, forward=20, step=300, pool=900, probe=1e5, read=1e9, write=1e8, cores=2,
+        shared=True,
+    )  # fmt: skip
+    job = Job(train=900, held_out=100, channels=512, pixels=49, classes=2, probe=False, trainings=2)
+    extraction, training, *_ = plan(job, rates).stages
+    assert extraction.seconds == pytest.approx(1000 / 20 + 1000 / 100 / 2)
+    # 4 steps an epoch: 30 epochs make 120 steps; twice, with and without rotation
+    assert training.seconds == pytest.approx(2 * 30 * 900 / 300)
+    assert training.bound == "head"
+
+
+@pytest.mark.parametrize("wrong", [{"read": 0.0}, {"decode": float("nan")}, {"cores": 0}])
+def test_rates_are_positive(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Rates(**{**vars(GPU), **wrong})
+    with pytest.raises(ValueError, match="train is 0"):
+        Job(**{**vars(IMAGENET), "train": 0})
+
+
+def test_rates_are_measured_and_leave_the_model_as_it_is(tmp_path):
+    model = infodisent.attach("resnet18", 3, input_size=64)
+    model.head = new_head(512, 3, 0, model.head)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    job = Job(train=64, held_out=8, channels=512, pixels=4, classes=3, batch_size=16)
+    said = []
+    rates = measure_rates(
+        model, job, tmp_path, given={"read": 5.0, "write": 6.0}, seconds=0.01, say=said.append
+    )
+    assert (rates.read, rates.write, rates.shared) == (5.0, 6.0, True)
+    assert said == ["decode", "forward", "step", "pool", "probe"]
+    assert rates.forward < rates.pool
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    stated = ["decode=10", "forward=20", "step=30", "pool=40", "probe=50", "read=1e6", "write=1e6"]
+    given = [part for pair in stated for part in ("--rate", pair)]
+    command = ["plan", "--images", "1000", "--classes", "5", "-b", "resnet18", "-o", tmp_path]
+    code, text = run(monkeypatch, capsys, *command, *given)
+    assert code == 0, text
+    assert "54.3 MB" in text  # 1040 (512 * 49 * 2 + 2 * 1000 logits)
+    assert "backbone" in text
+    _, text = run(monkeypatch, capsys, *command, *given, "--json")
+    values = json.loads(text)
+    assert values["store"] == 1040 * (512 * 49 * 2 + 2000)
+    assert values["rates"]["probe"] == 50
+    code, text = run(monkeypatch, capsys, *command, "--rate", "speed=3")
+    assert code == 2
+    assert "names are decode" in text
