@@ -64,6 +64,15 @@ class Augmentation:
             if not 0 <= value <= most:
                 raise ValueError(f"Augmentation: {name} is {value}, must be in [0, {most}]")
 
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Augmentation:
+        """From options by name; TypeError names one that does not exist, and those that do."""
+        names = cls.__dataclass_fields__
+        for name in options:
+            if name not in names:
+                raise TypeError(f"Augmentation has no option {name}, it has {', '.join(names)}")
+        return cls(**options)
+
     def as_dict(self) -> dict[str, Any]:
         """All options, JSON-able."""
         return dataclasses.asdict(self)
@@ -149,7 +158,8 @@ class Augmenter:
             top, left = torch.randint(0, 2 * self._margin + 1, (2,)).tolist()
             height, width = self._size
             crop = moved[:, top : top + height, left : left + width]
-            return (self._colours(crop).clamp(0, 1) - self._mean) / self._std
+            made: Tensor = (self._colours(crop).clamp(0, 1) - self._mean) / self._std
+        return made
 
 
 def _number(*parts: int) -> int:

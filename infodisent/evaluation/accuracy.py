@@ -6,6 +6,7 @@ batch, and what has to be read again and again lies in `infodisent.data.rows`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,8 @@ class Evaluation:
         explanation_size: median number of units, largest contributions first, that carry 95 % of
             the predicted class's logit (without bias); None where it is not defined.
         explained: part of the images whose logit is positive, where that number exists.
+        abstained: part of the images of which the head says no class, see `Head.abstains`; None for
+            one that always answers. They count as the first class in the other figures.
         recall: part of every class's images that is right, K numbers; None where it has none.
         counts: images of every class.
     """
@@ -54,10 +57,14 @@ class Evaluation:
     explained: float | None = None
     recall: tuple[float | None, ...] = ()
     counts: tuple[int, ...] = ()
+    abstained: float | None = None
 
     def as_dict(self) -> dict[str, float | int | None]:
         """The figures, JSON-able; without those of single classes."""
-        return whole_figures(self)
+        figures = whole_figures(self)
+        if self.abstained is None:
+            del figures["abstained"]
+        return figures
 
 
 class Figures:
@@ -187,15 +194,21 @@ def evaluate_head(
 ) -> Evaluation | MultilabelEvaluation:
     """Figures of a head on stored images, whatever layout the head has in its model."""
     head.eval()
-    figures = figures_of(store)
+    figures, silent, answers = figures_of(store), 0, True
     for maps, labels, _ in store.batches(indices, batch_size, dtype=None):
         if not len(labels):
             continue
         pooled = head.pool(maps.to(head.device), input_fmt="NLC").pooled
         logits = head.classify(pooled)
+        unanswered = head.abstains(pooled)
+        answers = unanswered is None
         contributions = head.contributions(pooled, logits.argmax(1))
         figures.update(logits, labels, explanation_sizes(contributions))
-    return figures.evaluation()
+        silent += 0 if unanswered is None else int(unanswered.sum())
+    result = figures.evaluation()
+    if answers or not isinstance(result, Evaluation):
+        return result
+    return dataclasses.replace(result, abstained=silent / result.images)
 
 
 def linear_probe(

@@ -36,6 +36,7 @@ class Prediction:
         top: the most probable classes, at most three, with their probabilities.
         labels: of a multi-label model: those with a probability of at least `THRESHOLD`.
         explanation_size: how many units carry 95 % of `logit`; None where it is not positive.
+        abstained: the model says no class, see `Head.abstains`; `top` then has no meaning.
         error: why the image could not be read; "" where it could.
     """
 
@@ -46,6 +47,7 @@ class Prediction:
     top: tuple[tuple[str, float], ...] = ()
     labels: tuple[str, ...] = ()
     explanation_size: int | None = None
+    abstained: bool = False
     error: str = ""
 
     @property
@@ -149,6 +151,7 @@ def _predict_batch(
     pooled = exact(head.pool(features).pooled)  # [n, M]
     best = logits.argmax(1)
     sizes = explanation_sizes(head.contributions(pooled, best))
+    silent = head.abstains(pooled)
     chances = logits.sigmoid() if task == "multilabel" else logits.softmax(1)
     top = chances.topk(min(3, len(names)), dim=1)
     return [
@@ -161,6 +164,7 @@ def _predict_batch(
             ),
             "labels": tuple(n for n, p in zip(names, chances[i].tolist(), strict=True)
                             if p >= THRESHOLD) if task == "multilabel" else (),
+            "abstained": silent is not None and bool(silent[i]),
             "explanation_size": int(sizes[i]) if sizes[i] and logit > 0 else None,
         }
         for i in range(len(logits))

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from infodisent.evaluation.accuracy import pool_features
 from infodisent.methods import Head, Stage
 from infodisent.methods.stages import TrainingBatch, TrainingOptions
 from infodisent.training.config import FitConfig
+from infodisent.training.maps import Maps
 from infodisent.training.objective import Objective, draw_epoch
 from infodisent.training.state import SavedState
 from infodisent.training.validation import stopped, validate
@@ -28,7 +30,8 @@ class Training:
     """What the stages of one run share.
 
     Attributes:
-        head, store, train: as in `infodisent.training.fit.fit_head`.
+        head, train: as in `infodisent.training.fit.fit_head`.
+        maps: where maps come from.
         config: as in `fit_head`.
         options: the same for the head, `FitConfig.knowing` the training images.
         objective: the loss, without the head's penalty.
@@ -39,7 +42,7 @@ class Training:
     """
 
     head: Head
-    store: FeatureStore
+    maps: Maps
     train: Tensor
     config: FitConfig
     options: TrainingOptions
@@ -72,8 +75,8 @@ class Training:
             since: the first epoch that counts for patience.
         """
         head, begun = self.head, len(self.history) - first
-        # the optimiser adds entries of its own to the groups
-        groups = [dict(group) for group in stage.groups]
+        groups = self._groups(stage)
+        rates = [(group["lr"], group.pop("rate", stage.rate)) for group in groups]
         optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         if begun and saved is not None:
             saved.restore_optimizer(optimizer)
@@ -82,11 +85,10 @@ class Training:
             head.eval()
             with torch.no_grad():
                 head.start_stage(stage, self._batches)
-        peaks = [group["lr"] for group in stage.groups]
-        fixed = stage.pool_is_fixed
-        pooled = _PooledRows(head, self.store, self.train) if fixed else None
+        fixed, store = stage.pool_is_fixed, self.maps.store
+        pooled = _PooledRows(head, store, self.train) if fixed else None
         scored = self.validation
-        units = pool_features(head, self.store, scored) if fixed and len(scored) else None
+        units = pool_features(head, store, scored) if fixed and len(scored) else None
         steps = math.ceil(len(self.train) / self.config.batch_size)
         with _training_only(head, stage.parameters()):
             for epoch in range(begun, epochs):
@@ -94,17 +96,18 @@ class Training:
                     break
                 # every epoch has its own seed, so that a resumed run needs no generator's state
                 self._seed(first + epoch)
-                order = draw_epoch(self.store, self.train, self.config.sampler)
+                order = draw_epoch(store, self.train, self.config.sampler)
                 head.eval()
                 with torch.no_grad():
                     head.start_epoch(stage, epoch, epochs, self._batches)
                 head.train()
                 total = correct = 0.0
-                for step, batch in enumerate(order.split(self.config.batch_size)):
+                batches = self._epoch(stage, first + epoch, order, pooled)
+                for step, (batch, given) in enumerate(batches):
                     done = (epoch * steps + step) / (epochs * steps)
-                    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                        group["lr"] = peak * stage.rate(done)
-                    loss, right, penalty = self._step(stage, done, batch, pooled, optimizer)
+                    for group, (peak, rate) in zip(optimizer.param_groups, rates, strict=True):
+                        group["lr"] = peak * rate(done)
+                    loss, right, penalty = self._step(stage, done, batch, given, optimizer)
                     total += loss * len(batch)
                     correct += right
                     self.advance(stage.name, loss, penalty)
@@ -116,33 +119,58 @@ class Training:
                 count = len(self.train)
                 figures = {"loss": total / count, "accuracy": correct / count}
                 if len(scored):
-                    figures |= validate(head, self.store, scored, self.objective, units)
+                    figures |= validate(head, store, scored, self.objective, units)
                 self.history.append(figures)
                 self.keep(optimizer)
+
+    def _groups(self, stage: Stage) -> list[dict[str, Any]]:
+        """Parameter groups of a stage: the head's, and the backbone's where maps have gradients."""
+        # the optimiser adds entries of its own to the groups
+        groups = [dict(group) for group in stage.groups]
+        if self.maps.module is not None and not stage.pool_is_fixed:
+            trained = [p for p in self.maps.module.parameters() if p.requires_grad]
+            groups.append({"params": trained, "lr": self.config.backbone_lr, "rate": stage.rate})
+        return groups
+
+    def _epoch(
+        self,
+        stage: Stage,
+        number: int,
+        order: Tensor,  # [n] int64
+        pooled: _PooledRows | None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Positions of every step's images, and their maps, or units where the pool is fixed."""
+        size = self.config.batch_size
+        if pooled is None:
+            return self.maps.epoch(order, size, stage.views, number)
+        return ((positions, pooled[positions]) for positions in order.split(size))
 
     def _step(
         self,
         stage: Stage,
         done: float,
         positions: Tensor,  # [n] int64
-        pooled: _PooledRows | None,
+        given: Tensor,  # maps [n, P, C] or [2n, P, C], or units [n, M] where the pool is fixed
         optimizer: torch.optim.Optimizer,
     ) -> tuple[float, float, float]:
         """One step; the mean loss of its images, how many were right before it, the penalty."""
         head, device = self.head, self.head.device
-        labels = self.store.labels[positions].to(device)
+        labels = self.maps.store.labels[positions].to(device)
         units: Tensor | None = None
         extra: Mapping[str, Tensor] = {}
-        if pooled is not None:
-            units = pooled[positions].to(device)
+        given = given.to(device)
+        views = 1
+        if stage.pool_is_fixed:
+            units = given
             logits = head.classify(units)
         else:
-            maps = self.store.gather(positions, dtype=None).to(device)
+            views = stage.views
+            labels = labels.repeat(views, *(1,) * (labels.ndim - 1))
             if head.loss_needs_pool:
-                units, extra = head.training_pool(maps, input_fmt="NLC")
+                units, extra = head.training_pool(given, input_fmt="NLC")
                 logits = head.classify(units)
             else:
-                logits = head(maps, input_fmt="NLC")
+                logits = head(given, input_fmt="NLC")
         batch = TrainingBatch(labels, units, extra, stage.name, done)
         loss = head.loss(self.objective, logits, batch)
         penalty = head.penalty(self.options, batch)
@@ -155,7 +183,7 @@ class Training:
         with torch.no_grad():
             head.learn(logits.detach(), batch)
         added = 0.0 if penalty is None else penalty.item()
-        return loss.item(), self.objective.right(logits, labels), added
+        return loss.item(), self.objective.right(logits, labels) / views, added
 
     def _seed(self, epoch: int) -> None:
         seed_generators(self.config.seed * 100_003 + epoch, self.head.device)
@@ -168,7 +196,7 @@ class Training:
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         device = self.head.device
-        batches = self.store.batches(self.train, self.config.batch_size, dtype=None)
+        batches = self.maps.store.batches(self.train, self.config.batch_size, dtype=None)
         for maps, labels, positions in batches:
             yield maps.to(device), labels.to(device), positions.to(device)
 

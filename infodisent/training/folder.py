@@ -12,12 +12,14 @@ from infodisent.explanations.prototypes import Prototypes
 from infodisent.files import read_json, reading
 from infodisent.training import checkpoint
 
-MODEL, STATE, METRICS, PROTOTYPES, FEATURES = (
+MODEL, STATE, METRICS, PROTOTYPES, FEATURES, VIEWS, TRAINED_FEATURES = (
     "model.safetensors",
     "training.safetensors",
     "metrics.json",
     "prototypes.safetensors",
     "features",
+    "views",
+    "features-trained",
 )
 WRITTEN = (STATE, MODEL, PROTOTYPES, METRICS)
 DRAWN = ("report.html", "curve.png", "prototypes*.png", "figures/*.png")
