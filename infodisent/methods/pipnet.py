@@ -224,7 +224,9 @@ class PIPNetHead(Head):
         """Prototypes, classifier, both; the layer at 3 times `rotation_lr`, W at 5 times `lr`."""
         layer: list[dict[str, Any]] = []
         if self.num_prototypes:
-            layer = [{"params": list(self.layer.parameters()), "lr": LAYER_RATE * config.rotation_lr}]
+            layer = [
+                {"params": list(self.layer.parameters()), "lr": LAYER_RATE * config.rotation_lr}
+            ]
         weight = {"params": [self.weight], "lr": CLASSIFIER_RATE * config.lr}
         first = Stage("pretraining", layer, epochs=self.pretraining, rate=_annealed, views=2)
         alone = Stage("classifier", [weight], epochs=CLASSIFIER_EPOCHS, pool_is_fixed=True)
