@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -137,14 +137,28 @@ def gathered(
     """The rows of all processes behind each other, by rank; undoes `piece`.
 
     With gradients: each process must go on to compute the same from the whole. The gradient of its
-    own rows is then `world` times what one process would have, so that the mean over processes,
-    which `torch.nn.parallel.DistributedDataParallel` takes of every parameter, is the gradient of
-    the whole batch, for parameters before and behind this call.
+    own rows is then `world` times what one process would have, so that the mean over processes of
+    every parameter's gradient (`average_gradients`, or `DistributedDataParallel`) is the gradient
+    of the whole batch, for parameters before and behind this call.
     """
     if world() == 1:
         return rows
     whole: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
     return whole
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Every gradient becomes its mean over the processes, in place; see `gathered`."""
+    if world() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    with _others():
+        waiting = [dist.all_reduce(gradient, async_op=True) for gradient in gradients]
+        for work in waiting:
+            if work is not None:
+                work.wait()
+    for gradient in gradients:
+        gradient.div_(world())
 
 
 class _Gather(torch.autograd.Function):

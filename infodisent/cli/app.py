@@ -84,6 +84,7 @@ def main() -> None:
     except Exception as error:
         if os.environ.get(TRACEBACK, "0") not in ("", "0"):
             raise
+        console.quiet = False  # of several processes each says why it ends
         console.print(f"[bold red]error[/bold red] {type(error).__name__}: ", end="")
         console.print(one_line(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -204,6 +204,7 @@ def fit(
     """
     import torch
 
+    from infodisent import ranks
     from infodisent.classifier import attach
     from infodisent.data.augmentation import Augmentation
     from infodisent.files import read_json
@@ -212,6 +213,7 @@ def fit(
     from infodisent.training.maps import LIVE_BATCH
     from infodisent.training.tracking import tensorboard as tensorboard_callback
 
+    ranks.start()  # where torchrun has started several processes
     # what can be wrong is said before anything that takes time
     chosen_device = training.pick_device(device)
     mapped = None if original_classes is None else read_json(original_classes)
@@ -286,6 +288,8 @@ def fit(
         callbacks=callbacks,
         overwrite=overwrite,
     )
+    if not ranks.leads():
+        return ranks.stop()
     print_metrics(run.metrics)
     print_result("model", run.folder / training.MODEL)
     print_result("curve", _draw_curve(run.folder, run.metrics))
@@ -294,6 +298,7 @@ def fit(
 
         print_result("open", report_run(run, count=explain))
     print_result("next", f"infodisent explain IMAGE --run {shlex.quote(str(run.folder))}")
+    return ranks.stop()
 
 
 def method_options(method: str, pairs: list[str], given: dict[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ ImagesArgument = Annotated[
     Path | None,
     typer.Argument(
         help="FOLDER/<class>/<image>, or with train/ and val/ between them; "
-        "or a CSV of image,label[,split][,group].",
-        metavar="FOLDER|CSV",
+        "or a CSV of image,label[,split][,group]; or tar files (WebDataset).",
+        metavar="FOLDER|CSV|TAR",
     ),
 ]
 TrainOption = Annotated[

@@ -10,6 +10,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
+from infodisent.data.archives import open_file, size_and_change
 from infodisent.data.items import ImageItem, ImageSet, counted, listed
 from infodisent.data.splits import label_indices
 
@@ -109,18 +110,18 @@ def _divided(items: Sequence[ImageItem], key: Callable[[str], Hashable]) -> list
 
 
 def _size(path: str) -> int | str:
-    return os.stat(path).st_size or path  # empty files are no images, let alone the same one
+    return size_and_change(path)[0] or path  # empty files are no images, let alone the same one
 
 
 def _digest_of_head(path: str) -> bytes:
-    with open(path, "rb") as file:  # noqa: PTH123
+    with open_file(path) as file:
         return hashlib.sha256(file.read(_HEAD)).digest()
 
 
 def _digest(path: str) -> bytes:
-    if os.stat(path).st_size <= _HEAD:
+    if size_and_change(path)[0] <= _HEAD:
         return b""  # compared whole already
-    with open(path, "rb") as file:  # noqa: PTH123
+    with open_file(path) as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)

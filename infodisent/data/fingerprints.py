@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from infodisent.data.archives import open_file, size_and_change
 from infodisent.data.images import ImageSet
 from infodisent.files import read_tensors, write_tensors
 
@@ -76,11 +77,10 @@ def _names(images: ImageSet) -> Iterator[str]:
 def _look(path: str, known: list[int] | None) -> list[int]:
     """Size, time of change in ns, and a number made of the contents."""
     try:
-        status = os.stat(path)
-        size, changed = status.st_size, status.st_mtime_ns
+        size, changed = size_and_change(path)
         if known is not None and known[:2] == [size, changed]:
             return known
-        with Path(path).open("rb") as file:
+        with open_file(path) as file:
             ends = file.read(ENDS)
             if size > ENDS:
                 file.seek(max(ENDS, size - ENDS))

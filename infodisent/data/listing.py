@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from infodisent.data.archives import is_there
 from infodisent.data.contents import with_notices
 from infodisent.data.items import TASKS, ImageItem, ImageSet, counted, listed
 from infodisent.data.splits import check_fraction, hold_out, label_indices, split_name
@@ -275,7 +276,7 @@ def _file(base: Path, name: str, endings: Sequence[str]) -> str | None:
     """The file of a name, which may be written with backslashes or without its ending."""
     for text in dict.fromkeys((name, name.replace("\\", "/"))):
         place = os.path.abspath(base / text)
-        if os.path.isfile(place):
+        if is_there(place):
             return place
         if Path(text).suffix.lower() not in endings:
             usual = (".jpg", ".jpeg", ".png", *endings)

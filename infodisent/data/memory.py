@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from infodisent.data.archives import is_there
 from infodisent.data.contents import with_notices
 from infodisent.data.items import ImageItem, ImageSet, counted, listed
 from infodisent.data.labels import Labels
@@ -256,7 +257,7 @@ def _check_repeatable(data: Any) -> None:
 def _file(picture: Any, where: str, files: PngFolder, number: int) -> tuple[str, tuple[Note, ...]]:
     if isinstance(picture, (str, os.PathLike)):
         path = os.path.abspath(os.fsdecode(picture))
-        if not os.path.isfile(path):
+        if not is_there(path):
             raise FileNotFoundError(f"{where}: {path} is not a file")
         return path, ()
     image, notes = _decoded(picture, where)

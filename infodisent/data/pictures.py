@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from infodisent.data.archives import is_there, member_of, open_file
 from infodisent.data.intensity import Range, check_range, eight_bits, in_unit
 from infodisent.data.notes import Note
 from infodisent.data.sixteen_bit import open_image, own_values, sixteen_bit_colour
@@ -159,6 +160,8 @@ def _from_path(given: str, intensity_range: Range | None, page: int | None) -> P
             f"{given[:40]}… is no path: decode base64 text (base64.b64decode), pass the bytes"
         )
     path = os.path.expanduser(given)
+    if member_of(path) is not None:
+        return _from_archive(path, intensity_range, page)
     if os.path.isdir(path):
         raise ValueError(f"{path} cannot be read as an image: it is a folder, pass the files in it")
     if not Path(path).is_file():
@@ -173,6 +176,16 @@ def _from_path(given: str, intensity_range: Range | None, page: int | None) -> P
         if isinstance(error, UnidentifiedImageError):
             hint = HINTS.get(Path(path).suffix.lower(), "")
         raise ValueError(f"{path} cannot be read as an image: {hint or _reason(error)}") from error
+
+
+def _from_archive(path: str, intensity_range: Range | None, page: int | None) -> Picture:
+    if not is_there(path):
+        raise FileNotFoundError(f"{path} is not there: its archive is not a file")
+    try:
+        with open_file(path) as file:
+            return _from_bytes(file.read(), path, intensity_range, page)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as an image: {_reason(error)}") from error
 
 
 def _from_bytes(

@@ -11,6 +11,8 @@ from infodisent.data.items import ImageItem, ImageSet, listed
 from infodisent.data.layouts import ClassFiles, Layout, read_layout, read_two
 from infodisent.data.listing import LISTINGS, read_csv
 from infodisent.data.splits import check_fraction, hold_out
+from infodisent.data.tars import scan_tars, tar_files
+from infodisent.data.tree import extensions
 
 _TWO = "train and val go together: the folders of class folders to train on and to hold out"
 
@@ -32,7 +34,8 @@ def scan_folder(
 
     Args:
         root: ``root/<class>/*.jpg`` or ``root/{train,val}/<class>/*.jpg``, searched recursively;
-            or a CSV, see `infodisent.data.listing.read_csv`.
+            or a CSV, see `infodisent.data.listing.read_csv`; or tar files, such as WebDataset's
+            shards, see `infodisent.data.tars.scan_tars`.
         train, val: instead of `root`, two folders of class folders.
         val_fraction: part of every class held out, in (0, 1); default 0.25. Without effect, and
             said so, on images that are split already.
@@ -57,6 +60,8 @@ def scan_folder(
         base = Path(os.path.abspath(root))
         if base.is_file() and base.suffix.lower() in LISTINGS:
             return read_csv(base, val_fraction=val_fraction, seed=seed)
+        if tar_files(base) and (base.is_file() or not _has_pictures(base)):
+            return with_notices(scan_tars(base, val_fraction=val_fraction, seed=seed))
         layout = read_layout(base)
     if "all" in layout.splits:
         return _divide(base, layout, val_fraction, seed)
@@ -64,6 +69,12 @@ def scan_folder(
     if val_fraction is not None:
         ignored.append(f"val_fraction {val_fraction} has no effect: the images are split already")
     return with_notices(_as_split(base, layout), *ignored)
+
+
+def _has_pictures(base: Path) -> bool:
+    """Whether there are pictures, and not archives alone, in the folders of a folder."""
+    known = extensions()
+    return any(path.suffix.lower() in known for path in base.glob("*/*"))
 
 
 def _divide(base: Path, layout: Layout, val_fraction: float | None, seed: int) -> ImageSet:

@@ -117,16 +117,22 @@ class FeatureStore:
         for part in indices.split(batch_size):
             yield self.gather(part, dtype), self.labels[part], part
 
-    def files_of_maps(self, threads: int = 4) -> ShardFiles:
-        """What reads the maps from their files, for `infodisent.data.reader.read_ahead`."""
-        count = len(self._shards)
-        return ShardFiles(
-            [shard_path(self.path, number) for number in range(count)],
-            self._starts,
-            (self.pixels, self.channels),
-            self._shards[0].dtype if count else torch.float32,
-            threads,
-        )
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image's maps as they are stored."""
+        itemsize = self._shards[0].dtype.itemsize if self._shards else 4
+        return int(self.pixels * self.channels * itemsize)
+
+    def files_of_maps(self, threads: int = 4) -> ShardFiles | None:
+        """What reads the maps from their files, for `infodisent.data.reader.read_ahead`.
+
+        None where they are in no files.
+        """
+        paths = [shard_path(self.path, number) for number in range(len(self._shards))]
+        if not paths or not all(path.is_file() for path in paths):
+            return None
+        shape, dtype = (self.pixels, self.channels), self._shards[0].dtype
+        return ShardFiles(paths, self._starts, shape, dtype, threads)
 
     def average(self) -> Tensor:
         """The average-pooled features of every image, ``[N, C]`` float32, for linear probes.

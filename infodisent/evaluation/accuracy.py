@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infodisent import ranks
 from infodisent.backbones.torchvision_import import ensure_torchvision
 from infodisent.data.rows import empty_rows
 from infodisent.data.store import FeatureStore
@@ -84,11 +85,13 @@ class Figures:
         self._classes = classes
         self._columns = torch.arange(classes) if columns is None else torch.tensor(columns)
         # All answers that no class has count as one: the metrics' tables are classes x classes.
-        options: dict[str, Any] = {"num_classes": classes + 1, "average": None}
+        # Every process is told of every image, see `evaluate_head`: there is nothing to add up.
+        alone: dict[str, Any] = {"sync_on_compute": False}
+        options: dict[str, Any] = {"num_classes": classes + 1, "average": None, **alone}
         self._by_class = MetricCollection(
             {"accuracy": MulticlassAccuracy(**options), "f1": MulticlassF1Score(**options)}
         )
-        self._right, self._loss = MeanMetric(), MeanMetric()
+        self._right, self._loss = MeanMetric(**alone), MeanMetric(**alone)
         self._labelled = torch.zeros(classes, dtype=torch.int64)
         self._sizes: list[Tensor] = []
 
@@ -178,8 +181,9 @@ def pool_features(
     head.eval()
     rows = empty_rows(len(indices), head.num_features, store.path)
     at = 0
-    for maps, _, _ in store.batches(indices, batch_size, dtype=None):
-        pooled = head.pool(maps.to(head.device), input_fmt="NLC").pooled
+    for part in indices.split(batch_size * ranks.world()):
+        maps = store.gather(ranks.piece(part), dtype=None).to(head.device)
+        pooled = ranks.gathered(head.pool(maps, input_fmt="NLC").pooled)
         rows[at : at + len(pooled)] = pooled
         at += len(pooled)
     return rows
@@ -195,15 +199,16 @@ def evaluate_head(
     """Figures of a head on stored images, whatever layout the head has in its model."""
     head.eval()
     figures, silent, answers = figures_of(store), 0, True
-    for maps, labels, _ in store.batches(indices, batch_size, dtype=None):
-        if not len(labels):
+    for part in indices.split(batch_size * ranks.world()):
+        if not len(part):
             continue
-        pooled = head.pool(maps.to(head.device), input_fmt="NLC").pooled
+        maps = store.gather(ranks.piece(part), dtype=None).to(head.device)
+        pooled = ranks.gathered(head.pool(maps, input_fmt="NLC").pooled)
         logits = head.classify(pooled)
         unanswered = head.abstains(pooled)
         answers = unanswered is None
         contributions = head.contributions(pooled, logits.argmax(1))
-        figures.update(logits, labels, explanation_sizes(contributions))
+        figures.update(logits, store.labels[part], explanation_sizes(contributions))
         silent += 0 if unanswered is None else int(unanswered.sum())
     result = figures.evaluation()
     if answers or not isinstance(result, Evaluation):

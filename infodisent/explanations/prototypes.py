@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infodisent import ranks
 from infodisent.backbones.backbone import evaluating
+from infodisent.data.archives import is_there
 from infodisent.data.store import FeatureStore
 from infodisent.files import read_tensors, write_tensors
 from infodisent.methods import Head
@@ -194,7 +196,7 @@ def relocate(
         path = flavour(file)
         inside = root and path.is_relative_to(old)
         moved.append(str(Path(images_root, *path.relative_to(old).parts)) if inside else file)
-    if moved and not any(map(os.path.isfile, moved)):
+    if moved and not any(map(is_there, moved)):
         raise FileNotFoundError(
             f"images_root: none of the run's images is there, such as {moved[0]}"
         )
@@ -227,7 +229,8 @@ def find_prototypes(
         batch_size: maps pooled at a time.
         progress: show a progress bar.
 
-    Equal activations: the image that comes first in the store wins.
+    Equal activations: the image that comes first in the store wins. Several processes
+    (`infodisent.ranks`) search a part of the images each.
 
     Raises:
         ValueError: the head does not fit the store, the split has no images, k or batch_size is
@@ -247,14 +250,17 @@ def find_prototypes(
         raise ValueError(f"find_prototypes: split is {split!r}, the store has images in {allowed}")
     sides = [TopPixels(k, head.num_features, above=0.0) for _ in range(2)]
     with bar(progress) as display, evaluating(head):
-        task = display.add_task("find prototypes", total=len(indices), note="")
-        for maps, _, images in store.batches(indices, batch_size, dtype=None):
+        own = ranks.piece(indices)
+        task = display.add_task("find prototypes", total=len(own), note="")
+        for maps, _, images in store.batches(own, batch_size, dtype=None):
             pool = head.pool(maps.to(head.device), input_fmt="NLC")
             if not torch.isfinite(pool.pooled).all():
                 raise ValueError("find_prototypes: an activation is NaN or Inf; check the weights")
             sides[0].update(pool.pos, pool.pos_index, images)
             sides[1].update(pool.neg, pool.neg_index, images)
             display.update(task, advance=len(images))
+    for side in sides:
+        side.gather()
     pos, neg = (
         (best.value.nan_to_num(0.0), best.image, best.index)
         for best in (side.result() for side in sides)

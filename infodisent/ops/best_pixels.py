@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from infodisent import ranks
 from infodisent.checks import check_positive
 from infodisent.layout import to_bpc
 from infodisent.ops.similarity_pool import similarity_pool
@@ -236,6 +237,21 @@ class TopPixels:
         new = (place >= k) & (self.key != _NOTHING)
         rank, unit = new.nonzero(as_tuple=True)
         self.vector[rank, unit] = maps[place[rank, unit] - k, self.pixel[rank, unit].long()]
+
+    def gather(self) -> None:
+        """Merge with what the other processes have seen, see `infodisent.ranks`: the same in all.
+
+        Exact: the images' numbers decide between equal values, not who saw them.
+        """
+        if ranks.world() == 1:
+            return
+        k = len(self.key)
+        pixel = ranks.gathered(self.pixel)
+        vector = None if self.vector is None else ranks.gathered(self.vector)
+        self.key, place = ranks.gathered(self.key).topk(k, dim=0)
+        self.pixel = pixel.gather(0, place)
+        if vector is not None:
+            self.vector = vector.gather(0, place[:, :, None].expand(-1, -1, vector.shape[2]))
 
     def result(self) -> BestPixels:
         """On the CPU."""

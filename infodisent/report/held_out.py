@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import torch
 
 from infodisent.backbones.backbone import evaluating
+from infodisent.data.archives import is_there
 from infodisent.data.store import FeatureStore
 from infodisent.training.checkpoint import Checkpoint
 
@@ -60,5 +60,5 @@ def existing(
     for i in ordered:
         if len(chosen) == count:
             break
-        (chosen if os.path.isfile(files[i]) else lost).append(i)
+        (chosen if is_there(files[i]) else lost).append(i)
     return chosen, lost

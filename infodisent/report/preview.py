@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from infodisent.classifier import InfoDisentClassifier
+from infodisent.data.archives import is_there
 from infodisent.data.images import ImageSet
 from infodisent.explanations.local import explain
 from infodisent.report.figure import save_figure
@@ -50,7 +51,7 @@ class Preview:
         if not held_out:
             return
         label, classes = max(held_out), self.images.classes
-        if not Path(held_out[label]).is_file():
+        if not is_there(held_out[label]):
             return
         explanation = explain(
             self.model, held_out[label], classes=classes, true_name=classes[label]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from infodisent.data.archives import member_of
 from infodisent.data.images import EXTENSIONS
 
 
@@ -114,7 +115,7 @@ def _expand(
         )
     if os.path.isdir(name):
         yield from _below(name, left_out)
-    elif os.path.exists(name) or not glob.has_magic(name):
+    elif os.path.exists(name) or member_of(name) or not glob.has_magic(name):
         yield name, _folder_of(name), ()
     else:
         matches = sorted(glob.glob(os.path.expanduser(name), recursive=True))

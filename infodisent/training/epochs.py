@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infodisent import ranks
 from infodisent.data.store import FeatureStore
 from infodisent.devices import seed_generators
 from infodisent.evaluation.accuracy import pool_features
@@ -88,7 +89,7 @@ class Training:
         fixed, store = stage.pool_is_fixed, self.maps.store
         pooled = _PooledRows(head, store, self.train) if fixed else None
         scored = self.validation
-        units = pool_features(head, store, scored) if fixed and len(scored) else None
+        held = pool_features(head, store, scored) if fixed and len(scored) else None
         steps = math.ceil(len(self.train) / self.config.batch_size)
         with _training_only(head, stage.parameters()):
             for epoch in range(begun, epochs):
@@ -102,12 +103,13 @@ class Training:
                     head.start_epoch(stage, epoch, epochs, self._batches)
                 head.train()
                 total = correct = 0.0
-                batches = self._epoch(stage, first + epoch, order, pooled)
-                for step, (batch, given) in enumerate(batches):
+                batches = self._epoch(stage, first + epoch, order)
+                for step, (batch, own) in enumerate(batches):
                     done = (epoch * steps + step) / (epochs * steps)
                     for group, (peak, rate) in zip(optimizer.param_groups, rates, strict=True):
                         group["lr"] = peak * rate(done)
-                    loss, right, penalty = self._step(stage, done, batch, given, optimizer)
+                    units = None if pooled is None else pooled[batch].to(head.device)
+                    loss, right, penalty = self._step(stage, done, batch, own, units, optimizer)
                     total += loss * len(batch)
                     correct += right
                     self.advance(stage.name, loss, penalty)
@@ -119,7 +121,7 @@ class Training:
                 count = len(self.train)
                 figures = {"loss": total / count, "accuracy": correct / count}
                 if len(scored):
-                    figures |= validate(head, store, scored, self.objective, units)
+                    figures |= validate(head, store, scored, self.objective, held)
                 self.history.append(figures)
                 self.keep(optimizer)
 
@@ -137,40 +139,37 @@ class Training:
         stage: Stage,
         number: int,
         order: Tensor,  # [n] int64
-        pooled: _PooledRows | None,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Positions of every step's images, and their maps, or units where the pool is fixed."""
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Positions of every step's images, and this process's maps unless the pool is fixed."""
         size = self.config.batch_size
-        if pooled is None:
-            return self.maps.epoch(order, size, stage.views, number)
-        return ((positions, pooled[positions]) for positions in order.split(size))
+        if stage.pool_is_fixed:
+            return ((positions, None) for positions in order.split(size))
+        return self.maps.epoch(order, size, stage.views, number, self.head.device)
 
     def _step(
         self,
         stage: Stage,
         done: float,
         positions: Tensor,  # [n] int64
-        given: Tensor,  # maps [n, P, C] or [2n, P, C], or units [n, M] where the pool is fixed
+        maps: Tensor | None,  # of this process's part of the positions, [m, P, C] or [2m, P, C]
+        units: Tensor | None,  # [n, M], where the pool is fixed
         optimizer: torch.optim.Optimizer,
     ) -> tuple[float, float, float]:
         """One step; the mean loss of its images, how many were right before it, the penalty."""
-        head, device = self.head, self.head.device
-        labels = self.maps.store.labels[positions].to(device)
-        units: Tensor | None = None
+        head, views = self.head, 1 if maps is None else stage.views
+        labels = self.maps.store.labels[positions].to(head.device)
+        labels = labels.repeat(views, *(1,) * (labels.ndim - 1))
         extra: Mapping[str, Tensor] = {}
-        given = given.to(device)
-        views = 1
-        if stage.pool_is_fixed:
-            units = given
+        if maps is None:
+            assert units is not None
+            logits = head.classify(units)
+        elif head.loss_needs_pool or ranks.world() > 1:
+            units, extra = head.training_pool(maps, input_fmt="NLC")
+            units = _everyones(units, views)
+            extra = {name: _everyones(value, views) for name, value in extra.items()}
             logits = head.classify(units)
         else:
-            views = stage.views
-            labels = labels.repeat(views, *(1,) * (labels.ndim - 1))
-            if head.loss_needs_pool:
-                units, extra = head.training_pool(given, input_fmt="NLC")
-                logits = head.classify(units)
-            else:
-                logits = head(given, input_fmt="NLC")
+            logits = head(maps, input_fmt="NLC")
         batch = TrainingBatch(labels, units, extra, stage.name, done)
         loss = head.loss(self.objective, logits, batch)
         penalty = head.penalty(self.options, batch)
@@ -178,6 +177,8 @@ class Training:
             loss = loss + penalty
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        if maps is not None:
+            ranks.average_gradients([p for g in optimizer.param_groups for p in g["params"]])
         optimizer.step()
         head.after_step()
         with torch.no_grad():
@@ -219,6 +220,16 @@ class _PooledRows:
         positions: Tensor,  # [n] int64
     ) -> Tensor:
         return self._rows[self._row_of[positions]]
+
+
+def _everyones(
+    value: Tensor,  # [views · m, ...]
+    views: int,
+) -> Tensor:
+    """The rows of all processes, ``[views · n, ...]``, the views still behind each other."""
+    if ranks.world() == 1:
+        return value
+    return torch.cat([ranks.gathered(view) for view in value.tensor_split(views)])
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infodisent import ranks
 from infodisent.data.store import FeatureStore
 from infodisent.data.views import ViewStore
 from infodisent.devices import own_generators, seed_generators
@@ -78,6 +79,9 @@ def fit_head(
     store the loss is the mean binary cross-entropy of the labels; give the head a bias there
     (``bias=True``), which starts at the labels' log-odds.
 
+    Several processes (`infodisent.ranks`) pool a part of every batch each; what one process would
+    do comes out, up to the order of sums. Dropout draws the same numbers everywhere.
+
     Args:
         head: its initial weights are used, see `new_head`; trained on the device it is on.
         store: features; maps are read batch by batch, never all at once.
@@ -93,7 +97,8 @@ def fit_head(
             other options is refused. A *finished* run goes on if ``config.epochs`` is larger: the
             added epochs start from its weights (the best, under `patience`) with a new optimiser
             and a cosine of their own, which is not what one run of so many epochs gives.
-        callbacks: called after every epoch that is trained here, in order. TensorBoard::
+        callbacks: called after every epoch that is trained here, in order; of several processes
+            by the leading one. TensorBoard::
 
                 writer = torch.utils.tensorboard.SummaryWriter("logs")
                 callbacks=[lambda epoch, figures: [writer.add_scalar(*f, epoch) for f in figures.items()]]
@@ -182,13 +187,13 @@ def fit_head(
             done = history[last:]
             if config.patience is not None and done and best_epoch(done) == len(done) - 1:
                 best = state_of(head, maps)
-            if state is not None:
+            if state is not None and ranks.leads():
                 # only what there is: a plain run's file is that of earlier versions
                 extra: dict[str, Any] = {"best": best} if best else {}
                 extra |= {"parts": parts} if parts else {}
                 extra |= {} if maps.module is None else {"backbone": maps.module}
                 save_state(Path(state), run, head, optimizer, history, **extra)
-            for callback in callbacks:
+            for callback in callbacks if ranks.leads() else ():
                 callback(len(history), dict(history[-1]))
 
         training = _Training(

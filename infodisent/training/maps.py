@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from infodisent import ranks
 from infodisent.backbones.backbone import Backbone
 from infodisent.classifier import InfoDisentClassifier
 from infodisent.data.augmentation import VIEWS, Augmentation, Augmenter, Copy, CopyDataset
@@ -25,13 +26,15 @@ from infodisent.layout import to_bpc
 from infodisent.methods import Stage
 from infodisent.methods.stages import LoopOptions
 from infodisent.progress import console
+from infodisent.training import sources
 from infodisent.training.config import FitConfig
 
 LIVE_BATCH = 64
 """Images of a step with a backbone that trains, where no number is given."""
 
 Batch = tuple[Tensor, Tensor]
-"""Positions ``[n]`` int64 of a step's images, and their maps ``[n, P, C]`` or ``[2n, P, C]``."""
+"""Positions ``[n]`` int64 of a step's images, and their maps ``[n, P, C]`` or ``[2n, P, C]``, of
+several processes those of this one's part."""
 
 
 class StoredMaps:
@@ -57,6 +60,7 @@ class StoredMaps:
         batch_size: int,
         views: int,
         number: int,
+        device: torch.device,
     ) -> Iterator[Batch]:
         """The steps of one epoch, drawing from torch's global generator.
 
@@ -65,15 +69,18 @@ class StoredMaps:
             batch_size: of a step.
             views: maps of every image: 1 or 2, see `infodisent.methods.Stage.views`.
             number: of the epoch.
+            device: where the maps are wanted. Of several processes each gets its own part's.
         """
         del number  # the generator is seeded with it
         if views == 1 or self._views is None:
-            for positions in order.split(batch_size):
-                yield positions, self.store.gather(positions, dtype=None)
+            batches = order.split(batch_size)
+            mine = [ranks.piece(positions) for positions in batches]
+            yield from zip(batches, sources.StoredMaps(self.store, device).epoch(mine), strict=True)
             return
         pairs = torch.randint(self._views.pairs, (len(order),))
         for at in torch.arange(len(order)).split(batch_size):
-            yield order[at], self._views.pair(order[at], pairs[at])
+            own = ranks.piece(at)
+            yield order[at], self._views.pair(order[own], pairs[own]).to(device)
 
     def check(
         self,
@@ -116,7 +123,8 @@ class LiveMaps:
         module: the backbone.
 
     Raises:
-        ValueError: `store` was made with other weights than the backbone has.
+        ValueError: `store` was made with other weights than the backbone has, or there are several
+            processes.
     """
 
     def __init__(
@@ -128,6 +136,10 @@ class LiveMaps:
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
+        if ranks.world() > 1:
+            raise ValueError(
+                f"LiveMaps: {ranks.world()} processes train, a backbone that trains takes one"
+            )
         if store.meta["made_from"].get("weights") != weights_digest(backbone):
             raise ValueError(
                 f"LiveMaps: {store.path} holds the maps of other weights than the backbone to be "
@@ -148,8 +160,10 @@ class LiveMaps:
         batch_size: int,
         views: int,
         number: int,
+        device: torch.device,
     ) -> Iterator[Batch]:
         """The steps of one epoch, see `StoredMaps.epoch`; copies follow from seed and epoch."""
+        del device  # the backbone's
         files = self.store.files
         copies = [
             Copy(files[position], (self._seed, number, at), view)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from infodisent import ops
 from infodisent.data.store import FeatureStore
 from infodisent.training.config import IMBALANCED, FitConfig
+from infodisent.training.sources import shuffled
 
 ADJUSTED = 0.4
 """See `class_pull`. From 0.3 down, separable classes of 94 and 6 images lose the frequent one; at
@@ -194,7 +195,7 @@ def draw_epoch(
 ) -> Tensor:
     """Positions of one epoch's images in order, ``[n]`` int64, from torch's global generator."""
     if sampler == "shuffle":
-        return train[torch.randperm(len(train))]
+        return shuffled(store, train)
     labels = store.labels[train]
     present, which = labels.unique(return_inverse=True)
     counts = which.bincount()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from infodisent import ranks
 from infodisent.backbones.weights import load_backbone
 from infodisent.checks import check_positive
 from infodisent.classifier import InfoDisentClassifier
@@ -98,6 +100,9 @@ def fit(
 ) -> Run:
     """Extract, train, compare, save; every step goes on where an interrupted run ended.
 
+    Several processes that have called `infodisent.ranks.start` (``torchrun -m infodisent fit``) do
+    it together; the leading one writes.
+
     Args:
         model: from `infodisent.attach`, with as many classes as `images`. Its head's options count;
             its head's weights are started anew from ``config.seed``.
@@ -132,7 +137,8 @@ def fit(
     config = config or (FitConfig(batch_size=LIVE_BATCH) if train_backbone else FitConfig())
     check_positive("fit", "view_pairs", view_pairs)
     folder = Path(out)
-    images = as_image_set(images, out, seed=config.seed, overwrite=overwrite, progress=progress)
+    with ranks.leader_first():
+        images = as_image_set(images, out, seed=config.seed, overwrite=overwrite, progress=progress)
     if model.num_classes != len(images.classes):
         raise ValueError(
             f"fit: the model has {model.num_classes} classes, the images {len(images.classes)}"
@@ -152,11 +158,12 @@ def fit(
         "out": folder / FEATURES if features is None else Path(features),
         "overwrite": overwrite and features is None,
     }
-    with locked(folder):
-        if overwrite:  # nothing of an old run may stand beside new features
+    with locked(folder) if ranks.leads() else contextlib.nullcontext():
+        if overwrite and ranks.leads():  # nothing of an old run may stand beside new features
             drawn = (path for name in DRAWN for path in folder.glob(name))
             for path in (*(folder / name for name in WRITTEN), *drawn):
                 path.unlink(missing_ok=True)
+        ranks.barrier()
         chosen = _Choices(
             compare_identity,
             keep,
@@ -211,7 +218,8 @@ def _fit(
     if original is not None:
         rows.append(("original head", original))
     if chosen.probe:
-        rows.append(("linear probe", linear_probe(store, train, test)))
+        leading = ranks.leads()
+        rows += ranks.told([("linear probe", linear_probe(store, train, test))] if leading else [])
     laps.lap("baselines")
 
     state = folder / STATE
@@ -278,13 +286,18 @@ def _fit(
         metrics["features_folder"] = places
     if config.patience is not None and len(model.head.stages(LoopOptions())) == 1:
         metrics["kept_epoch"] = best_epoch(history) + 1
-    checkpoint.save(
-        folder / MODEL, model, images.classes, info={"metrics": metrics}, task=store.task
-    )
-    find_prototypes(model.head, store, k=chosen.keep, progress=progress).save(folder / PROTOTYPES)
+    if ranks.leads():
+        checkpoint.save(
+            folder / MODEL, model, images.classes, info={"metrics": metrics}, task=store.task
+        )
+    prototypes = find_prototypes(model.head, store, k=chosen.keep, progress=progress)
+    if ranks.leads():
+        prototypes.save(folder / PROTOTYPES)
     laps.lap("prototypes")
     metrics["seconds"] = laps.seconds
-    write_json(folder / METRICS, metrics)
+    if ranks.leads():
+        write_json(folder / METRICS, metrics)
+    ranks.barrier()
     return Run(folder, metrics)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infodisent import ranks
 from infodisent.data.store import FeatureStore
 from infodisent.methods import Head
 from infodisent.training.objective import Objective
@@ -98,11 +99,11 @@ def validate(
     loss = right = 0.0
     columns = len(store.classes)
     hits, seen = torch.zeros(2, columns), torch.zeros(2, columns)
-    for at in torch.arange(len(images)).split(batch_size):
+    for at in torch.arange(len(images)).split(batch_size * ranks.world()):
         labels = store.labels[images[at]]
         if units is None:
-            maps = store.gather(images[at], dtype=None).to(head.device)
-            pooled = head.pool(maps, input_fmt="NLC").pooled
+            maps = store.gather(images[ranks.piece(at)], dtype=None).to(head.device)
+            pooled = ranks.gathered(head.pool(maps, input_fmt="NLC").pooled)
         else:
             pooled = units[at].to(head.device)
         logits = head.classify(pooled).float().cpu()

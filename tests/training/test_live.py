@@ -18,6 +18,7 @@ from infodisent.training.fit import fit_head, new_head
 from infodisent.training.maps import LiveMaps, StoredMaps, step_cost
 from infodisent.training.run import evaluate_run, fit, open_run
 
+CPU = torch.device("cpu")
 CONFIG = FitConfig(epochs=2, batch_size=8, backbone_lr=1e-3)
 METHODS = {
     "infodisent": {},
@@ -135,12 +136,12 @@ def test_steps_see_augmented_images_and_stages_of_fixed_pools_plain_ones(store, 
     torch.testing.assert_close(
         live.store.gather(order), torch.stack([*plain.values()]), rtol=2e-3, atol=2e-3
     )
-    first, second = ([maps for _, maps in live.epoch(order, 8, 1, n)] for n in (0, 1))
+    first, second = ([maps for _, maps in live.epoch(order, 8, 1, n, CPU)] for n in (0, 1))
     assert first[0].requires_grad
     assert not torch.equal(first[0], second[0])
-    again = [maps for _, maps in live.epoch(order, 8, 1, 0)]
+    again = [maps for _, maps in live.epoch(order, 8, 1, 0, CPU)]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    (_, pair), *_ = live.epoch(order, 8, 2, 0)
+    (_, pair), *_ = live.epoch(order, 8, 2, 0, CPU)
     assert len(pair) == 16
     near = [(pair[i] - pair[8 + i]).norm() for i in range(8)]
     far = [(pair[i] - pair[8 + (i + 3) % 8]).norm() for i in range(8)]
