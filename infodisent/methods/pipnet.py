@@ -52,6 +52,11 @@ class PIPNetHead(Head):
     1e-12 inside its logarithm; and evaluating does not shrink W, as the published code does once a
     test batch.
 
+    flowers17, EfficientNet-Lite0 frozen, 4 pairs of views, one seed: 93.0 % of held-out images
+    right after the default number of epochs, 94.5 after 60 (with a third of the layer's rate;
+    linear probe 95.6), 64.3 with the frozen backbone's channels as prototypes, which nothing can
+    align.
+
     Attributes:
         layer: the 1 x 1 layer to `num_prototypes`, or `nn.Identity`.
         weight: W before it is clamped at 0, ``[K, M]``.

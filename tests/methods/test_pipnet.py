@@ -12,8 +12,11 @@ import infodisent
 from infodisent.data.views import extract_views
 from infodisent.evaluation.accuracy import evaluate_head
 from infodisent.explanations.local import explain
+from infodisent.explanations.predictions import predict_images
 from infodisent.methods.pipnet import PIPNetHead
 from infodisent.methods.stages import LoopOptions, Stage, TrainingBatch
+from infodisent.report.table import json_row
+from infodisent.training import epochs
 from infodisent.training import fit as fitting
 from infodisent.training.config import FitConfig
 from infodisent.training.fit import fit_head, new_head
@@ -207,6 +210,13 @@ def test_interrupted_training_ends_the_same(tmp_path, store, views, monkeypatch,
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+def test_views_of_several_processes_stay_pairs(monkeypatch):
+    monkeypatch.setattr(epochs.ranks, "world", lambda: 2)
+    monkeypatch.setattr(epochs.ranks, "gathered", lambda rows: torch.cat([rows, rows + 10]))
+    whole = epochs._everyones(torch.tensor([1, 2, 101, 102]), 2)  # two images in two views
+    assert whole.tolist() == [1, 2, 11, 12, 101, 102, 111, 112]
+
+
 def test_pretraining_needs_something_that_trains(store, views):
     head = new_head(store.channels, 2, 0, method="pipnet", num_prototypes=0)
     history = fit_head(head, store, CONFIG, views=views, progress=False)
@@ -234,6 +244,9 @@ def test_command_run_and_explanation(tmp_path, image_folder):
     assert silent.abstained
     assert "the model abstains: no prototype that counts" in silent.notes[-1]
     assert silent.to_dict()["abstained"]
+    (prediction,) = predict_images(model, [str(file)], progress=False)
+    assert prediction.abstained
+    assert json_row(prediction, ["green", "red"], "multiclass")["abstained"]
 
 
 def test_several_labels_are_refused(labels_run):
