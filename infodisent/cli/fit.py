@@ -69,7 +69,33 @@ def fit(
     ] = None,
     out: OutOption = Path("runs/fit"),
     epochs: EpochsOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per training step.")] = 256,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Images per training step; default: 256, with --train-backbone 64."
+        ),
+    ] = None,
+    train_backbone: Annotated[
+        bool,
+        typer.Option(
+            "--train-backbone",
+            help="Train the backbone too, on augmented images: slow without a GPU.",
+        ),
+    ] = False,
+    backbone_lr: Annotated[
+        float, typer.Option(min=0, help="Its learning rate with --train-backbone.")
+    ] = 1e-4,
+    view_pairs: Annotated[
+        int,
+        typer.Option(min=1, help="Stored pairs of augmented copies, for methods that compare two."),
+    ] = 2,
+    augment: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of augmented copies: name=value; rotate, translate, zoom, shear, flip, colour "
+            "or shift; may be given again."
+        ),
+    ] = None,
     lr: Annotated[
         float | None,
         typer.Option(
@@ -180,9 +206,11 @@ def fit(
 
     from infodisent import ranks
     from infodisent.classifier import attach
+    from infodisent.data.augmentation import Augmentation
     from infodisent.files import read_json
     from infodisent.training import run as training
     from infodisent.training.fit import FitConfig
+    from infodisent.training.maps import LIVE_BATCH
     from infodisent.training.tracking import tensorboard as tensorboard_callback
 
     ranks.start()  # where torchrun has started several processes
@@ -195,15 +223,17 @@ def fit(
         epochs=epochs,
         seed=seed,
         l1=l1,
-        batch_size=batch_size,
+        batch_size=batch_size or (LIVE_BATCH if train_backbone else FitConfig.batch_size),
         lr=lr,
         rotation_lr=rotation_lr,
+        backbone_lr=backbone_lr,
         class_weights=_class_weights(class_weights),
         sampler=sampler,
         logit_adjustment=logit_adjustment,
         validation=validation,
         patience=patience,
     )
+    augmentation = Augmentation.of(_pairs("--augment", augment or []))
     given: dict[str, Any] = {"nonneg": nonneg, "bias": bias}
     if parametrization != "exp":
         given["parametrization"] = parametrization
@@ -252,6 +282,9 @@ def fit(
         num_workers=workers,
         dtype=feature_dtype,
         probe=probe,
+        view_pairs=view_pairs,
+        train_backbone=train_backbone,
+        augmentation=augmentation,
         callbacks=callbacks,
         overwrite=overwrite,
     )
@@ -278,16 +311,23 @@ def method_options(method: str, pairs: list[str], given: dict[str, Any]) -> dict
     from infodisent.methods import check_options
 
     options = {name: value for name, value in given.items() if value is not None}
+    options |= _pairs("--option", pairs)
+    check_options(method, options)
+    return options
+
+
+def _pairs(option: str, pairs: list[str]) -> dict[str, Any]:
+    """``name=value`` pairs; ValueError for one without ``=``."""
+    values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise ValueError(f"--option is {pair!r}, must be name=value")
+            raise ValueError(f"{option} is {pair!r}, must be name=value")
         try:
-            options[name] = json.loads(value)
+            values[name] = json.loads(value)
         except json.JSONDecodeError:
-            options[name] = value  # a word
-    check_options(method, options)
-    return options
+            values[name] = value  # a word
+    return values
 
 
 def _class_weights(given: str) -> str | list[float]:

@@ -89,6 +89,9 @@ def predict(
             f"accuracy {found.accuracy:.1%}, balanced {found.balanced:.1%}, on {found.images:,} "
             "image(s) whose folder names their class"
         )
+    silent = sum(prediction.abstained for prediction in predictions)
+    if silent:
+        lines.append(f"the model abstains on {silent:,} image(s): no class is supported")
     if piped:
         encoding = sys.stdout.encoding or "utf-8"
         text = csv_text(predictions, opened.classes, task)
@@ -122,6 +125,7 @@ def _table(predictions: Sequence[Prediction], task: str) -> Table:
             cells = [p.path, ", ".join(p.labels), "", f"{p.top[0][0]} {p.top[0][1]:.1%}"]
         else:
             wrong = "✗ " if p.correct is False else ""
-            cells = [p.path, str(p.predicted), wrong + (p.true_name or ""), f"{p.top[0][1]:.1%}"]
+            answer = "(abstains)" if p.abstained else str(p.predicted)
+            cells = [p.path, answer, wrong + (p.true_name or ""), f"{p.top[0][1]:.1%}"]
         table.add_row(*(Text(printable(cell)) for cell in cells))
     return table

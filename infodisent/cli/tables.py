@@ -65,6 +65,10 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     console.print(metrics_table(metrics))
     for line in _imbalance(metrics):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for row in metrics["rows"]:
+        if row.get("abstained") is not None:
+            line = f"{row['head']} abstains on {row['abstained']:.1%} of the images."
+            console.print(line, markup=False, highlight=False)
     if all(row["head"] != "original head" for row in metrics["rows"]):
         console.print("[dim]The original head does not know these classes, so it has no row.")
     units = _units(metrics)

@@ -12,16 +12,18 @@ import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 from infodisent import ranks
 from infodisent.backbones.backbone import Backbone, HasBackbone, backbone_of
 from infodisent.backbones.preprocess import transform_config, transform_from
 from infodisent.data.fingerprints import is_by_content, listing, listing_by_path
-from infodisent.data.images import ImageSet, as_image_set
+from infodisent.data.images import ImageDataset, ImageItem, ImageSet, Sample, as_image_set
 from infodisent.data.notices import print_notes
 from infodisent.data.shards import DTYPES, ShardWriter
 from infodisent.data.store import MANIFEST, FeatureStore, read_shard, shard_count, shard_path
@@ -83,60 +85,35 @@ def extract(
     backbone, folder = backbone_of(model), Path(out)
     transform = transform_config(backbone)
     to_input = transform_from(transform)  # before anything is written
-    grid = backbone.grid_size(tuple(transform["input_size"][1:]))
-    meta: dict[str, Any] = {
-        "format": FORMAT,
-        "made_from": describe(backbone, images, transform, dtype, folder),
-        "spec": {**backbone.origin, "original_num_classes": backbone.num_classes},
+    meta = manifest(backbone, describe(backbone, images, transform, dtype, folder), transform) | {
         "original": {
             "trained": backbone.trained,
             "class_names": None if backbone.class_names is None else list(backbone.class_names),
         },
-        "transform": transform,
         "classes": list(images.classes),
         "task": images.task,
         "root": images.root,
-        "channels": backbone.num_features,
-        "pixels": grid[0] * grid[1],
-        "grid": list(grid),
         "shard_size": shard_size,
         "items": [dataclasses.astuple(item) for item in images.items],
     }
     with ranks.leader_first():
-        _prepare(folder, meta, images, overwrite and ranks.leads())
-    shards = {
-        number: images.items[number * shard_size : (number + 1) * shard_size]
-        for number in range(shard_count(len(images.items), shard_size))
-    }
-    # everybody's list is the leader's: while one looks, another writes already
-    missing = ranks.told([n for n in shards if not _is_complete(shard_path(folder, n), meta)])
-    left = sum(len(shards[number]) for number in missing)
-    if missing:
-        _check_room(folder, meta, dtype, left, progress)
-    missing = list(ranks.share(missing))
-    done = len(images.items) - left
-    left = sum(len(shards[number]) for number in missing)
-    if missing:
-        target = torch.device(device) if device is not None else _device_of(backbone)
-        # convolutions run about twice as fast on channels-last memory, also on the CPU
-        backbone.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    with bar(progress and bool(missing)) as display:
-        of = f" ({left} images of this process)" if ranks.world() > 1 else ""
-        task = display.add_task(f"extract features{of}", total=done + left, completed=done, note="")
-        skipped = 0
+        prepare(folder, meta, images, overwrite and ranks.leads())
 
-        def advance(seen: int, bad: int) -> None:
-            nonlocal skipped
-            skipped += bad
-            note = f"{skipped} unreadable, skipped" if skipped else ""
-            display.update(task, advance=seen, note=note)
+    def dataset(items: Sequence[ImageItem], first: int) -> Dataset[Sample]:
+        return ImageDataset([item.path for item in items], to_input, transform)
 
-        writer = ShardWriter(
-            folder, meta, backbone, to_input, transform, dtype, batch_size, num_workers, advance
-        )
-        for number in missing:
-            writer.write(number, shards[number])
-    notes = sum(ranks.everyones(writer.notes), start=Counter())  # and wait for the others' shards
+    notes = write_shards(
+        backbone,
+        folder,
+        meta,
+        dataset,
+        dtype,
+        label="extract features",
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=device,
+        progress=progress,
+    )
     if progress:
         print_notes(notes)
     store = FeatureStore(folder)
@@ -148,6 +125,80 @@ def extract(
         for _, reason in store.skipped[:10]:
             console.print(f"  {reason}", markup=False)
     return store
+
+
+def manifest(
+    backbone: Backbone, made_from: dict[str, Any], transform: dict[str, Any]
+) -> dict[str, Any]:
+    """What a manifest says of the maps themselves."""
+    grid = backbone.grid_size(tuple(transform["input_size"][1:]))
+    return {
+        "format": FORMAT,
+        "made_from": json.loads(json.dumps(made_from)),  # as it is read back: tuples are lists
+        "spec": {**backbone.origin, "original_num_classes": backbone.num_classes},
+        "transform": transform,
+        "channels": backbone.num_features,
+        "pixels": grid[0] * grid[1],
+        "grid": list(grid),
+    }
+
+
+def write_shards(
+    backbone: Backbone,
+    folder: Path,
+    meta: dict[str, Any],
+    dataset: Callable[[Sequence[ImageItem], int], Dataset[Sample]],
+    dtype: str,
+    *,
+    label: str,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device | str | None,
+    progress: bool,
+) -> Counter[str]:
+    """Write the shards that are missing; returns what was done to the images, by kind."""
+    items, shard_size = [ImageItem(*item) for item in meta["items"]], meta["shard_size"]
+    shards = {
+        number: items[number * shard_size : (number + 1) * shard_size]
+        for number in range(shard_count(len(items), shard_size))
+    }
+    # everybody's list is the leader's: while one looks, another writes already
+    missing = ranks.told([n for n in shards if not _is_complete(shard_path(folder, n), meta)])
+    left = sum(len(shards[number]) for number in missing)
+    if missing:
+        _check_room(folder, meta, dtype, left, progress)
+    missing = list(ranks.share(missing))
+    done = len(items) - left
+    left = sum(len(shards[number]) for number in missing)
+    if missing:
+        target = torch.device(device) if device is not None else _device_of(backbone)
+        # convolutions run about twice as fast on channels-last memory, also on the CPU
+        backbone.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    with bar(progress and bool(missing)) as display:
+        of = f" ({left} images of this process)" if ranks.world() > 1 else ""
+        task = display.add_task(f"{label}{of}", total=done + left, completed=done, note="")
+        skipped = 0
+
+        def advance(seen: int, bad: int) -> None:
+            nonlocal skipped
+            skipped += bad
+            note = f"{skipped} unreadable, skipped" if skipped else ""
+            display.update(task, advance=seen, note=note)
+
+        writer = ShardWriter(
+            folder,
+            meta,
+            backbone,
+            dataset,
+            dtype,
+            batch_size,
+            num_workers,
+            advance,
+            original=bool(meta["spec"]["original_num_classes"]),
+        )
+        for number in missing:
+            writer.write(number, shards[number])
+    return sum(ranks.everyones(writer.notes), start=Counter())  # waits for the others' shards
 
 
 def describe(
@@ -187,7 +238,7 @@ def _device_of(module: torch.nn.Module) -> torch.device:
     return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
-def _prepare(folder: Path, meta: dict[str, Any], images: ImageSet, overwrite: bool) -> None:
+def prepare(folder: Path, meta: dict[str, Any], images: ImageSet | None, overwrite: bool) -> None:
     """Write the manifest, unless it is there already; refuse or clear a store of something else.
 
     `meta` takes over what an equal store of other paths, or of version 0.1, was made from.
@@ -217,7 +268,7 @@ def _prepare(folder: Path, meta: dict[str, Any], images: ImageSet, overwrite: bo
         ) from error
 
 
-def _differences(old: Any, meta: dict[str, Any], images: ImageSet) -> list[str]:
+def _differences(old: Any, meta: dict[str, Any], images: ImageSet | None) -> list[str]:
     """What a stored manifest says otherwise, by name."""
     keys = ("format", "made_from", "shard_size", "grid", "channels")
     differing = [k for k in keys if old.get(k) != meta[k]]
@@ -225,7 +276,7 @@ def _differences(old: Any, meta: dict[str, Any], images: ImageSet) -> list[str]:
     if "made_from" in differing and isinstance(then, dict):
         differing.remove("made_from")
         now = dict(meta["made_from"])
-        if not is_by_content(str(then.get("images"))):
+        if images is not None and not is_by_content(str(then.get("images"))):
             now["images"] = listing_by_path(images)
         differing += [k for k, v in now.items() if then.get(k) != v]
     return differing

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from infodisent.backbones.backbone import Backbone
-from infodisent.data.images import ImageDataset, ImageItem, collate
+from infodisent.data.images import ImageItem, Sample, collate
 from infodisent.data.prefetch import prefetched
 from infodisent.data.store import read_rows, shard_path
 from infodisent.files import write_tensors
@@ -85,22 +84,24 @@ class ShardWriter:
         folder: of the store.
         meta: what its ``store.json`` says.
         backbone: on its device, in evaluation mode.
-        transform: RGB image to ``[C, H, W]``; config: its configuration.
+        dataset: the images of some items, the first of which has this number in the whole set, as
+            `collate` takes them.
         dtype: of the stored maps, a key of `DTYPES`.
         batch_size, num_workers: of the loader.
         advance: told after every batch how many images were seen and how many of them skipped.
+        original: whether the original head's logits are kept too, where it has one.
         notes: what was done to the images read so far, by kind, with the number of images.
     """
 
     folder: Path
     meta: Mapping[str, Any]
     backbone: Backbone
-    transform: Callable[[Image.Image], Tensor]
-    config: Mapping[str, Any]
+    dataset: Callable[[Sequence[ImageItem], int], Dataset[Sample]]
     dtype: str
     batch_size: int
     num_workers: int
     advance: Callable[[int, int], None]
+    original: bool = True
     notes: Counter[str] = field(default_factory=Counter)
 
     def write(
@@ -150,7 +151,7 @@ class ShardWriter:
         """Rows of one batch after the other; `first` is the number of the first image."""
         weight = next(self.backbone.parameters())
         loader = DataLoader(
-            ImageDataset([item.path for item in items], self.transform, self.config),
+            self.dataset(items, first),
             self.batch_size,
             num_workers=self.num_workers,
             collate_fn=collate,
@@ -167,7 +168,9 @@ class ShardWriter:
                 batch = batch.to(weight.device, weight.dtype, memory_format=torch.channels_last)
                 # a few images at a time stay in a CPU's caches from one layer to the next
                 for images in batch.split(CACHED if weight.device.type == "cpu" else len(batch)):
-                    maps, logits = _forward(self.backbone, images, DTYPES[self.dtype])
+                    maps, logits = _forward(
+                        self.backbone, images, DTYPES[self.dtype], self.original
+                    )
                     rows.maps.append(maps)
                     if logits is not None:
                         rows.logits.append(logits)
@@ -222,6 +225,7 @@ def _forward(
     backbone: Backbone,
     batch: Tensor,  # [n, C, H, W]
     dtype: torch.dtype,
+    original: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """Maps [n, P, C] in the stored dtype and the original head's logits [n, K'] float32, if any."""
     raw = backbone.raw(batch)
@@ -234,7 +238,7 @@ def _forward(
                 f"{str(dtype).removeprefix('torch.')}; store the maps as float32 or bfloat16"
             )
         raise ValueError("extract: the backbone returned NaN or Inf; check its weights")
-    logits = backbone.classify(raw) if backbone.num_classes else None
+    logits = backbone.classify(raw) if original and backbone.num_classes else None
     return stored.cpu().contiguous(), None if logits is None else logits.float().cpu()
 
 

@@ -6,6 +6,7 @@ batch, and what has to be read again and again lies in `infodisent.data.rows`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,8 @@ class Evaluation:
         magnitude_size: median number of units, largest magnitudes first, that carry 95 % of the sum
             of all magnitudes; None where no unit contributes.
         units_used: units that count for any class, see `Head.used_units`.
+        abstained: part of the images of which the head says no class, see `Head.abstains`; None for
+            one that always answers. They count as the first class in the other figures.
         recall: part of every class's images that is right, K numbers; None where it has none.
         counts: images of every class.
     """
@@ -62,10 +65,14 @@ class Evaluation:
     units_used: int | None = None
     recall: tuple[float | None, ...] = ()
     counts: tuple[int, ...] = ()
+    abstained: float | None = None
 
     def as_dict(self) -> dict[str, float | int | None]:
         """The figures, JSON-able; without those of single classes."""
-        return whole_figures(self)
+        figures = whole_figures(self)
+        if self.abstained is None:
+            del figures["abstained"]
+        return figures
 
 
 class Figures:
@@ -205,15 +212,21 @@ def evaluate_head(
 ) -> Evaluation | MultilabelEvaluation:
     """Figures of a head on stored images, whatever layout the head has in its model."""
     head.eval()
-    figures = figures_of(store, head)
+    figures, silent, answers = figures_of(store, head), 0, True
     for part in indices.split(batch_size * ranks.world()):
         if not len(part):
             continue
         maps = store.gather(ranks.piece(part), dtype=None).to(head.device)
         pooled = ranks.gathered(head.pool(maps, input_fmt="NLC").pooled)
         logits = head.classify(pooled)
+        unanswered = head.abstains(pooled)
+        answers = unanswered is None
         figures.update(logits, store.labels[part], head.contributions(pooled, logits.argmax(1)))
-    return figures.evaluation()
+        silent += 0 if unanswered is None else int(unanswered.sum())
+    result = figures.evaluation()
+    if answers or not isinstance(result, Evaluation):
+        return result
+    return dataclasses.replace(result, abstained=silent / result.images)
 
 
 def linear_probe(

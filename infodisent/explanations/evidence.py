@@ -168,7 +168,10 @@ class Explanation:
         task: "multiclass" or "multilabel".
         image_size: ``(width, height)`` of the upright photograph; None where it is not known.
         crop_in_image: the part of it that the network saw, in its pixels.
-        notes: what was done to the image that its owner may not expect, such as a crop.
+        notes: what was done to the image that its owner may not expect, such as a crop; and that
+            the model abstains.
+        abstained: the model says no class, see `Head.abstains`; the explained one is then only the
+            first of equal ones, unless it was asked for.
     """
 
     path: str
@@ -196,6 +199,7 @@ class Explanation:
     image_size: tuple[int, int] | None = None
     crop_in_image: Box | None = None
     notes: tuple[str, ...] = ()
+    abstained: bool = False
 
     @property
     def shown(self) -> tuple[ChannelEvidence, ...]:
@@ -251,7 +255,7 @@ class Explanation:
         names = (
             "path", "task", "class_index", "class_name", "true_name", "predicted_name", "correct",
             "logit", "score", "score_value", "offset", "total", "bias", "rest", "rest_count",
-            "size95", "magnitude_size", "unit",
+            "size95", "magnitude_size", "unit", "abstained",
         )  # fmt: skip
         values: dict[str, Any] = {name: getattr(self, name) for name in names}
         for name in ("predicted_names", "classes", "image_size", "crop_in_image", "notes"):

@@ -45,6 +45,7 @@ __all__ = [
     "explain_many",
 ]
 
+ABSTAINS = "the model abstains: no {} that counts is found in the image, so no class is supported"
 _BATCH = 16
 """Images per backbone pass."""
 
@@ -194,7 +195,10 @@ def _explain_pictures(
                     task=request.task,
                     image_size=picture.image.size,
                     crop_in_image=geometry.window,
-                    notes=tuple(note.text for note in notes),
+                    notes=(
+                        *(note.text for note in notes),
+                        *([ABSTAINS.format(model.head.unit)] if fields["abstained"] else []),
+                    ),
                     **fields,
                 )
             )
@@ -248,7 +252,9 @@ def _explain(
         )
     size95 = int(explanation_sizes(contribution[None])[0])
     independent = request.task == "multilabel" or len(logits) == 1
+    silent = head.abstains(pool.pooled)
     return {
+        "abstained": silent is not None and bool(silent[0]),
         "class_index": int(target),
         "logits": logits,
         "probabilities": logits.sigmoid() if independent else logits.softmax(0),

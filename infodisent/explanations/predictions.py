@@ -37,6 +37,7 @@ class Prediction:
         labels: of a multi-label model: those with a probability of at least `THRESHOLD`.
         explanation_size: how many units carry 95 % of the score (the logit, or what
             `Head.scores` says) without its offset; None where it is not positive.
+        abstained: the model says no class, see `Head.abstains`; `top` then has no meaning.
         error: why the image could not be read; "" where it could.
     """
 
@@ -47,6 +48,7 @@ class Prediction:
     top: tuple[tuple[str, float], ...] = ()
     labels: tuple[str, ...] = ()
     explanation_size: int | None = None
+    abstained: bool = False
     error: str = ""
 
     @property
@@ -151,6 +153,7 @@ def _predict_batch(
     best = logits.argmax(1)
     scores = head.scores(logits.to(head.device)).cpu()
     sizes = explanation_sizes(head.contributions(pooled, best))
+    silent = head.abstains(pooled)
     chances = logits.sigmoid() if task == "multilabel" else logits.softmax(1)
     top = chances.topk(min(3, len(names)), dim=1)
     return [
@@ -163,6 +166,7 @@ def _predict_batch(
             ),
             "labels": tuple(n for n, p in zip(names, chances[i].tolist(), strict=True)
                             if p >= THRESHOLD) if task == "multilabel" else (),
+            "abstained": silent is not None and bool(silent[i]),
             "explanation_size": int(sizes[i]) if sizes[i] and scores[i, best[i]] > 0 else None,
         }
         for i in range(len(logits))

@@ -9,6 +9,7 @@ from infodisent.methods.base import Head
 from infodisent.methods.bcos import BcosHead
 from infodisent.methods.epic import EPICHead
 from infodisent.methods.infodisent import InfoDisentHead
+from infodisent.methods.pipnet import PIPNetHead
 from infodisent.methods.protopnet import ProtoPNetHead
 from infodisent.methods.protopool import ProtoPoolHead
 from infodisent.methods.protopshare import ProtoPShareHead
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Head]] = {
         SideLikeHead,  # InfoDisent with sigmoids, pruned to a few channels a class
         ProtoTreeHead,  # ask for one prototype after the other, softly
         TreeHead,  # a decision tree on InfoDisent's channels
+        PIPNetHead,  # softmax over prototypes that two views agree on; may abstain
     )
 }
 """Every method by its name; a new one is one line above."""

@@ -61,6 +61,7 @@ class Head(OwnLoop, nn.Module, abc.ABC):
         offset: what is in a score besides them, for people: "bias", "prior" …
         loss_needs_pool: `loss` or `penalty` wants the units of the batch, which costs the fused
             map-to-logits operator where a method has one.
+        multilabel: whether it learns images with several labels.
         num_classes: classes K; 0 leaves the pooled units as output. Set by the method.
         drop: the dropout.
 
@@ -76,6 +77,7 @@ class Head(OwnLoop, nn.Module, abc.ABC):
     score: ClassVar[str] = "logit"
     offset: ClassVar[str] = "bias"
     loss_needs_pool: ClassVar[bool] = False
+    multilabel: ClassVar[bool] = True
 
     num_classes: int
 
@@ -202,6 +204,13 @@ class Head(OwnLoop, nn.Module, abc.ABC):
     ) -> tuple[Decision, ...]:
         """The path that one image takes, from the root, of a head that is a tree; else none."""
         return ()
+
+    def abstains(
+        self,
+        pooled: Tensor,  # [n, M]
+    ) -> Tensor | None:
+        """Images of which it says no class, ``[n]`` bool; None for a method that always answers."""
+        return None
 
     def notices(self) -> tuple[str, ...]:
         """What its owner should know of a trained head, a sentence each; nothing here."""

@@ -99,10 +99,15 @@ class Stage:
     Attributes:
         name: shown while it runs and kept in the training state.
         groups: parameter groups as `torch.optim` takes them (``{"params": [...], "lr": ...}``); the
-            rate is the peak of `rate`. Parameters in no group do not train.
+            rate is the peak of `rate`, or of the group's own ``"rate"``, if it has one. Parameters
+            in no group do not train. Where the backbone trains too, it is one more group.
         epochs: passes over the training images; None for the number that the configuration says.
         pool_is_fixed: nothing that the pool depends on trains (nor does `Head.after_step` change
             it), so that the pooled units are computed once for the whole stage.
+        rate: of the part of the stage that is done, in [0, 1), the part of a group's peak that its
+            learning rate is; a cosine to zero by default.
+        views: maps of every image in a step: 1, or 2 for losses that compare two views. Then maps
+            and labels of a step have 2n rows, see `TrainingBatch`.
     """
 
     name: str

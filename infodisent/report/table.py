@@ -134,4 +134,6 @@ def json_row(p: Prediction, classes: Sequence[str], task: str) -> dict[str, Any]
             "true": p.true_name,
             "correct": p.correct,
         }
+    if p.abstained:
+        row["abstained"] = True
     return {**row, "error": p.error or None}

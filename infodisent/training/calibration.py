@@ -156,7 +156,7 @@ def _step(
 ) -> Callable[[], None]:
     """A training step of the first stage, which has the pool in it, of a copy of the head."""
     head = copy.deepcopy(head).train()
-    stage = head.stages(LoopOptions())[0]
+    stage = next(stage for stage in head.stages(LoopOptions()) if stage.parameters())
     optimizer = torch.optim.AdamW([dict(group) for group in stage.groups], weight_decay=0.0)
     labels = torch.arange(len(maps), device=maps.device) % head.num_classes
 

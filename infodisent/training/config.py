@@ -44,6 +44,7 @@ class FitConfig:
         lr: peak learning rate of the weights; AdamW, cosine to zero. None for 0.01, or more where
             the features are small, see `weights_rate`.
         rotation_lr: the same for the rotation's parameter A.
+        backbone_lr: the same for the backbone, where it trains.
         l1: strength of the penalty ``l1 · m · sum_k pull_k sum_c W_kc / K``, m being the mean of
             the max-pooled features, which makes one value fit all backbones, and pull_k how
             strongly the loss pulls on class k (1 where classes are balanced, see
@@ -81,6 +82,7 @@ class FitConfig:
     logit_adjustment: float | None = None
     validation: float = 0.0
     patience: int | None = None
+    backbone_lr: float = 1e-4
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "seed", "patience"):
@@ -96,7 +98,7 @@ class FitConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"FitConfig: {name} is {value}, must be >= 1")
-        for name in ("lr", "rotation_lr", "l1", "logit_adjustment"):
+        for name in ("lr", "rotation_lr", "backbone_lr", "l1", "logit_adjustment"):
             given = getattr(self, name)
             value = 0.0 if name in _AUTOMATIC and given is None else self._number(name)
             if not (0 <= value < math.inf):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ from infodisent.evaluation.accuracy import pool_features
 from infodisent.methods import Head, Stage
 from infodisent.methods.stages import TrainingBatch, TrainingOptions
 from infodisent.training.config import FitConfig
+from infodisent.training.maps import Maps
 from infodisent.training.objective import Objective, draw_epoch
-from infodisent.training.sources import MapSource, StoredMaps
 from infodisent.training.state import SavedState
 from infodisent.training.validation import stopped, validate
 
@@ -31,7 +31,8 @@ class Training:
     """What the stages of one run share.
 
     Attributes:
-        head, store, train: as in `infodisent.training.fit.fit_head`.
+        head, train: as in `infodisent.training.fit.fit_head`.
+        maps: where maps come from.
         config: as in `fit_head`.
         options: the same for the head, `FitConfig.knowing` the training images.
         objective: the loss, without the head's penalty.
@@ -42,7 +43,7 @@ class Training:
     """
 
     head: Head
-    store: FeatureStore
+    maps: Maps
     train: Tensor
     config: FitConfig
     options: TrainingOptions
@@ -75,8 +76,8 @@ class Training:
             since: the first epoch that counts for patience.
         """
         head, begun = self.head, len(self.history) - first
-        # the optimiser adds entries of its own to the groups
-        groups = [dict(group) for group in stage.groups]
+        groups = self._groups(stage)
+        rates = [(group["lr"], group.pop("rate", stage.rate)) for group in groups]
         optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         if begun and saved is not None:
             saved.restore_optimizer(optimizer)
@@ -85,11 +86,10 @@ class Training:
             head.eval()
             with torch.no_grad():
                 head.start_stage(stage, self._batches)
-        peaks = [group["lr"] for group in stage.groups]
-        fixed = stage.pool_is_fixed
-        pooled = _PooledRows(head, self.store, self.train) if fixed else None
+        fixed, store = stage.pool_is_fixed, self.maps.store
+        pooled = _PooledRows(head, store, self.train) if fixed else None
         scored = self.validation
-        held = pool_features(head, self.store, scored) if fixed and len(scored) else None
+        held = pool_features(head, store, scored) if fixed and len(scored) else None
         steps = math.ceil(len(self.train) / self.config.batch_size)
         with _training_only(head, stage.parameters()):
             for epoch in range(begun, epochs):
@@ -97,20 +97,17 @@ class Training:
                     break
                 # every epoch has its own seed, so that a resumed run needs no generator's state
                 self._seed(first + epoch)
-                order = draw_epoch(self.store, self.train, self.config.sampler)
+                order = draw_epoch(store, self.train, self.config.sampler)
                 head.eval()
                 with torch.no_grad():
                     head.start_epoch(stage, epoch, epochs, self._batches)
                 head.train()
                 total = correct = 0.0
-                batches = order.split(self.config.batch_size)
-                # of several processes each pools its own part of every batch
-                mine = [ranks.piece(batch) for batch in batches]
-                maps = itertools.repeat(None) if fixed else self.source.epoch(mine)
-                for step, (batch, own) in enumerate(zip(batches, maps, strict=False)):
+                batches = self._epoch(stage, first + epoch, order)
+                for step, (batch, own) in enumerate(batches):
                     done = (epoch * steps + step) / (epochs * steps)
-                    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                        group["lr"] = peak * stage.rate(done)
+                    for group, (peak, rate) in zip(optimizer.param_groups, rates, strict=True):
+                        group["lr"] = peak * rate(done)
                     units = None if pooled is None else pooled[batch].to(head.device)
                     loss, right, penalty = self._step(stage, done, batch, own, units, optimizer)
                     total += loss * len(batch)
@@ -124,35 +121,52 @@ class Training:
                 count = len(self.train)
                 figures = {"loss": total / count, "accuracy": correct / count}
                 if len(scored):
-                    figures |= validate(head, self.store, scored, self.objective, held)
+                    figures |= validate(head, store, scored, self.objective, held)
                 self.history.append(figures)
                 self.keep(optimizer)
 
-    @property
-    def source(self) -> MapSource:
-        """Where maps come from."""
-        return StoredMaps(self.store, self.head.device)
+    def _groups(self, stage: Stage) -> list[dict[str, Any]]:
+        """Parameter groups of a stage: the head's, and the backbone's where maps have gradients."""
+        # the optimiser adds entries of its own to the groups
+        groups = [dict(group) for group in stage.groups]
+        if self.maps.module is not None and not stage.pool_is_fixed:
+            trained = [p for p in self.maps.module.parameters() if p.requires_grad]
+            groups.append({"params": trained, "lr": self.config.backbone_lr, "rate": stage.rate})
+        return groups
+
+    def _epoch(
+        self,
+        stage: Stage,
+        number: int,
+        order: Tensor,  # [n] int64
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Positions of every step's images, and this process's maps unless the pool is fixed."""
+        size = self.config.batch_size
+        if stage.pool_is_fixed:
+            return ((positions, None) for positions in order.split(size))
+        return self.maps.epoch(order, size, stage.views, number, self.head.device)
 
     def _step(
         self,
         stage: Stage,
         done: float,
         positions: Tensor,  # [n] int64
-        maps: Tensor | None,  # [m, P, C], of this process's part of the positions
+        maps: Tensor | None,  # of this process's part of the positions, [m, P, C] or [2m, P, C]
         units: Tensor | None,  # [n, M], where the pool is fixed
         optimizer: torch.optim.Optimizer,
     ) -> tuple[float, float, float]:
         """One step; the mean loss of its images, how many were right before it, the penalty."""
-        head = self.head
-        labels = self.store.labels[positions].to(head.device)
+        head, views = self.head, 1 if maps is None else stage.views
+        labels = self.maps.store.labels[positions].to(head.device)
+        labels = labels.repeat(views, *(1,) * (labels.ndim - 1))
         extra: Mapping[str, Tensor] = {}
         if maps is None:
             assert units is not None
             logits = head.classify(units)
         elif head.loss_needs_pool or ranks.world() > 1:
             units, extra = head.training_pool(maps, input_fmt="NLC")
-            units = ranks.gathered(units)
-            extra = {name: ranks.gathered(value) for name, value in extra.items()}
+            units = _everyones(units, views)
+            extra = {name: _everyones(value, views) for name, value in extra.items()}
             logits = head.classify(units)
         else:
             logits = head(maps, input_fmt="NLC")
@@ -165,13 +179,13 @@ class Training:
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if maps is not None:
-            ranks.average_gradients(stage.parameters())
+            ranks.average_gradients([p for g in optimizer.param_groups for p in g["params"]])
         optimizer.step()
         head.after_step()
         with torch.no_grad():
             head.learn(logits.detach(), batch)
         added = 0.0 if penalty is None else penalty.item()
-        return loss.item(), self.objective.right(logits, labels), added
+        return loss.item(), self.objective.right(logits, labels) / views, added
 
     def _seed(self, epoch: int) -> None:
         seed_generators(self.config.seed * 100_003 + epoch, self.head.device)
@@ -184,7 +198,7 @@ class Training:
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         device = self.head.device
-        batches = self.store.batches(self.train, self.config.batch_size, dtype=None)
+        batches = self.maps.store.batches(self.train, self.config.batch_size, dtype=None)
         for maps, labels, positions in batches:
             yield maps.to(device), labels.to(device), positions.to(device)
 
@@ -207,6 +221,16 @@ class _PooledRows:
         positions: Tensor,  # [n] int64
     ) -> Tensor:
         return self._rows[self._row_of[positions]]
+
+
+def _everyones(
+    value: Tensor,  # [views · m, ...]
+    views: int,
+) -> Tensor:
+    """The rows of all processes, ``[views · n, ...]``, the views still behind each other."""
+    if ranks.world() == 1:
+        return value
+    return torch.cat([ranks.gathered(view) for view in value.tensor_split(views)])
 
 
 @contextlib.contextmanager

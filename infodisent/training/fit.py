@@ -14,12 +14,14 @@ from torch import Tensor
 
 from infodisent import ranks
 from infodisent.data.store import FeatureStore
+from infodisent.data.views import ViewStore
 from infodisent.devices import own_generators, seed_generators
 from infodisent.methods import DEFAULT, Head, build_head
 from infodisent.methods.stages import TrainingStatistics
 from infodisent.progress import bar
 from infodisent.training.config import FitConfig
 from infodisent.training.epochs import Training as _Training
+from infodisent.training.maps import LiveMaps, Maps, StoredMaps, restore_state, state_of
 from infodisent.training.objective import class_counts, class_pull, objective
 from infodisent.training.objective import feature_scale as _feature_scale
 from infodisent.training.state import RECIPE, SavedState, identity, save_state
@@ -64,6 +66,8 @@ def fit_head(
     config: FitConfig | None = None,
     *,
     train: Tensor | None = None,  # [n] int64
+    views: ViewStore | None = None,
+    live: LiveMaps | None = None,
     state: str | os.PathLike[str] | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
@@ -83,6 +87,11 @@ def fit_head(
         store: features; maps are read batch by batch, never all at once.
         config: default `FitConfig()`.
         train: positions of the training images; default: the store's "train" split.
+        views: pairs of augmented copies of the training images, for methods with stages of two
+            views, see `infodisent.data.views.extract_views`; others leave it alone.
+        live: a backbone that trains with the head, from the images of `store`, whose maps it made
+            before; in the optimiser of every stage that trains what the pool depends on, at
+            ``config.backbone_lr``. It is trained in place, and its state is in `state`.
         state: a file for the state after every epoch. If it exists, training goes on from it, in
             the stage where it stopped, and ends exactly where an uninterrupted run ends; a state of
             other options is refused. A *finished* run goes on if ``config.epochs`` is larger: the
@@ -108,8 +117,9 @@ def fit_head(
         ``validation_accuracy`` and ``validation_balanced_accuracy``.
 
     Raises:
-        ValueError: the head does not fit the store, there are no training images, the loss is not
-            finite, `state` belongs to another run, or an option does not fit the images.
+        ValueError: the head does not fit the store, there are no training images, the method needs
+            `views` or does not learn several labels, the loss is not finite, `state` belongs to
+            another run, or an option does not fit the images.
     """  # noqa: E501
     config = config or FitConfig()
     if head.num_classes != len(store.classes):
@@ -120,6 +130,8 @@ def fit_head(
         raise ValueError(
             f"fit_head: the head takes {head.in_features} channels, the store has {store.channels}"
         )
+    if store.task == "multilabel" and not head.multilabel:
+        raise ValueError(f"fit_head: {head.title} does not learn images with several labels")
     train = store.indices("train") if train is None else train
     if not len(train):
         raise ValueError("fit_head: there are no training images")
@@ -136,15 +148,19 @@ def fit_head(
     known = chosen.knowing(TrainingStatistics(scale, pull))
     steps = math.ceil(len(train) / config.batch_size)
     epochs = config.epochs or max(15, math.ceil(120 / steps))
-    stages = head.stages(known)
+    maps: Maps = StoredMaps(store, views) if live is None else live
+    # without a backbone that trains, a stage of its own may have nothing to train
+    stages = [s for s in head.stages(known) if s.parameters() or maps.module is not None]
+    if any(stage.views > 1 for stage in stages):
+        maps.check(2, given)
     schedule = [(stage.name, stage.epochs or epochs) for stage in stages]
     total = sum(count for _, count in schedule)
-    run = identity(head, store, given, config, schedule, recipe)
+    run = identity(head, store, given, config, schedule, recipe, maps.made_from(stages))
     # what earlier runs with fewer epochs had in the last stage: each has a cosine of its own
     parts: list[int] = []
     if saved is not None:
         saved.check(run)
-        saved.restore_head(head)
+        saved.restore_head(head, maps.module)
         parts = saved.parts
     elif loss.multilabel:
         positive = class_counts(store, train)
@@ -170,18 +186,19 @@ def fit_head(
             nonlocal best
             done = history[last:]
             if config.patience is not None and done and best_epoch(done) == len(done) - 1:
-                best = {name: value.clone() for name, value in head.state_dict().items()}
+                best = state_of(head, maps)
             if state is not None and ranks.leads():
                 # only what there is: a plain run's file is that of earlier versions
                 extra: dict[str, Any] = {"best": best} if best else {}
                 extra |= {"parts": parts} if parts else {}
+                extra |= {} if maps.module is None else {"backbone": maps.module}
                 save_state(Path(state), run, head, optimizer, history, **extra)
             for callback in callbacks if ranks.leads() else ():
                 callback(len(history), dict(history[-1]))
 
         training = _Training(
             head,
-            store,
+            maps,
             train,
             config,
             known,
@@ -199,7 +216,7 @@ def fit_head(
         for number, count in enumerate([*parts, schedule[-1][1] - sum(parts)]):
             if len(history) < first + count and not stopped(history[last:], config.patience):
                 if number and best and len(history) == first:
-                    head.load_state_dict(best)  # what the earlier epochs ended with
+                    restore_state(head, maps, best)  # what the earlier epochs ended with
                 training.stage(
                     stages[-1],
                     first,
@@ -212,7 +229,7 @@ def fit_head(
             first += count
         display.update(task, completed=total * steps)
     if best:
-        head.load_state_dict(best)
+        restore_state(head, maps, best)
     training.finish()
     return history
 

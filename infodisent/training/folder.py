@@ -12,12 +12,14 @@ from infodisent.explanations.prototypes import Prototypes
 from infodisent.files import read_json, reading
 from infodisent.training import checkpoint
 
-MODEL, STATE, METRICS, PROTOTYPES, FEATURES = (
+MODEL, STATE, METRICS, PROTOTYPES, FEATURES, VIEWS, TRAINED_FEATURES = (
     "model.safetensors",
     "training.safetensors",
     "metrics.json",
     "prototypes.safetensors",
     "features",
+    "views",
+    "features-trained",
 )
 JUDGED = "judge.json"
 WRITTEN = (STATE, MODEL, PROTOTYPES, METRICS, JUDGED)

@@ -14,7 +14,9 @@ import torch
 
 from infodisent import ranks
 from infodisent.backbones.weights import load_backbone
+from infodisent.checks import check_positive
 from infodisent.classifier import InfoDisentClassifier
+from infodisent.data.augmentation import Augmentation
 from infodisent.data.extraction import extract
 from infodisent.data.images import ImageSet, all_for_testing, as_image_set
 from infodisent.data.notices import print_notices
@@ -35,10 +37,13 @@ from infodisent.training.folder import (
     MODEL,
     PROTOTYPES,
     STATE,
+    TRAINED_FEATURES,
+    VIEWS,
     WRITTEN,
     Run,
     open_run,
 )
+from infodisent.training.maps import LIVE_BATCH, trained, training_maps
 from infodisent.training.objective import class_counts
 from infodisent.training.validation import best_epoch
 from infodisent.version import __version__
@@ -86,6 +91,9 @@ def fit(
     compare_identity: bool = True,
     keep: int = 5,
     probe: bool = True,
+    view_pairs: int = 2,
+    train_backbone: bool = False,
+    augmentation: Augmentation | None = None,
     callbacks: Sequence[Callback] = (),
     overwrite: bool = False,
     progress: bool = True,
@@ -111,6 +119,14 @@ def fit(
             same without rotation, see `Head.ablations`.
         keep: prototypes per channel and side.
         probe: also train a linear probe for comparison, see `linear_probe`.
+        view_pairs: augmented copies of every training image, two views each, that are stored for a
+            method that compares views (PIP-Net): ``2 · view_pairs`` backbone passes an image more.
+        train_backbone: train the backbone with the head, from images that are augmented anew in
+            every step, at ``config.backbone_lr``; batch norms keep their statistics. Features are
+            extracted before, for the yardsticks and labels, and after, for everything else; the
+            model that is saved has no original classifier any more. Takes `model` as it is before
+            training, also to go on with an interrupted run.
+        augmentation: of the copies; default `infodisent.data.augmentation.Augmentation()`.
         callbacks: called after every epoch of the head, see `fit_head`; not for the comparisons.
         overwrite: replace a run of other images, weights or options.
         progress: show progress bars.
@@ -118,7 +134,8 @@ def fit(
     Raises:
         ValueError: the number of classes differs, a split is empty, or `out` holds another run.
     """
-    config = config or FitConfig()
+    config = config or (FitConfig(batch_size=LIVE_BATCH) if train_backbone else FitConfig())
+    check_positive("fit", "view_pairs", view_pairs)
     folder = Path(out)
     with ranks.leader_first():
         images = as_image_set(images, out, seed=config.seed, overwrite=overwrite, progress=progress)
@@ -132,6 +149,8 @@ def fit(
             f"fit: class_weights has {len(weights)} numbers, the images have "
             f"{len(images.classes)} classes"
         )
+    if images.task == "multilabel" and not model.head.multilabel:
+        raise ValueError(f"fit: {model.head.title} does not learn images with several labels")
     options = {
         "batch_size": batch_size,
         "num_workers": num_workers,
@@ -146,7 +165,15 @@ def fit(
                 path.unlink(missing_ok=True)
         ranks.barrier()
         chosen = _Choices(
-            compare_identity, keep, probe, tuple(callbacks), progress, original_classes
+            compare_identity,
+            keep,
+            probe,
+            tuple(callbacks),
+            progress,
+            original_classes,
+            view_pairs,
+            train_backbone,
+            augmentation or Augmentation(),
         )
         return _fit(model, images, folder, config, chosen, options)
 
@@ -161,6 +188,9 @@ class _Choices:
     callbacks: tuple[Callback, ...]
     progress: bool
     original_classes: Mapped | None
+    view_pairs: int
+    train_backbone: bool
+    augmentation: Augmentation
 
 
 def _fit(
@@ -197,20 +227,46 @@ def _fit(
     head = new_head(model.num_features, len(images.classes), config.seed, model.head, **options)
     model.head = head.to(model.head.device)
     own = original_classifier(model.backbone, store, chosen.original_classes)
-    if own is not None:
+    if own is not None and not chosen.train_backbone:
         model.head.start_weights(*own)
+    views, live = training_maps(
+        model,
+        store,
+        folder / VIEWS if store.path == folder / FEATURES else Path(f"{store.path}-views"),
+        config,
+        live=chosen.train_backbone,
+        pairs=chosen.view_pairs,
+        augmentation=chosen.augmentation,
+        batch_size=extraction["batch_size"],
+        num_workers=extraction["num_workers"],
+        overwrite=extraction["overwrite"],
+        progress=progress,
+    )
+    if views is not None:
+        laps.lap("views")
     history = fit_head(
         model.head,
         store,
         config,
         train=train,
+        views=views,
+        live=live,
         state=state,
         callbacks=chosen.callbacks,
         progress=progress,
     )
+    if live is not None:
+        trained(model.backbone)
+        laps.lap("train")
+        changed = {"out": folder / TRAINED_FEATURES, "overwrite": True}
+        store = extract(model, images, progress=progress, **{**extraction, **changed})
+        laps.lap("extract again")
+        test = store.indices("val")
     rows.append((model.head.title, evaluate_head(model.head, store, test)))
-    laps.lap("train")
-    for title, changes in model.head.ablations().items() if chosen.compare_identity else ():
+    if live is None:
+        laps.lap("train")
+    compare = chosen.compare_identity and live is None  # another head has other maps then
+    for title, changes in model.head.ablations().items() if compare else ():
         ablation = new_head(
             model.num_features,
             len(images.classes),
@@ -218,11 +274,13 @@ def _fit(
             method=model.head.method,
             **{**options, **changes},
         )
-        fit_head(ablation, store, config, train=train, progress=progress, label=f"train {title}")
+        label = f"train {title}"
+        fit_head(ablation, store, config, train=train, views=views, progress=progress, label=label)
         rows.append((title, evaluate_head(ablation, store, test)))
         laps.lap(f"train {title}")
 
     metrics = _metrics(model, images, store, rows)
+    metrics["train_backbone"] = live is not None
     metrics |= {"config": config.as_dict(), "head": options, "history": history}
     if chosen.original_classes is not None:
         metrics["original_classes"] = dict(chosen.original_classes)

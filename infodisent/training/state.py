@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from infodisent.data.store import FeatureStore
 from infodisent.files import read_tensors, write_tensors
@@ -30,8 +30,12 @@ def identity(
     config: FitConfig,
     schedule: Schedule,
     recipe: int = RECIPE,
+    sources: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What a training run depends on; a state that differs in any of it is of another run."""
+    """What a training run depends on; a state that differs in any of it is of another run.
+
+    `sources`: what maps come from besides the store, by name.
+    """
     return {
         "kind": "training",
         "recipe": recipe,
@@ -41,6 +45,7 @@ def identity(
         "stages": [list(stage) for stage in schedule],
         "features": store.meta["made_from"],
         "images": hashlib.sha256(train.numpy().tobytes()).hexdigest(),
+        **(sources or {}),
     }
 
 
@@ -53,6 +58,7 @@ def save_state(
     *,
     best: dict[str, Tensor] | None = None,
     parts: Sequence[int] = (),
+    backbone: nn.Module | None = None,
 ) -> None:
     """Write weights, the current stage's optimiser and the history, at once or not at all.
 
@@ -60,12 +66,15 @@ def save_state(
         path: of the file.
         run: its `identity`.
         head, optimizer, history: as they are.
-        best: the head's state of the best epoch, where there is early stopping.
+        best: the state of the best epoch, where there is early stopping.
+        backbone: where it trains, too.
         parts: epochs of the last stage that finished runs of fewer epochs had.
     """
     tensors = {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
+    if backbone is not None:
+        tensors |= {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in (best or {}).items()}
     metadata = {**run, "history": history} | ({"parts": list(parts)} if parts else {})
     write_tensors(path, tensors, metadata)
@@ -81,7 +90,7 @@ class SavedState:
         recipe: that it was begun with and goes on with, see `RECIPE`.
         history: of the epochs that are done.
         parts: epochs of the last stage in finished runs that this one goes on from, oldest first.
-        best: the head's state of the best epoch; empty without early stopping.
+        best: the state of the best epoch; empty without early stopping.
 
     Raises:
         ValueError: the file is damaged.
@@ -132,12 +141,17 @@ class SavedState:
             if name.startswith(prefix)
         }
 
-    def restore_head(self, head: Head) -> None:
-        """Load the weights; ValueError where they do not fit."""
+    def restore_head(self, head: Head, backbone: nn.Module | None = None) -> None:
+        """Load the weights, the backbone's too where it trains; ValueError where they don't fit."""
         try:
             head.load_state_dict(self._part("head."))
         except RuntimeError as error:
             raise ValueError(f"{self._path} does not fit the head: {error}") from error
+        if backbone is not None:
+            try:
+                backbone.load_state_dict(self._part("backbone."))
+            except RuntimeError as error:
+                raise ValueError(f"{self._path} does not fit the backbone: {error}") from error
 
     def restore_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Load what the optimiser of the interrupted stage kept."""

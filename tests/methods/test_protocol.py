@@ -11,6 +11,7 @@ from infodisent.explanations.local import explain, explain_many
 from infodisent.explanations.prototypes import Prototypes, find_prototypes
 from infodisent.files import read_tensors, write_tensors
 from infodisent.methods import METHODS, build_head, check_options, method_class
+from infodisent.methods.stages import LoopOptions
 from infodisent.report.page import write_page
 from infodisent.report.publish import report_run
 from infodisent.training import fit as fitting
@@ -89,7 +90,7 @@ def test_description_rebuilds_the_head(head):
 
 def test_stages_name_parameters_of_the_head(head):
     known = {id(p) for p in head.parameters()}
-    stages = head.stages(FitConfig())
+    stages = head.stages(LoopOptions())
     assert stages
     for stage in stages:
         assert stage.parameters()

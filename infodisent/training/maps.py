@@ -1,0 +1,363 @@
+"""Where a training's maps come from: a store, or a backbone that trains with the head."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from infodisent import ranks
+from infodisent.backbones.backbone import Backbone
+from infodisent.classifier import InfoDisentClassifier
+from infodisent.data.augmentation import VIEWS, Augmentation, Augmenter, Copy, CopyDataset
+from infodisent.data.extraction import weights_digest
+from infodisent.data.images import collate
+from infodisent.data.prefetch import prefetched
+from infodisent.data.shards import CACHED
+from infodisent.data.store import FeatureStore
+from infodisent.data.views import ViewStore, extract_views
+from infodisent.layout import to_bpc
+from infodisent.methods import Stage
+from infodisent.methods.stages import LoopOptions
+from infodisent.progress import console
+from infodisent.training import sources
+from infodisent.training.config import FitConfig
+
+LIVE_BATCH = 64
+"""Images of a step with a backbone that trains, where no number is given."""
+
+Batch = tuple[Tensor, Tensor]
+"""Positions ``[n]`` int64 of a step's images, and their maps ``[n, P, C]`` or ``[2n, P, C]``, of
+several processes those of this one's part."""
+
+
+class StoredMaps:
+    """Maps that were extracted once.
+
+    Args:
+        store: of the images.
+        views: of pairs, for stages with two views; None without.
+
+    Attributes:
+        store: its maps are those of the images themselves.
+        module: what trains beside the head: nothing here.
+    """
+
+    module: Backbone | None = None
+
+    def __init__(self, store: FeatureStore, views: ViewStore | None = None) -> None:
+        self.store, self._views = store, views
+
+    def epoch(
+        self,
+        order: Tensor,  # [n] int64
+        batch_size: int,
+        views: int,
+        number: int,
+        device: torch.device,
+    ) -> Iterator[Batch]:
+        """The steps of one epoch, drawing from torch's global generator.
+
+        Args:
+            order: positions of the images.
+            batch_size: of a step.
+            views: maps of every image: 1 or 2, see `infodisent.methods.Stage.views`.
+            number: of the epoch.
+            device: where the maps are wanted. Of several processes each gets its own part's.
+        """
+        del number  # the generator is seeded with it
+        if views == 1 or self._views is None:
+            batches = order.split(batch_size)
+            mine = [ranks.piece(positions) for positions in batches]
+            yield from zip(batches, sources.StoredMaps(self.store, device).epoch(mine), strict=True)
+            return
+        pairs = torch.randint(self._views.pairs, (len(order),))
+        for at in torch.arange(len(order)).split(batch_size):
+            own = ranks.piece(at)
+            yield order[at], self._views.pair(order[own], pairs[own]).to(device)
+
+    def check(
+        self,
+        views: int,
+        train: Tensor,  # [n] int64
+    ) -> None:
+        """Raise ValueError unless there are as many views of the training images as a stage has."""
+        if views == 1:
+            return
+        if self._views is None:
+            raise ValueError(
+                "fit_head: this method compares two views of every image, which this store does "
+                "not have: make them by infodisent.data.views.extract_views and pass views=, or "
+                "train by fit, which does"
+            )
+        self._views.check(self.store, train)
+
+    def made_from(self, stages: Sequence[Stage]) -> dict[str, Any]:
+        """What the maps of these stages depend on besides the store, by name."""
+        if self._views is None or not any(stage.views > 1 for stage in stages):
+            return {}
+        return {"views": self._views.meta["made_from"]["views"]}
+
+
+class LiveMaps:
+    """Maps of a backbone that trains, from augmented images, made anew in every step.
+
+    The backbone stays in evaluation mode: batch norms keep the statistics they have and dropout is
+    off, so that a step sees what an evaluation sees, however small its batch. All else trains.
+
+    Args:
+        store: of the maps before training, which names the images and their labels.
+        backbone: on its device; the parameters that its map needs are made to train.
+        augmentation: of the images.
+        seed: of the copies.
+        num_workers: decoding processes; 0 decodes in this one, between the steps.
+
+    Attributes:
+        store: its maps are those of the images as they are now; nothing is kept.
+        module: the backbone.
+
+    Raises:
+        ValueError: `store` was made with other weights than the backbone has, or there are several
+            processes.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        backbone: Backbone,
+        augmentation: Augmentation,
+        *,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        if ranks.world() > 1:
+            raise ValueError(
+                f"LiveMaps: {ranks.world()} processes train, a backbone that trains takes one"
+            )
+        if store.meta["made_from"].get("weights") != weights_digest(backbone):
+            raise ValueError(
+                f"LiveMaps: {store.path} holds the maps of other weights than the backbone to be "
+                "trained has; give the model as it was before training"
+            )
+        backbone.unfreeze()
+        backbone.eval()
+        self.module: Backbone | None = backbone
+        self.store: FeatureStore = LiveStore(store, backbone)
+        self._augmentation = augmentation
+        self._backbone, self._seed, self._num_workers = backbone, seed, num_workers
+        self._config = store.meta["transform"]
+        self._augmenter = Augmenter(self._config, augmentation)
+
+    def epoch(
+        self,
+        order: Tensor,  # [n] int64
+        batch_size: int,
+        views: int,
+        number: int,
+        device: torch.device,
+    ) -> Iterator[Batch]:
+        """The steps of one epoch, see `StoredMaps.epoch`; copies follow from seed and epoch."""
+        del device  # the backbone's
+        files = self.store.files
+        copies = [
+            Copy(files[position], (self._seed, number, at), view)
+            for at, position in enumerate(order.tolist())
+            for view in range(views)
+        ]
+        loader: Any = DataLoader(
+            CopyDataset(copies, self._config, self._augmenter),
+            batch_size * views,
+            num_workers=self._num_workers,
+            collate_fn=collate,
+            generator=torch.Generator(),  # it draws a seed, which must not be of the epoch's
+        )
+        # not in a thread: copies are drawn from the generator that dropout draws from
+        for positions, read in zip(order.split(batch_size), loader, strict=True):
+            images = _whole(read)
+            if views == VIEWS:  # pairs lie side by side
+                images = torch.cat([images[0::2], images[1::2]])
+            yield positions, _rows(self._backbone, images)
+
+    def check(
+        self,
+        views: int,
+        train: Tensor,  # [n] int64
+    ) -> None:
+        """Any number of views can be made."""
+
+    def made_from(self, stages: Sequence[Stage]) -> dict[str, Any]:
+        """What the maps depend on besides the store, by name."""
+        del stages
+        return {"backbone": {"trains": True, "augmentation": self._augmentation.as_dict()}}
+
+
+Maps = StoredMaps | LiveMaps
+
+
+def training_maps(
+    model: InfoDisentClassifier,
+    store: FeatureStore,
+    folder: Path,
+    config: FitConfig,
+    *,
+    live: bool,
+    pairs: int,
+    augmentation: Augmentation,
+    batch_size: int,
+    num_workers: int,
+    overwrite: bool,
+    progress: bool,
+) -> tuple[ViewStore | None, LiveMaps | None]:
+    """What `fit_head` needs besides `store`: the model's own views, or its backbone, or nothing.
+
+    Args:
+        model, store: as of `infodisent.training.run.fit`.
+        folder: of the views.
+        config: of the training.
+        live: the backbone trains; says what that takes.
+        pairs, augmentation: of the views.
+        batch_size, num_workers, overwrite, progress: of the extraction of views.
+    """
+    views = max(stage.views for stage in model.head.stages(LoopOptions()))
+    if live:
+        maps = LiveMaps(
+            store, model.backbone, augmentation, seed=config.seed, num_workers=num_workers
+        )
+        if progress:
+            steps = math.ceil(len(store.indices("train")) / config.batch_size)
+            console.print(step_cost(model.backbone, store, config.batch_size, views, steps))
+        return None, maps
+    if views == 1:
+        return None, None
+    made = extract_views(
+        model,
+        store,
+        folder,
+        pairs=pairs,
+        augmentation=augmentation,
+        seed=config.seed,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    return made, None
+
+
+def trained(backbone: Backbone) -> None:
+    """Freeze a backbone that has been trained; its original classifier fits it no more."""
+    backbone.freeze()
+    backbone.trained, backbone.num_classes = True, 0
+
+
+def step_cost(
+    backbone: Backbone, store: FeatureStore, batch_size: int, views: int, steps: int
+) -> str:
+    """A sentence: the memory of a training step, and on a CPU its time, from passes of one image.
+
+    Args:
+        backbone: that trains.
+        store: says what images it takes.
+        batch_size: images of a step; views: of every image; steps: of an epoch.
+    """
+    weight = next(backbone.parameters())
+    size = tuple(store.meta["transform"]["input_size"])
+    image = torch.zeros(1, *size, device=weight.device, dtype=weight.dtype)
+    image = image.contiguous(memory_format=torch.channels_last)
+    kept: dict[int, int] = {p.data_ptr(): 0 for p in backbone.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        held = backbone(image)
+    memory = sum(kept.values()) * batch_size * views / 1e9
+    del held
+    said = f"training the backbone: about {memory:.1f} GB a step of {batch_size} images"
+    said += f" in {views} views" if views > 1 else ""
+    if weight.device.type == "cpu":
+        start = time.perf_counter()
+        torch.autograd.grad(backbone(image).sum(), weight, allow_unused=True)
+        minutes = (time.perf_counter() - start) * batch_size * views * steps / 60
+        said += f", and on this CPU {minutes:.0f} minutes an epoch or less"
+    return said + "; a smaller batch_size takes less memory"
+
+
+class LiveStore(FeatureStore):
+    """A store whose maps are computed when they are asked for, by a backbone as it is then.
+
+    Args:
+        store: has the images, labels and sizes.
+        backbone: on its device.
+    """
+
+    def __init__(self, store: FeatureStore, backbone: Backbone) -> None:
+        self.__dict__.update(store.__dict__)
+        self._backbone = backbone
+
+    @torch.no_grad()
+    def gather(
+        self,
+        indices: Tensor,  # [n] int64
+        dtype: torch.dtype | None = torch.float32,
+    ) -> Tensor:
+        """The maps of the images at `indices`, ``[n, P, C]``, on the backbone's device."""
+        copies = [Copy(self.files[i]) for i in indices.tolist()]
+        dataset = CopyDataset(copies, self.meta["transform"])
+        loader: Any = DataLoader(dataset, CACHED, collate_fn=collate, generator=torch.Generator())
+        weight = next(self._backbone.parameters())
+        maps = [_rows(self._backbone, _whole(read)) for read in prefetched(loader)]
+        if not maps:
+            return torch.empty(0, self.pixels, self.channels, dtype=dtype or weight.dtype)
+        return torch.cat(maps).to(dtype or weight.dtype)
+
+    def average(self) -> Tensor:
+        """See `FeatureStore.average`."""
+        parts = torch.arange(len(self)).split(64)
+        return torch.cat([self.gather(part).mean(1).cpu() for part in parts])
+
+
+def state_of(head: nn.Module, maps: Maps) -> dict[str, Tensor]:
+    """A copy of everything that trains: the head's state, and the backbone's as ``backbone.…``."""
+    state = {name: value.clone() for name, value in head.state_dict().items()}
+    if maps.module is not None:
+        values = maps.module.state_dict().items()
+        state |= {f"backbone.{name}": value.clone() for name, value in values}
+    return state
+
+
+def restore_state(head: nn.Module, maps: Maps, state: dict[str, Tensor]) -> None:
+    """Load what `state_of` has copied."""
+    prefix = "backbone."
+    own = {name: value for name, value in state.items() if not name.startswith(prefix)}
+    head.load_state_dict(own)
+    if maps.module is not None:
+        maps.module.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        )
+
+
+def _whole(read: Sequence[Any]) -> Tensor:
+    """The images of a batch, all of which must be there: they were read before training."""
+    _, images, bad, _ = read
+    if bad or images is None:
+        raise ValueError(f"fit_head: an image cannot be read any more: {bad[0][1]}")
+    batch: Tensor = images
+    return batch
+
+
+def _rows(
+    backbone: Backbone,
+    images: Tensor,  # [n, channels, H, W]
+) -> Tensor:
+    """Maps ``[n, P, C]``, with gradients where they are on."""
+    weight = next(backbone.parameters())
+    images = images.to(weight.device, weight.dtype, memory_format=torch.channels_last)
+    return to_bpc(backbone(images), backbone.input_fmt, backbone.num_prefix_tokens)
