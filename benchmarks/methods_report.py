@@ -33,9 +33,11 @@ from infodisent.bench.machine import machine
 from infodisent.data.extraction import extract
 from infodisent.data.images import scan_folder
 from infodisent.data.store import FeatureStore
+from infodisent.data.views import ViewStore, extract_views
 from infodisent.evaluation.accuracy import evaluate_head, linear_probe, original_head
 from infodisent.files import read_json, write_json
-from infodisent.methods import METHODS
+from infodisent.methods import METHODS, build_head
+from infodisent.methods.stages import LoopOptions
 from infodisent.progress import bar
 from infodisent.training.fit import FitConfig, fit_head, new_head
 
@@ -53,8 +55,10 @@ def one(folder: Path, method: str, seed: int) -> dict[str, Any]:
     head = new_head(store.channels, len(store.classes), seed, method=method)
     for maps, _, _ in store.batches(train[:64], 64, dtype=None):  # what is read and built once
         head(maps, input_fmt="NLC")
+    pairs = views_of(folder) if needs_views(method) else None
     held, before = _peak(), _times()
-    history = fit_head(head, store, FitConfig(seed=seed), train=train, progress=False)
+    config = FitConfig(seed=seed)
+    history = fit_head(head, store, config, train=train, views=pairs, progress=False)
     after, peak = _times(), _peak()
     seconds = after["wall"] - before["wall"]
     others = (after["machine"] - before["machine"] - (after["own"] - before["own"])) / seconds
@@ -68,6 +72,17 @@ def one(folder: Path, method: str, seed: int) -> dict[str, Any]:
         "others": round(max(0.0, others), 2),
         "memory": round((peak - held) / 1024, 1),
     }
+
+
+def needs_views(method: str) -> bool:
+    """Whether a method compares two views of an image."""
+    stages = build_head(method, 8, 2).stages(LoopOptions())
+    return any(stage.views > 1 for stage in stages)
+
+
+def views_of(folder: Path) -> ViewStore:
+    """The views beside a store."""
+    return ViewStore(folder.with_name(f"{folder.name}-views"))
 
 
 def _peak() -> int:
@@ -204,6 +219,9 @@ def main() -> None:
     empty: dict[str, Any] = {"runs": {}, "baselines": {}}
     report = read_json(arguments.out) if arguments.out.is_file() else empty
     report |= {"machine": machine(), "commit": commit()}
+    if any(map(needs_views, methods)):
+        for store in stores.values():
+            extract_views(model, store, store.path.with_name(f"{store.path.name}-views"))
     for name, store in stores.items():
         if name not in report["baselines"]:
             report["baselines"][name] = baselines(store)
