@@ -215,7 +215,25 @@ def _backward_runs(
             backend.rotate_pool_backward(grad, grad, laid_out, u, *places, False, True)
 
         runs[f"{name}, dU alone†"] = alone
+    if "triton" in machine.ours:
+        runs["triton, dU in whole images†"] = _whole_images(grad, places, laid_out, u)
     return runs
+
+
+def _whole_images(
+    grad: Tensor, places: tuple[Tensor, Tensor], x: Tensor, u: Tensor
+) -> Callable[[], Any]:
+    """The gradient of u in steps that end with an image, whose last rows are empty."""
+    from infodisent.kernels import device
+    from infodisent.kernels import rotate_pool_backward as host
+    from infodisent.kernels.tiles import rotate_pool_backward as tiles
+    from infodisent.kernels.tiles.blocks import pick
+
+    products = host.default_products(x.dtype, u.dtype)
+    tile = pick(tiles.GRAD_U, x.shape[2], products, device.capability(x.device))
+    cut = tiles.cut_u(x.shape[1], products, tile, alone=True)
+    winners = (grad.float(), grad.float(), *places)
+    return lambda: host.grad_u(winners, x, u.dtype, cut=cut)
 
 
 def compare(case: Case, machine: Machine, compile_too: bool = False) -> Report:
