@@ -145,7 +145,7 @@ def cuda_rows() -> list[Row] | None:
 
 
 def triton_rows() -> list[Row] | None:
-    """Forward and gradient of U of half maps by the Triton kernels; None where there is no Triton."""
+    """Forward and gradient of U of half maps by the Triton kernels; None without Triton."""
     if importlib.util.find_spec("triton") is None:
         return None
     return _triton_forward() + _triton_grad_u()

@@ -27,92 +27,7 @@ import triton
 import triton.language as tl
 
 from .product import divisible
-
-
-@triton.jit
-def _multiply(
-    total,  # [M, N]
-    pos,  # index of the positive winner, -1 for none; broadcasts with p to three dimensions
-    neg,
-    g_pos,  # float32 gradient at it, of the shape of pos
-    g_neg,
-    p,  # number of the pixel
-    operand,  # [K, N]
-    M: tl.constexpr,
-    K: tl.constexpr,
-    TRANS: tl.constexpr,
-    PRODUCTS: tl.constexpr,
-    EMULATE: tl.constexpr,
-):
-    """Add ``dY · operand``, dY of the shape that pos and p broadcast to, as [M, K].
-
-    But for "half", whose result is rounded more coarsely, the step's sum is made from zero and
-    added in plain float32: see `infodisent.kernels.precision.RUN`. So does Triton for "tf32x3".
-    """
-    # one pixel on both sides counts once, with both gradients
-    g_pos = tl.where(pos == neg, g_pos + g_neg, g_pos)
-    if PRODUCTS == "tf32x3" or PRODUCTS == "ieee":
-        dy = tl.where(pos == p, g_pos, tl.where(neg == p, g_neg, 0.0))
-        total = tl.dot(_matrix(dy, M, K, TRANS), operand, total, input_precision=PRODUCTS)
-    elif PRODUCTS == "bf16x3":
-        # g x = (gh + gl) (xh + xl) without gl xl, the small terms first
-        high = operand.to(tl.bfloat16)
-        low = (operand - high.to(tl.float32)).to(tl.bfloat16)
-        ph = g_pos.to(tl.bfloat16)
-        nh = g_neg.to(tl.bfloat16)
-        pl = (g_pos - ph.to(tl.float32)).to(tl.bfloat16)
-        nl = (g_neg - nh.to(tl.float32)).to(tl.bfloat16)
-        step = tl.zeros(total.shape, tl.float32)
-        step = _dot_part(step, pos, neg, pl, nl, p, high, M, K, TRANS, EMULATE)
-        step = _dot_part(step, pos, neg, ph, nh, p, low, M, K, TRANS, EMULATE)
-        total += _dot_part(step, pos, neg, ph, nh, p, high, M, K, TRANS, EMULATE)
-    elif PRODUCTS == "half":
-        ph = g_pos.to(operand.dtype)
-        nh = g_neg.to(operand.dtype)
-        total = _dot_part(total, pos, neg, ph, nh, p, operand, M, K, TRANS, EMULATE)
-    else:
-        ph = g_pos.to(operand.dtype)
-        nh = g_neg.to(operand.dtype)
-        g_pos -= ph.to(tl.float32)
-        g_neg -= nh.to(tl.float32)
-        pm = g_pos.to(operand.dtype)
-        nm = g_neg.to(operand.dtype)
-        step = tl.zeros(total.shape, tl.float32)
-        if PRODUCTS == "split3":
-            pl = (g_pos - pm.to(tl.float32)).to(operand.dtype)
-            nl = (g_neg - nm.to(tl.float32)).to(operand.dtype)
-            step = _dot_part(step, pos, neg, pl, nl, p, operand, M, K, TRANS, EMULATE)
-        step = _dot_part(step, pos, neg, pm, nm, p, operand, M, K, TRANS, EMULATE)
-        total += _dot_part(step, pos, neg, ph, nh, p, operand, M, K, TRANS, EMULATE)
-    return total
-
-
-@triton.jit
-def _matrix(dy, M: tl.constexpr, K: tl.constexpr, TRANS: tl.constexpr):
-    """A tile of dY as [M, K]."""
-    return tl.trans(tl.reshape(dy, (K, M))) if TRANS else tl.reshape(dy, (M, K))
-
-
-@triton.jit
-def _dot_part(
-    total,  # [M, N]
-    pos,
-    neg,
-    g_pos,  # of the dtype of operand
-    g_neg,
-    p,
-    operand,  # [K, N] float16 or bfloat16
-    M: tl.constexpr,
-    K: tl.constexpr,
-    TRANS: tl.constexpr,
-    EMULATE: tl.constexpr,
-):
-    """`_multiply` for gradients that are half numbers."""
-    if EMULATE:  # Triton's interpreter multiplies the bits of bfloat16 as integers
-        g_pos, g_neg = g_pos.to(tl.float32), g_neg.to(tl.float32)
-        operand = operand.to(tl.float32)
-    dy = tl.where(pos == p, g_pos, tl.where(neg == p, g_neg, 0.0))
-    return tl.dot(_matrix(dy, M, K, TRANS), operand, total, input_precision="ieee")
+from .winners_kernels import multiply
 
 
 @triton.jit
@@ -208,7 +123,7 @@ def grad_u_kernel(
         # Made as pixels x channels: neighbouring threads have neighbouring channels, and each of
         # them the indices of few. As channels x pixels it would load those of 32 for a column.
         pixel = tl.arange(0, PIXELS)[:, None] + top[None, :]
-        total = _multiply(
+        total = multiply(
             total, pos[None, :, :], neg[None, :, :], g_pos[None, :, :], g_neg[None, :, :],
             pixel[:, :, None], operand, BLOCK_M, K, True, PRODUCTS, EMULATE,
         )  # fmt: skip
@@ -340,7 +255,7 @@ def grad_x_kernel(
         operand = tl.load(
             u + u_at, mask=(channel < C - done)[:, None] & (k < C)[None, :], other=0.0
         )
-        total = _multiply(
+        total = multiply(
             total, pos[None, :, :], neg[None, :, :], g_pos[None, :, :], g_neg[None, :, :],
             p[:, :, None], operand, BLOCK_M, BLOCK_K, False, PRODUCTS, EMULATE,
         )  # fmt: skip
