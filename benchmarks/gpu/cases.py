@@ -29,6 +29,10 @@ AMINMAX = "torch.mm + aminmax"
 PLACES = "torch.mm + max, min"
 SCATTER = "scatter dY + torch.mm"
 COMPILED = "torch.compile max-autotune"
+ONE_LAUNCH = "triton, one launch"
+WHOLE_IMAGES = "triton, dU in whole images†"
+DIRECT = (ONE_LAUNCH, WHOLE_IMAGES)
+"""Rows that call a kernel's host code and no backend."""
 JUDGED = 32
 """Images that are compared with float64."""
 
@@ -96,7 +100,7 @@ def implementations(case: Case, machine: Machine) -> dict[str, Callable[..., Any
     }
     if case.op == "head":
         if "triton" in ours:
-            ours["triton, one launch"] = _one_launch
+            ours[ONE_LAUNCH] = _one_launch
         return {**ours, "eager": ways.eager_head}
     others: dict[str, Callable[..., Any]] = {"eager": ways.eager_values}
     if case.op == "forward":
@@ -216,7 +220,7 @@ def _backward_runs(
 
         runs[f"{name}, dU alone†"] = alone
     if "triton" in machine.ours:
-        runs["triton, dU in whole images†"] = _whole_images(grad, places, laid_out, u)
+        runs[WHOLE_IMAGES] = _whole_images(grad, places, laid_out, u)
     return runs
 
 
@@ -254,7 +258,7 @@ def compare(case: Case, machine: Machine, compile_too: bool = False) -> Report:
         runs = _forward_runs(case, functions, inputs)
     for name, run in runs.items():
         backend = _ours(name, machine)
-        if backend and name != "triton, one launch":  # that one calls its kernel
+        if backend and name not in DIRECT:
             check_served(f"{case}: {name}", run, machine.ours[backend])
     times = machine.times(runs)
     memory = {
