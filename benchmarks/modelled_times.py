@@ -145,9 +145,35 @@ def cuda_rows() -> list[Row] | None:
 
 
 def triton_rows() -> list[Row] | None:
-    """The forward of half maps by the Triton kernels; None where Triton is not installed."""
+    """Forward and gradient of U of half maps by the Triton kernels; None without Triton."""
     if importlib.util.find_spec("triton") is None:
         return None
+    return _triton_forward() + _triton_grad_u()
+
+
+def _triton_grad_u() -> list[Row]:
+    from infodisent.kernels.tiles import rotate_pool_backward as tiles_of
+    from infodisent.kernels.tiles.blocks import pick
+
+    rows = []
+    for name, size in sizes():
+        tile = pick(tiles_of.GRAD_U, size.channels, "half", 90)
+        cut = tiles_of.cut_u(
+            size.pixels, "half", tile, size.pixels * size.channels, size.channels
+        )  # fmt: skip
+        image = tiles_of.image_clocks(cut, "half", tile)
+        for batch in BATCHES:
+            parts = tiles_of.splits(batch, size.channels, cut, "half", tile, PROCESSORS)
+            clocks = tiles_of.clocks(parts, batch, size.channels, image, tile, PROCESSORS)
+            tiles = -(-size.channels // tile.block_m) * -(-size.channels // tile.block_n) * parts
+            choice = f"{tile.block_m}x{tile.block_n}, {parts} parts, "
+            choice += f"{cut.pieces} x {cut.rows} rows a step"
+            numbers = tiles, min(tiles, PROCESSORS), -(-tiles // PROCESSORS), clocks
+            rows.append(row("triton", "dU", name, size, batch, choice, *numbers))
+    return rows
+
+
+def _triton_forward() -> list[Row]:
     from infodisent.kernels.tiles import cost
     from infodisent.kernels.tiles import rotate_pool as tiles_of
 

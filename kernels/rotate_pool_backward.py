@@ -77,8 +77,9 @@ def grad_u(
     products: str | None = None,
     block: Block | None = None,
     splits: int | None = None,
+    cut: tiles.Cut | None = None,
 ) -> Tensor:
-    """dU [C, C] in `dtype`; `winners` are contiguous, `block` and `splits` for a search."""
+    """dU [C, C] in `dtype`; `winners` are contiguous, `block`, `splits` and `cut` for a search."""
     batch, pixels, channels = x.shape
     out = torch.empty(channels, channels, dtype=dtype, device=x.device)
     if batch == 0:
@@ -89,12 +90,9 @@ def grad_u(
         x = rows(x, x.dtype, 1)[0]
     products = _products(products, x.dtype, dtype)
     block = block or pick(tiles.GRAD_U, channels, products, gpu.capability(x.device))
-    piece = tiles.piece(pixels, block.block_k)
-    blocks = triton.cdiv(pixels, piece)
+    cut = cut or tiles.cut_u(pixels, products, block, x.stride(0), x.stride(1))
     if splits is None:
-        splits = tiles.splits(
-            batch, channels, blocks * piece, products, block, gpu.processors(x.device)
-        )
+        splits = tiles.splits(batch, channels, cut, products, block, gpu.processors(x.device))
     images = triton.cdiv(batch, splits)
     splits = triton.cdiv(batch, images)
     across = triton.cdiv(channels, block.block_m) * triton.cdiv(channels, block.block_n)
@@ -105,7 +103,8 @@ def grad_u(
         *winners, _scales(winners, 1) if x.dtype == torch.float16 else None, x, parts,
         batch, pixels, channels, x.stride(0), x.stride(1), images,
         MULTIPLE=common_multiple(channels, x.stride(0), x.stride(1)), PRODUCTS=products,
-        EMULATE=gpu.emulated(), PIXELS=piece, BLOCKS=blocks,
+        EMULATE=gpu.emulated(),
+        PIXELS=cut.rows, BLOCKS=cut.blocks, PIECES=cut.pieces, IMAGES=cut.images,
         BLOCK_M=block.block_m, BLOCK_N=block.block_n, ROWS=tiles.ROWS,
         num_warps=block.num_warps, num_stages=block.num_stages,
     )  # fmt: skip
@@ -123,8 +122,9 @@ def grad_x(
     dtype: torch.dtype,
     products: str | None = None,
     block: Block | None = None,
+    cut: tiles.Cut | None = None,
 ) -> Tensor:
-    """dX [B, P, C] in `dtype`, contiguous; `winners` are contiguous, `block` for a search."""
+    """dX [B, P, C] in `dtype`, contiguous; `winners` are contiguous, the rest for a search."""
     batch, channels = winners[0].shape
     out = torch.empty(batch, pixels, channels, dtype=dtype, device=u.device)
     if batch == 0:
@@ -132,15 +132,15 @@ def grad_x(
     u = u.contiguous()
     products = _products(products, u.dtype, dtype)
     block = block or pick(tiles.GRAD_X, channels, products, gpu.capability(u.device))
-    piece = tiles.piece(pixels, block.block_m)
-    blocks = triton.cdiv(pixels, piece)
-    down = triton.cdiv(batch * blocks, block.block_m // piece)
+    cut = cut or tiles.cut_x(pixels, products, block)
+    down = triton.cdiv(batch * cut.blocks, cut.pieces)
     kernels.grad_x_kernel[(down * triton.cdiv(channels, block.block_n),)](
         *winners, _scales(winners, 0) if u.dtype == torch.float16 else None, u, out,
         batch, pixels, channels,
         MULTIPLE=common_multiple(channels), PRODUCTS=products,
-        EMULATE=gpu.emulated(), PIXELS=piece, BLOCKS=blocks,
-        BLOCK_M=block.block_m, BLOCK_N=block.block_n, BLOCK_K=block.block_k, ROWS=tiles.ROWS,
+        EMULATE=gpu.emulated(), PIXELS=cut.rows, BLOCKS=cut.blocks,
+        BLOCK_M=block.block_m, BLOCK_N=block.block_n, BLOCK_K=block.block_k,
+        ROWS=min(tiles.ROWS, cut.rows),
         num_warps=block.num_warps, num_stages=block.num_stages,
     )  # fmt: skip
     return out

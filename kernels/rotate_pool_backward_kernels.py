@@ -7,9 +7,12 @@ program makes the tile it multiplies with, by comparing the winners' indices wit
 pixels.
 
 Pieces. An image is cut into BLOCKS pieces of PIXELS rows (pixels), the last of which may be part
-empty; piece q is block ``q % BLOCKS`` of image ``q // BLOCKS``. dU sums over pieces, one a step. A
-tile of dX has several: 128 rows are two images of 49 pixels, or four pieces of 32 of the seven that
-196 pixels make.
+empty; piece q is block ``q % BLOCKS`` of image ``q // BLOCKS``. A step of dU has PIECES of them,
+and a tile of dX several: 128 rows are 16 pieces of 8, of which 49 pixels make seven. So steps and
+tiles go on across the borders of images, and few rows are empty. A step of dU has pixels of IMAGES
+images at most: the winners of these are loaded, and each piece takes those of its own. Were pieces
+of one row, none would be empty; but that choice is made for a whole piece at once, and made for
+every row it would take longer than what is empty (`infodisent.kernels.tiles.rotate_pool_backward`).
 
 What is not finite. ``0 · Inf`` is NaN, so one Inf in a map would reach through dY's zeros channels
 that did not choose it. But it cannot hide: NaN stays in the sum. A tile whose sum is finite is
@@ -24,92 +27,7 @@ import triton
 import triton.language as tl
 
 from .product import divisible
-
-
-@triton.jit
-def _multiply(
-    total,  # [M, N]
-    pos,  # index of the positive winner, -1 for none; broadcasts with p to three dimensions
-    neg,
-    g_pos,  # float32 gradient at it, of the shape of pos
-    g_neg,
-    p,  # number of the pixel
-    operand,  # [K, N]
-    M: tl.constexpr,
-    K: tl.constexpr,
-    TRANS: tl.constexpr,
-    PRODUCTS: tl.constexpr,
-    EMULATE: tl.constexpr,
-):
-    """Add ``dY · operand``, dY of the shape that pos and p broadcast to, as [M, K].
-
-    But for "half", whose result is rounded more coarsely, the step's sum is made from zero and
-    added in plain float32: see `infodisent.kernels.precision.RUN`. So does Triton for "tf32x3".
-    """
-    # one pixel on both sides counts once, with both gradients
-    g_pos = tl.where(pos == neg, g_pos + g_neg, g_pos)
-    if PRODUCTS == "tf32x3" or PRODUCTS == "ieee":
-        dy = tl.where(pos == p, g_pos, tl.where(neg == p, g_neg, 0.0))
-        total = tl.dot(_matrix(dy, M, K, TRANS), operand, total, input_precision=PRODUCTS)
-    elif PRODUCTS == "bf16x3":
-        # g x = (gh + gl) (xh + xl) without gl xl, the small terms first
-        high = operand.to(tl.bfloat16)
-        low = (operand - high.to(tl.float32)).to(tl.bfloat16)
-        ph = g_pos.to(tl.bfloat16)
-        nh = g_neg.to(tl.bfloat16)
-        pl = (g_pos - ph.to(tl.float32)).to(tl.bfloat16)
-        nl = (g_neg - nh.to(tl.float32)).to(tl.bfloat16)
-        step = tl.zeros(total.shape, tl.float32)
-        step = _dot_part(step, pos, neg, pl, nl, p, high, M, K, TRANS, EMULATE)
-        step = _dot_part(step, pos, neg, ph, nh, p, low, M, K, TRANS, EMULATE)
-        total += _dot_part(step, pos, neg, ph, nh, p, high, M, K, TRANS, EMULATE)
-    elif PRODUCTS == "half":
-        ph = g_pos.to(operand.dtype)
-        nh = g_neg.to(operand.dtype)
-        total = _dot_part(total, pos, neg, ph, nh, p, operand, M, K, TRANS, EMULATE)
-    else:
-        ph = g_pos.to(operand.dtype)
-        nh = g_neg.to(operand.dtype)
-        g_pos -= ph.to(tl.float32)
-        g_neg -= nh.to(tl.float32)
-        pm = g_pos.to(operand.dtype)
-        nm = g_neg.to(operand.dtype)
-        step = tl.zeros(total.shape, tl.float32)
-        if PRODUCTS == "split3":
-            pl = (g_pos - pm.to(tl.float32)).to(operand.dtype)
-            nl = (g_neg - nm.to(tl.float32)).to(operand.dtype)
-            step = _dot_part(step, pos, neg, pl, nl, p, operand, M, K, TRANS, EMULATE)
-        step = _dot_part(step, pos, neg, pm, nm, p, operand, M, K, TRANS, EMULATE)
-        total += _dot_part(step, pos, neg, ph, nh, p, operand, M, K, TRANS, EMULATE)
-    return total
-
-
-@triton.jit
-def _matrix(dy, M: tl.constexpr, K: tl.constexpr, TRANS: tl.constexpr):
-    """A tile of dY as [M, K]."""
-    return tl.trans(dy) if TRANS else tl.reshape(dy, (M, K))
-
-
-@triton.jit
-def _dot_part(
-    total,  # [M, N]
-    pos,
-    neg,
-    g_pos,  # of the dtype of operand
-    g_neg,
-    p,
-    operand,  # [K, N] float16 or bfloat16
-    M: tl.constexpr,
-    K: tl.constexpr,
-    TRANS: tl.constexpr,
-    EMULATE: tl.constexpr,
-):
-    """`_multiply` for gradients that are half numbers."""
-    if EMULATE:  # Triton's interpreter multiplies the bits of bfloat16 as integers
-        g_pos, g_neg = g_pos.to(tl.float32), g_neg.to(tl.float32)
-        operand = operand.to(tl.float32)
-    dy = tl.where(pos == p, g_pos, tl.where(neg == p, g_neg, 0.0))
-    return tl.dot(_matrix(dy, M, K, TRANS), operand, total, input_precision="ieee")
+from .winners_kernels import multiply
 
 
 @triton.jit
@@ -145,6 +63,8 @@ def grad_u_kernel(
     EMULATE: tl.constexpr,
     PIXELS: tl.constexpr,
     BLOCKS: tl.constexpr,
+    PIECES: tl.constexpr,
+    IMAGES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     ROWS: tl.constexpr,
@@ -167,32 +87,45 @@ def grad_u_kernel(
 
     c = i * BLOCK_M + tl.arange(0, BLOCK_M)
     k = j * BLOCK_N + tl.arange(0, BLOCK_N)
-    inner = tl.arange(0, PIXELS)
+    K: tl.constexpr = PIECES * PIXELS
+    LENGTH: tl.constexpr = BLOCKS * PIXELS  # rows of an image, with the empty ones
+    piece = tl.arange(0, PIECES)
+    # the first rows of all pieces, then the second ones: so few of the pieces are a thread's
+    inner = tl.arange(0, K) % PIECES * PIXELS + tl.arange(0, K) // PIECES
     x_at = inner[:, None] * pixel_stride + k[None, :]
     if scales is not None:
         scale = tl.load(scales + c, mask=c < C, other=1.0)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for q in range(first * BLOCKS, last * BLOCKS):
+    for q in range(first * BLOCKS, last * BLOCKS, PIECES):
         b = tl.cast(q // BLOCKS, tl.int64)
         p = q % BLOCKS * PIXELS
+        # rows and pieces, counted from the first pixel of image b; then how many images after it
+        row = p + inner
+        top = p + piece * PIXELS
+        at = x + (b * image_stride + tl.cast(p, tl.int64) * pixel_stride) + x_at
+        inside = row < P
+        image = piece * 0
+        if IMAGES > 1:
+            beyond = _images_before(row, LENGTH, IMAGES)
+            at += (beyond * (image_stride - LENGTH * pixel_stride))[:, None]
+            inside = (row - beyond * LENGTH < P) & (beyond < last - b)
+            image = _images_before(top, LENGTH, IMAGES)
+            top -= image * LENGTH
         # what is no channel has gradient 0, at whichever pixel
-        pos = tl.load(pos_index + b * C + c, mask=c < C, other=0)
-        neg = tl.load(neg_index + b * C + c, mask=c < C, other=0)
-        g_pos = tl.load(grad_pos + b * C + c, mask=c < C, other=0.0)
-        g_neg = tl.load(grad_neg + b * C + c, mask=c < C, other=0.0)
+        pos = _of_images(pos_index, b, c, image, last, C, 0, IMAGES)
+        neg = _of_images(neg_index, b, c, image, last, C, 0, IMAGES)
+        g_pos = _of_images(grad_pos, b, c, image, last, C, 0.0, IMAGES)
+        g_neg = _of_images(grad_neg, b, c, image, last, C, 0.0, IMAGES)
         if scales is not None:
-            g_pos *= scale
-            g_neg *= scale
-        operand = tl.load(
-            x + (b * image_stride + tl.cast(p, tl.int64) * pixel_stride) + x_at,
-            mask=(inner < P - p)[:, None] & (k < C)[None, :],
-            other=0.0,
-        )
+            g_pos *= scale[None, :]
+            g_neg *= scale[None, :]
+        operand = tl.load(at, mask=inside[:, None] & (k < C)[None, :], other=0.0)
         # Made as pixels x channels: neighbouring threads have neighbouring channels, and each of
         # them the indices of few. As channels x pixels it would load those of 32 for a column.
-        total = _multiply(
-            total, pos[None, :], neg[None, :], g_pos[None, :], g_neg[None, :],
-            p + inner[:, None], operand, BLOCK_M, PIXELS, True, PRODUCTS, EMULATE,
+        pixel = tl.arange(0, PIXELS)[:, None] + top[None, :]
+        total = multiply(
+            total, pos[None, :, :], neg[None, :, :], g_pos[None, :, :], g_neg[None, :, :],
+            pixel[:, :, None], operand, BLOCK_M, K, True, PRODUCTS, EMULATE,
         )  # fmt: skip
 
     out += split.to(tl.int64) * C * C + (i * BLOCK_M).to(tl.int64) * C + j * BLOCK_N
@@ -214,6 +147,35 @@ def grad_u_kernel(
                 again += _winners(pos_index, grad_pos, row_c, source, pixel_stride, k, mask)
                 again += _winners(neg_index, grad_neg, row_c, source, pixel_stride, k, mask)
             tl.store(out + (below[:, None] * C + right), again.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _images_before(row, LENGTH: tl.constexpr, IMAGES: tl.constexpr):
+    """``row // LENGTH`` of what is less than IMAGES, by comparisons: no multiplication."""
+    count = (row >= LENGTH).to(tl.int32)
+    for i in tl.static_range(2, IMAGES):
+        count += (row >= i * LENGTH).to(tl.int32)
+    return count
+
+
+@triton.jit
+def _of_images(
+    data,  # [B, C]
+    b,
+    c,  # [M] channels
+    image,  # [PIECES] 0 <= image < IMAGES, counted from b
+    last,
+    C,
+    OTHER: tl.constexpr,  # where there is no such channel or image
+    IMAGES: tl.constexpr,
+):
+    """What each piece has of its own image, [PIECES, M], or [1, M] where it is the same for all."""
+    value = tl.load(data + b * C + c, mask=c < C, other=OTHER)[None, :]
+    for i in tl.static_range(1, IMAGES):
+        end = tl.where(b + i < last, C, 0)
+        next_one = tl.load(data + (b + i) * C + c, mask=c < end, other=OTHER)
+        value = tl.where((image == i)[:, None], next_one[None, :], value)
+    return value
 
 
 @triton.jit
@@ -273,7 +235,8 @@ def grad_x_kernel(
     channel = tl.arange(0, BLOCK_K)
     q = start + tl.arange(0, PIECES)
     b = (q // BLOCKS).to(tl.int64)
-    p = (q % BLOCKS * PIXELS)[:, None] + tl.arange(0, PIXELS)[None, :]
+    # the first rows of all pieces, then the second ones: so few of the pieces are a thread's
+    p = tl.arange(0, PIXELS)[:, None] + (q % BLOCKS * PIXELS)[None, :]
     if scales is not None:
         scale = tl.load(scales + b, mask=b < B, other=1.0)
     at = b[:, None] * C + channel[None, :]
@@ -292,8 +255,8 @@ def grad_x_kernel(
         operand = tl.load(
             u + u_at, mask=(channel < C - done)[:, None] & (k < C)[None, :], other=0.0
         )
-        total = _multiply(
-            total, pos[:, None, :], neg[:, None, :], g_pos[:, None, :], g_neg[:, None, :],
+        total = multiply(
+            total, pos[None, :, :], neg[None, :, :], g_pos[None, :, :], g_neg[None, :, :],
             p[:, :, None], operand, BLOCK_M, BLOCK_K, False, PRODUCTS, EMULATE,
         )  # fmt: skip
         u += tl.cast(C, tl.int64) * BLOCK_K
@@ -301,9 +264,9 @@ def grad_x_kernel(
     u -= tl.cast(C, tl.int64) * BLOCK_K * tl.cdiv(C, BLOCK_K)
     if _finite(total):
         row = tl.arange(0, BLOCK_M)
-        q_row = start + row // PIXELS
+        q_row = start + row % PIECES
         b_row = (q_row // BLOCKS).to(tl.int64)
-        p_row = q_row % BLOCKS * PIXELS + row % PIXELS
+        p_row = q_row % BLOCKS * PIXELS + row // PIECES
         inside = (p_row < P) & (b_row < B)
         if scales is not None:
             row_scale = tl.load(scales + b_row, mask=inside, other=1.0)

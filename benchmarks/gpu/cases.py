@@ -29,6 +29,10 @@ AMINMAX = "torch.mm + aminmax"
 PLACES = "torch.mm + max, min"
 SCATTER = "scatter dY + torch.mm"
 COMPILED = "torch.compile max-autotune"
+ONE_LAUNCH = "triton, one launch"
+WHOLE_IMAGES = "triton, dU in whole images†"
+DIRECT = (ONE_LAUNCH, WHOLE_IMAGES)
+"""Rows that call a kernel's host code and no backend."""
 JUDGED = 32
 """Images that are compared with float64."""
 
@@ -96,7 +100,7 @@ def implementations(case: Case, machine: Machine) -> dict[str, Callable[..., Any
     }
     if case.op == "head":
         if "triton" in ours:
-            ours["triton, one launch"] = _one_launch
+            ours[ONE_LAUNCH] = _one_launch
         return {**ours, "eager": ways.eager_head}
     others: dict[str, Callable[..., Any]] = {"eager": ways.eager_values}
     if case.op == "forward":
@@ -215,7 +219,25 @@ def _backward_runs(
             backend.rotate_pool_backward(grad, grad, laid_out, u, *places, False, True)
 
         runs[f"{name}, dU alone†"] = alone
+    if "triton" in machine.ours:
+        runs[WHOLE_IMAGES] = _whole_images(grad, places, laid_out, u)
     return runs
+
+
+def _whole_images(
+    grad: Tensor, places: tuple[Tensor, Tensor], x: Tensor, u: Tensor
+) -> Callable[[], Any]:
+    """The gradient of u in steps that end with an image, whose last rows are empty."""
+    from infodisent.kernels import device
+    from infodisent.kernels import rotate_pool_backward as host
+    from infodisent.kernels.tiles import rotate_pool_backward as tiles
+    from infodisent.kernels.tiles.blocks import pick
+
+    products = host.default_products(x.dtype, u.dtype)
+    tile = pick(tiles.GRAD_U, x.shape[2], products, device.capability(x.device))
+    cut = tiles.cut_u(x.shape[1], products, tile, alone=True)
+    winners = (grad.float(), grad.float(), *places)
+    return lambda: host.grad_u(winners, x, u.dtype, cut=cut)
 
 
 def compare(case: Case, machine: Machine, compile_too: bool = False) -> Report:
@@ -236,7 +258,7 @@ def compare(case: Case, machine: Machine, compile_too: bool = False) -> Report:
         runs = _forward_runs(case, functions, inputs)
     for name, run in runs.items():
         backend = _ours(name, machine)
-        if backend and name != "triton, one launch":  # that one calls its kernel
+        if backend and name not in DIRECT:
             check_served(f"{case}: {name}", run, machine.ours[backend])
     times = machine.times(runs)
     memory = {

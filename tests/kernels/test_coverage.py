@@ -83,13 +83,18 @@ def test_every_kind_of_tile_of_the_softmax_is_checked(products, capability, proc
 def test_every_tile_of_the_gradients_is_checked(products, capability):
     assert products in GRADIENT_OF_HALF + GRADIENT_OF_FLOAT
     cases = coverage.gradient_cases(products, products, capability)
+    draw = random.Random(2)
     for channels in range(1, 4097, 7):
         block_u = pick(backward.GRAD_U, channels, products, capability)
         block_x = pick(backward.GRAD_X, channels, products, capability)
-        for pixels in (1, 7, 16, 17, 49, 64, 100, 196, 577, 3136):
-            key = block_u, block_x, backward.piece(pixels, block_u.block_k)
-            assert key in cases, (channels, pixels)
+        for pixels in (1, 7, 16, 17, 36, 49, 64, 100, 196, 577, draw.randint(1, 4000)):
+            cut = backward.cut_x(pixels, products, block_x)
+            assert coverage.kind_of_x(block_x, cut) in cases, (channels, pixels)
+            for stride in (pixels * channels, 2**31):
+                cut = backward.cut_u(pixels, products, block_u, stride, channels)
+                assert coverage.kind_of_u(block_u, cut) in cases, (channels, pixels)
     assert {case.splits for case in cases.values()} == {1, 2}
+    assert {kind.images for kind in cases} >= {0, 1, 2}
 
 
 @pytest.mark.parametrize(

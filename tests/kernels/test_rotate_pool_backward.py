@@ -199,12 +199,57 @@ def test_unknown_products():
         backward.grad_u(given, x, x.dtype, "quarter")
 
 
+@runs
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("splits", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("shape", "step", "rows"),
+    [((5, 49, 33), 64, 8), ((7, 9, 24), 32, 16), ((3, 20, 24), 64, 8), ((2, 100, 24), 32, 16)],
+)
+def test_steps_go_on_across_images(shape, step, rows, splits):
+    """Two to four images in one step; where the batch is in parts, a step ends with its part.
+
+    A pixel that no channel chose is NaN in the image after a part's last one, too.
+    """
+    tile, cut = Block(32, 16, step, 4, 2), tiles.cut_of(shape[1], rows, step)
+    assert cut.images > 1
+    given, x, u = winners(*shape), torch.randn(shape), torch.randn(shape[2], shape[2])
+    for index in given[2:]:
+        index[index == 3] = 2
+    on_device = tuple(t.to(DEVICE) for t in given)
+    for value in (1.0, math.nan):
+        x[:, 3] = value
+        du = backward.grad_u(on_device, x.to(DEVICE), u.dtype, None, tile, splits, cut).cpu()
+        assert relative(du, exact(given, x.nan_to_num(0), u)[1]) < 1e-6
+    given[0][given[2] >= 0] = math.inf  # reaches its own rows alone
+    on_device = tuple(t.to(DEVICE) for t in given)
+    dx = backward.grad_x(
+        on_device, u.to(DEVICE), shape[1], x.dtype, None, Block(64, 16, 32, 4, 2),
+        tiles.cut_of(shape[1], rows, 64),
+    )  # fmt: skip
+    there = torch.zeros(shape[:2], dtype=torch.bool)
+    for b, winners_of in enumerate(given[2].long()):
+        there[b, winners_of[winners_of >= 0]] = True
+    assert torch.equal(~dx.cpu().isfinite().all(2), there)
+
+
 def test_plan():
-    assert [tiles.piece(p, 64) for p in (1, 7, 49, 50, 144)] == [16, 16, 64, 64, 32]
+    """Pieces of eight rows where many of a larger one would be empty, several of them a step."""
     tile = Block(128, 256, 64, 8, 3)
-    assert tiles.splits(256, 2048, 64, "half", tile, 132) == 1  # 128 tiles
+    assert tiles.cut_u(49, "half", tile) == tiles.Cut(8, 7, 8, 2)
+    assert tiles.cut_u(196, "half", tile) == tiles.Cut(8, 25, 8, 2)
+    assert tiles.cut_u(64, "half", tile) == tiles.Cut(64, 1, 1, 1)
+    assert tiles.cut_u(49, "half", tile, image=2**30).pieces == 1  # offsets of 32 bits
+    assert tiles.cut_x(49, "half", tile).rows == 8
+    usual = tiles.cut_u(49, "half", tile)
+    padded = tiles.cut_u(49, "half", tile, alone=True)
+    assert tiles.image_clocks(usual, "half", tile) < 0.9 * tiles.image_clocks(padded, "half", tile)
+    # rows of any image in a row: none is empty, and more is lost in making dY
+    flat = tiles.Cut(1, 49, 64, 3)
+    assert tiles.image_clocks(flat, "half", tile) > tiles.image_clocks(padded, "half", tile)
+    assert tiles.splits(256, 2048, usual, "half", tile, 132) == 1  # 128 tiles
     for batch, channels in ((256, 512), (256, 768), (3, 512), (1, 64), (5, 64)):
-        count = tiles.splits(batch, channels, 64, "half", tile, 132)
+        count = tiles.splits(batch, channels, usual, "half", tile, 132)
         assert 1 <= count <= batch
         assert (count - 1) * -(-batch // count) < batch
         assert batch < 200 or count > 1

@@ -357,6 +357,8 @@ CASES: dict[str, Case] = {
     "backward half one channel": _backward("half", 2, 20, 1),
     "backward half float16": _backward("half", 4, 49, 128, dtype=F16),
     "backward half infinite": _backward("half", 3, 49, 64, infinite=True),
+    "backward half 49, parts end in a step": _backward("half", 5, 49, 256, splits=2),
+    "backward half 36, three images a step": _backward("half", 4, 36, 256, splits=1),
     "backward half one split": _backward("half", 3, 49, 64, splits=1),
     "backward split": _backward("split", 3, 49, 64),
     "backward split3": _backward("split3", 3, 49, 128),

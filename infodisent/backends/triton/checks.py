@@ -82,12 +82,12 @@ def _check_gradient_tiles(
 
     products = host.default_products(dtype, u_dtype), host.default_products(u_dtype, dtype)
     cases = coverage.gradient_cases(*products, machine[0])
-    for case in list(cases.values())[:most]:
+    for case in list(dict.fromkeys(cases.values()))[:most]:
         x, u, y = random_map(*case[:3], dtype=dtype, u_dtype=u_dtype, device=device, seed=8)
         pos, neg = _random(device, 2, case.batch, case.channels).unbind()
         winners = pos, neg, y.argmax(1).int(), y.argmin(1).int()
         truth = gradient_truth(pos, neg, x, u, *winners[2:])
-        du = host.grad_u(winners, x, u_dtype, splits=case.splits)
+        du = host.grad_u(winners, x, u_dtype, splits=case.splits, cut=case.cut)
         dx = host.grad_x(winners, u, case.pixels, dtype)
         what = f"rotate_pool_backward {products} {tuple(case)}"
         for actual, true, like in ((du, truth.du, u_dtype), (dx, truth.dx, dtype)):

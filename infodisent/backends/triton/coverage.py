@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from infodisent.kernels.tiles.blocks import Block
     from infodisent.kernels.tiles.rotate_pool import Tiles
+    from infodisent.kernels.tiles.rotate_pool_backward import Cut
 
 BATCHES = (1, 2, 4, 8, 32, 1024)
 PIXELS = (*range(1, 260), 576, 577, 784, 1025, 3136)  # of more, no tile holds an image
@@ -145,32 +146,60 @@ def _view_cases(
     return cases
 
 
+class GradientKind(NamedTuple):
+    """What tells the machine code of one tile of the gradients from another's.
+
+    Attributes:
+        block: the tile.
+        rows, pieces: of the pieces of an image, and pieces in a step of dU or in a tile of dX.
+        images: of a step of dU; 0: it is one of dX.
+    """
+
+    block: Block
+    rows: int
+    pieces: int
+    images: int
+
+
 class GradientCase(NamedTuple):
-    """Sizes for the gradients, and in how many parts dU's batch is summed."""
+    """Sizes for the gradients, in how many parts dU's batch is summed, and how steps are cut."""
 
     batch: int
     pixels: int
     channels: int
     splits: int
+    cut: Cut
 
 
-def gradient_cases(
-    of_u: str, of_x: str, capability: int
-) -> dict[tuple[Block, Block, int], GradientCase]:
-    """A problem for each pair of tiles of dU and dX, and each size of the pieces of an image.
+def kind_of_u(block: Block, cut: Cut) -> GradientKind:
+    """The kind of a tile of dU."""
+    return GradientKind(block, cut.rows, cut.pieces, cut.images)
+
+
+def kind_of_x(block: Block, cut: Cut) -> GradientKind:
+    """The kind of a tile of dX."""
+    return GradientKind(block, cut.rows, cut.pieces, 0)
+
+
+def gradient_cases(of_u: str, of_x: str, capability: int) -> dict[GradientKind, GradientCase]:
+    """A problem for each kind of tile of dU and of dX; many are of one of each.
 
     of_u, of_x: how dU and dX are multiplied.
     """
     from infodisent.kernels.tiles import rotate_pool_backward as tiles
     from infodisent.kernels.tiles.blocks import pick
 
-    cases: dict[tuple[Block, Block, int], GradientCase] = {}
+    cases: dict[GradientKind, GradientCase] = {}
     for number, channels in enumerate((72, 136, 264)):
         block_u = pick(tiles.GRAD_U, channels, of_u, capability)
         block_x = pick(tiles.GRAD_X, channels, of_x, capability)
-        for pixels in (7, 20, 49, 98, 197):
-            key = block_u, block_x, tiles.piece(pixels, block_u.block_k)
-            cases.setdefault(key, GradientCase(3, pixels, channels, 1 + (number + pixels) % 2))
+        for pixels in PIXELS:
+            of_image = kind_of_x(block_x, tiles.cut_x(pixels, of_x, block_x))
+            for alone in (False, True):  # with strides that are too large for a step of several
+                cut = tiles.cut_u(pixels, of_u, block_u, alone=alone)
+                case = GradientCase(3, pixels, channels, 1 + (number + pixels) % 2, cut)
+                cases.setdefault(kind_of_u(block_u, cut), case)
+                cases.setdefault(of_image, case)
     return cases
 
 
