@@ -124,8 +124,8 @@ def gradcam(
     ``ReLU(sum_c alpha_c x_pc)``, alpha the mean over pixels of d logit / d x (Selvaraju et al.
     2017). Only winners have a gradient. Where units are linear in a pixel it is their vector, so
     ``alpha = 1/P sum_m n_m w_m u_m`` with ``n_m = [pos_m > 0] + [neg_m > 0]`` needs two products
-    and no backward pass. Other units, such as cosines with prototypes, are differentiated at their
-    winners' pixels alone. w is the class's weight, or d logit / d unit of a head that is no
+    and no backward pass. Other heads, such as those of cosines with prototypes, are differentiated
+    themselves, from the map on. w is the class's weight, or d logit / d unit of a head that is no
     weighted sum.
 
     It spreads what at most two pixels of a unit decide over all pixels: `shapley_cells` and
@@ -137,15 +137,15 @@ def gradcam(
     parts = []
     for chunk in units.chunks(maps):
         x = maps[chunk]
-        with torch.no_grad():
-            pool = head.pool(x, input_fmt="NLC")
-        slopes = _logit_slopes(head, pool.pooled, classes[chunk])
-        sides = ((pool.pos_index, 1.0), (pool.neg_index, -1.0))
         if units.vectors is not None:
+            with torch.no_grad():
+                pool = head.pool(x, input_fmt="NLC")
+            slopes = _logit_slopes(head, pool.pooled, classes[chunk])
+            sides = ((pool.pos_index, 1.0), (pool.neg_index, -1.0))
             count = sum((index >= 0).float() for index, _ in sides)
             alpha = (slopes * count) @ units.vectors.to(slopes)
         else:
-            alpha = _winner_gradient(units, x, slopes, pool.pos_index, pool.neg_index)
+            alpha = _mean_gradient(head, x, classes[chunk])
         alpha = alpha / x.shape[1]
         parts.append(torch.einsum("bpc,bc->bp", x.to(alpha), alpha).clamp_min(0))
     return torch.cat(parts) if parts else maps.new_zeros(maps.shape[:2])
@@ -169,28 +169,18 @@ def _logit_slopes(
     return slopes
 
 
-def _winner_gradient(
-    units: UnitMaps,
+def _mean_gradient(
+    head: Head,
     maps: Tensor,  # [b, P, C]
-    slopes: Tensor,  # [b, M]
-    pos_index: Tensor,  # [b, M] int32
-    neg_index: Tensor,  # [b, M] int32
+    classes: Tensor,  # [b] int64
 ) -> Tensor:
-    """Sum over pixels of d logit / d x, ``[b, C]``, from the pixels that won anything."""
-    batch, pixels, channels = maps.shape
-    offset = torch.arange(batch, device=maps.device)[:, None] * pixels
-    rows = torch.cat([pos_index, neg_index], 1).long()  # [b, 2M]
-    has = rows >= 0
-    places = (rows + offset)[has]  # flat pixel of every winner
-    chosen, at = places.unique(return_inverse=True)
-    unit = torch.arange(rows.shape[1], device=maps.device).expand(batch, -1) % slopes.shape[1]
-    weight = torch.cat([slopes, slopes], 1)[has]  # d pooled / d y is +1 at both places
+    """Sum over pixels of d logit / d x, ``[b, C]``, of any head; the pools' gradient is sparse."""
     with torch.enable_grad():
-        x = maps.detach().flatten(0, 1)[chosen].requires_grad_()
-        values = units.values(x)  # [winners, M]
-        (gradient,) = torch.autograd.grad((values[at, unit[has]] * weight).sum(), x)
-    total = gradient.new_zeros(batch, channels)
-    return total.index_add_(0, chosen // pixels, gradient)
+        x = maps.detach().float().requires_grad_()
+        logits = head.classify(head.pool(x, input_fmt="NLC").pooled)
+        chosen = logits.gather(1, classes[:, None]).sum()
+        (gradient,) = torch.autograd.grad(chosen, x)
+    return gradient.sum(1)
 
 
 def random_cells(

@@ -62,7 +62,9 @@ class ProtoPoolHead(PrototypeHead):
         num_classes: classes K; 0 leaves the focal similarities as output.
         input_fmt: layout of the map: NCHW, NHWC, NCL or NLC.
         num_prefix_tokens: leading tokens of a token map that are not pixels.
-        pool_size: prototypes M; default: K + 2, as published for 200 classes, at least 20.
+        pool_size: prototypes M; default: 10 K, at least 20. Published: 202 for 200 classes, with
+            a backbone that trains; with a frozen one that is too few (flowers17, one seed: 78 % of
+            held-out images right with 20, 90 with 170).
         slots: of a class.
         dimension: D.
         similarity: "cosine" or "l2", see above.
@@ -72,7 +74,8 @@ class ProtoPoolHead(PrototypeHead):
         orthogonality: strength of the mean cosine of the choices of two slots of a class.
         wrong_weight: strength of the last layer's magnitudes for other classes' slots.
         bias: of the last layer; a multi-label set needs it, and it starts at the labels' log-odds.
-        drop_rate: dropout on the focal similarities in the last stage.
+        drop_rate: dropout on the focal similarities in the last stage; not published, without it the
+            last layer learns the training images by heart (flowers17: 90 instead of 93 %).
         device, dtype: of the parameters.
 
     Raises:
@@ -101,7 +104,7 @@ class ProtoPoolHead(PrototypeHead):
         orthogonality: float = 1.0,
         wrong_weight: float = 1e-4,
         bias: bool = False,
-        drop_rate: float = 0.0,
+        drop_rate: float = 0.2,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -121,7 +124,7 @@ class ProtoPoolHead(PrototypeHead):
         check_switches(name, bias=bias)
         super().__init__(
             in_features,
-            pool_size or max(SMALLEST_POOL, num_classes + 2),
+            pool_size or max(SMALLEST_POOL, 10 * num_classes),
             dimension,
             similarity=similarity,
             input_fmt=input_fmt,

@@ -147,7 +147,8 @@ def test_gradcam_is_that_of_autograd(head, maps):
     alpha = x.grad.mean(1, keepdim=True)
     truth = (alpha * maps).sum(2).clamp_min(0)
     assert (gradcam(head, maps, CLASSES) - truth).abs().max() < 1e-5
-    assert truth.max() > 0
+    silent = head.abstains(head.pool(maps, input_fmt="NLC").pooled)
+    assert truth.max() > 0 or (silent is not None and silent.all())
 
 
 def test_gradcam_of_channels_needs_no_backward_pass(maps, monkeypatch):
