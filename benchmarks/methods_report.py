@@ -158,6 +158,35 @@ def table(report: dict[str, Any], images: str) -> str:
     return "\n".join(lines + [row for _, row in sorted(rows)])
 
 
+def summary(report: dict[str, Any]) -> str:
+    """Markdown for README: one line a method, by its mean distance to the linear probe."""
+    sets = report["baselines"]
+    lines = [
+        "| `--method` | "
+        + " | ".join(f"{name}, minus probe" for name in sets)
+        + " | size | used of units |",
+        "|---" * (len(sets) + 3) + "|",
+    ]
+    rows = []
+    for method in METHODS:
+        runs = [run for run in report["runs"].values() if run["method"] == method]
+        cells, distances = [], []
+        for name, known in sets.items():
+            values = [run["accuracy"] for run in runs if run["images"] == name]
+            if not values:
+                cells.append("–")
+                continue
+            off = 100 * (statistics.mean(values) - known["linear probe"])
+            distances.append(off)
+            cells.append(f"{statistics.mean(values):.1%}, {off:+.1f}")
+        if distances:
+            of_units = f"{_mean(runs, 'units_used')} of {_mean(runs, 'units')}"
+            size = f"{_mean(runs, 'magnitude_size')}"
+            line = f"| `{method}` | {' | '.join(cells)} | {size} | {of_units} |"
+            rows.append((-statistics.mean(distances), line))
+    return "\n".join(lines + [line for _, line in sorted(rows)])
+
+
 def _row(title: str, runs: list[dict[str, Any]], mean: float, probe: float) -> str:
     spread = statistics.stdev([run["accuracy"] for run in runs]) if len(runs) > 1 else None
     accuracy = f"{mean:.1%}" + ("" if spread is None else f" ± {100 * spread:.1f}")

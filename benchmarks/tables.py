@@ -5,8 +5,9 @@ python benchmarks/tables.py            # rewrite them
 python benchmarks/tables.py --check    # fail if one would change
 
 In README a table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``, where NAME is "rotation"
-or "head" for all of it, "rotation, excerpt" or "head, excerpt" for three rows, and "backends" for
-the list of `infodisent.backends`. README has those of them that it has markers for.
+or "head" for all of it, "rotation, excerpt" or "head, excerpt" for three rows, "methods" for a line
+a method, and "backends" for the list of `infodisent.backends`. README has those of them that it has
+markers for.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks import cpu_report, pools_report
+from benchmarks import cpu_report, methods_report, pools_report
 from benchmarks.gpu import winners
 from benchmarks.rotation_report import table as rotation_table
 from infodisent.backends import BACKENDS
@@ -72,6 +73,7 @@ def whole_tables() -> dict[str, str]:
     return {
         "rotation": rotation_table(read_json(RESULTS / "cpu-rotation.json")["rows"]),
         "head": cpu_report.summary(read_json(RESULTS / "cpu-head.json")["results"]),
+        "methods": methods_report.summary(read_json(RESULTS / "methods.json")),
     }
 
 
@@ -82,6 +84,7 @@ def result_files() -> dict[str, str]:
     return {
         "cpu-rotation.md": f"{facts}\n\n{rotation_table(rotation['rows'])}\n",
         "cpu-pools.md": pools_report.markdown(read_json(RESULTS / "cpu-pools.json")),
+        "methods.md": methods_report.markdown(read_json(RESULTS / "methods.json")),
         "cpu-head.md": cpu_report.markdown(read_json(RESULTS / "cpu-head.json")),
     }
 
@@ -96,7 +99,8 @@ def fill(text: str) -> str:
     sections: dict[str, Callable[[], str]] = {"backends": backends_table}
     for name, table in tables.items():
         sections[name] = lambda table=table: table
-        sections[f"{name}, excerpt"] = lambda n=name, table=table: excerpt(table, EXCERPTS[n])
+        if name in EXCERPTS:
+            sections[f"{name}, excerpt"] = lambda n=name, table=table: excerpt(table, EXCERPTS[n])
     places = dict.fromkeys(sections, 0)
     for name, content in sections.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
@@ -106,7 +110,7 @@ def fill(text: str) -> str:
                 pattern, lambda m, t=whole: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL
             )
     for name in tables:
-        if places[name] + places[f"{name}, excerpt"] != 1:
+        if places[name] + places.get(f"{name}, excerpt", 0) != 1:
             raise ValueError(f"not one place for the table {name!r}")
     return text
 

@@ -38,7 +38,7 @@ from infodisent.cli.preprocessing import (
     sizes,
 )
 from infodisent.cli.tables import print_metrics, print_result
-from infodisent.progress import console
+from infodisent.progress import console, notice
 
 
 def fit(
@@ -291,6 +291,8 @@ def fit(
     if not ranks.leads():
         return ranks.stop()
     print_metrics(run.metrics)
+    for text in run.metrics.get("head_notices", ()):
+        notice(text)
     print_result("model", run.folder / training.MODEL)
     print_result("curve", _draw_curve(run.folder, run.metrics))
     if explain:

@@ -74,8 +74,8 @@ class ProtoPoolHead(PrototypeHead):
         orthogonality: strength of the mean cosine of the choices of two slots of a class.
         wrong_weight: strength of the last layer's magnitudes for other classes' slots.
         bias: of the last layer; a multi-label set needs it, and it starts at the labels' log-odds.
-        drop_rate: dropout on the focal similarities in the last stage; not published, without it the
-            last layer learns the training images by heart (flowers17: 90 instead of 93 %).
+        drop_rate: dropout on the focal similarities in the last stage; not published, without
+            it that layer learns the training images by heart (flowers17: 90 instead of 93 %).
         device, dtype: of the parameters.
 
     Raises:

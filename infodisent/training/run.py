@@ -282,6 +282,7 @@ def _fit(
     metrics = _metrics(model, images, store, rows)
     metrics["train_backbone"] = live is not None
     metrics |= {"config": config.as_dict(), "head": options, "history": history}
+    metrics["head_notices"] = list(model.head.notices())
     if chosen.original_classes is not None:
         metrics["original_classes"] = dict(chosen.original_classes)
     if store.path != folder / FEATURES:  # beside the run it is found after both have moved

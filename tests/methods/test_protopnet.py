@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -122,13 +124,16 @@ def test_command(tmp_path, image_folder):
     run = tmp_path / "run"
     arguments = [
         *("fit", str(image_folder), "-b", "test_resnet", "--no-pretrained", "--epochs", "4"),
-        *("--method", "protopnet", "-O", "per_class=2", "-O", "similarity=l2", "--out", str(run)),
+        *("--method", "protopnet", "-O", "per_class=20", "-O", "similarity=l2", "--out", str(run)),
         *("--explain", "2"),
     ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "ProtoPNet" in result.output
-    assert open_run(run)[0].model.head.options()["per_class"] == 2
+    told = json.loads((run / "metrics.json").read_text())["head_notices"]
+    assert all(text in " ".join(result.output.split()) for text in told)
+    assert any("show a patch that an earlier one shows" in text for text in told)
+    assert open_run(run)[0].model.head.options()["per_class"] == 20
     assert (run / "report.html").stat().st_size > 10_000
     refused = CliRunner().invoke(app, [*arguments[:-2], "--nonneg", "relu"])
     assert isinstance(refused.exception, TypeError)

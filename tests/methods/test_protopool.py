@@ -143,6 +143,7 @@ def test_projection_takes_patches_of_classes_that_use_a_prototype():
 def test_trains_resumes_and_is_saved(store, tmp_path, similarity):
     def fresh():
         options = {"method": "protopool", "similarity": similarity, "pool_size": 6, "slots": 2}
+        options["drop_rate"] = 0.0
         return new_head(store.channels, 2, 0, **options)
 
     config = FitConfig(epochs=20, batch_size=8)
