@@ -257,7 +257,7 @@ def _explain(
         "abstained": silent is not None and bool(silent[0]),
         "class_index": int(target),
         "logits": logits,
-        "probabilities": logits.sigmoid() if independent else logits.softmax(0),
+        "probabilities": head.probabilities(logits, independent),
         "logit": float(logits[target]),
         "score_value": score,
         "bias": bias,

@@ -154,7 +154,7 @@ def _predict_batch(
     scores = head.scores(logits.to(head.device)).cpu()
     sizes = explanation_sizes(head.contributions(pooled, best))
     silent = head.abstains(pooled)
-    chances = logits.sigmoid() if task == "multilabel" else logits.softmax(1)
+    chances = head.probabilities(logits, task == "multilabel")
     top = chances.topk(min(3, len(names)), dim=1)
     return [
         {

@@ -62,6 +62,8 @@ class Head(OwnLoop, nn.Module, abc.ABC):
         loss_needs_pool: `loss` or `penalty` wants the units of the batch, which costs the fused
             map-to-logits operator where a method has one.
         multilabel: whether it learns images with several labels.
+        sigmoid: its outputs are trained each by itself, so that their probabilities are sigmoids
+            and need not add up to 1, also where an image has one class.
         num_classes: classes K; 0 leaves the pooled units as output. Set by the method.
         drop: the dropout.
 
@@ -78,6 +80,7 @@ class Head(OwnLoop, nn.Module, abc.ABC):
     offset: ClassVar[str] = "bias"
     loss_needs_pool: ClassVar[bool] = False
     multilabel: ClassVar[bool] = True
+    sigmoid: ClassVar[bool] = False
 
     num_classes: int
 
@@ -211,6 +214,16 @@ class Head(OwnLoop, nn.Module, abc.ABC):
     ) -> Tensor | None:
         """Images of which it says no class, ``[n]`` bool; None for a method that always answers."""
         return None
+
+    def probabilities(
+        self,
+        logits: Tensor,  # [..., K]
+        independent: bool = False,
+    ) -> Tensor:
+        """Of the classes, ``[..., K]``: a softmax; sigmoids where every class is for itself."""
+        if independent or self.sigmoid:
+            return logits.sigmoid()
+        return logits.softmax(-1)
 
     def notices(self) -> tuple[str, ...]:
         """What its owner should know of a trained head, a sentence each; nothing here."""

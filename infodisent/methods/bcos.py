@@ -70,6 +70,7 @@ class BcosHead(Head):
 
     method = "bcos"
     title = "B-cos"
+    sigmoid = True
     summary = "B-cos layers on the map: every logit is a linear map of it, pixel by pixel"
     paper = "Boehle et al. 2022, arXiv 2205.10268"
     unit = "feature"

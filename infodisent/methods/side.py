@@ -51,6 +51,7 @@ class SideLikeHead(InfoDisentHead):
 
     method = "side-like"
     title = "SIDE-like"
+    sigmoid = True
     summary = "InfoDisent with sigmoid outputs, pruned to a few channels a class (no reproduction)"
     paper = "after Dubovik et al. 2025, arXiv 2507.19321"
 

@@ -97,3 +97,16 @@ def test_a_class_without_channels_is_named():
 def test_errors_name_the_argument(change, message):
     with pytest.raises(ValueError, match=f"SideLikeHead: {message}"):
         SideLikeHead(4, 2, **change)
+
+
+def test_probabilities_are_those_that_it_is_trained_for(tmp_path):
+    from PIL import Image
+
+    import infodisent
+
+    model = infodisent.attach("test_resnet", 3, method="side-like").eval()
+    Image.effect_noise((64, 64), 80).convert("RGB").save(tmp_path / "a.png")
+    why = infodisent.explain(model, tmp_path / "a.png")
+    assert torch.equal(why.probabilities, why.logits.sigmoid())
+    plain = infodisent.explain(infodisent.attach("test_resnet", 3).eval(), tmp_path / "a.png")
+    assert torch.equal(plain.probabilities, plain.logits.softmax(0))
