@@ -32,8 +32,7 @@ class SideLikeHead(InfoDisentHead):
     After Dubovik et al., "SIDE: Sparse Information Disentanglement for Explainable Artificial
     Intelligence" (arXiv 2507.19321). Class weights, label smoothing and logit adjustment of
     `FitConfig` are for cross-entropy and do not count here, except for multi-label sets, which have
-    their binary cross-entropy as anywhere. Probabilities that the package prints of one class an
-    image are still a softmax of the logits.
+    their binary cross-entropy as anywhere.
 
     Args:
         in_features, num_classes, input_fmt, num_prefix_tokens: see `InfoDisentHead`.
