@@ -29,7 +29,9 @@ from infodisent.bench import timing
 from infodisent.bench.machine import machine
 from infodisent.files import read_json, write_json, write_text
 from infodisent.layout import to_bpc
+from infodisent.methods.pipnet import PIPNetHead
 from infodisent.methods.protopnet import EPSILON, ProtoPNetHead
+from infodisent.methods.protopool import ProtoPoolHead
 from infodisent.methods.stages import LoopOptions, TrainingBatch
 from infodisent.methods.tesnet import TesNetHead
 
@@ -37,6 +39,8 @@ TARGET = RESULTS / "cpu-method-steps.json"
 CLASSES, CHANNELS, SIDE, BATCH = 200, 512, 7, 80
 """Of CUB-200 with ResNet-34 at 224 x 224, in the published batches."""
 BAR, ROUNDS, THREADS = 5.0, 7, 2
+PROGRESS = 0.5
+"""Of the stage: some terms grow with it."""
 
 Loss = Callable[[Any, Tensor, Tensor], Tensor]
 """Head, map ``[B, C, H, W]``, labels ``[B]`` to the loss of a step."""
@@ -101,13 +105,64 @@ def published_tesnet(head: Any, x: Tensor, labels: Tensor) -> Tensor:
     return loss + head.orthogonal * gram.abs().sum() - head.subspaces * subspaces
 
 
+def published_protopool(head: Any, x: Tensor, labels: Tensor) -> Tensor:
+    """Dense distances, their minima and means, and slots by einsum; choices are a plain softmax."""
+    layer, end = head.add_on
+    x = end(F.conv2d(x, layer.weight[:, :, None, None], layer.bias))
+    weight = head.prototypes[:, :, None, None]
+    norms = F.conv2d(x**2, torch.ones_like(weight))
+    own = (weight**2).sum(dim=(1, 2, 3))[:, None, None]
+    dense = F.relu(norms + (own - 2 * F.conv2d(x, weight)))
+    near, mean = least(dense), F.avg_pool2d(dense, dense.shape[2:]).flatten(1)
+    share = head.assignment.softmax(-1)  # [K, slots, M]
+    slots = [torch.einsum("bm,ksm->bks", d, share).flatten(1) for d in (near, mean)]
+    best, average = (torch.log((d + 1) / (d + EPSILON)) for d in slots)
+    loss = F.cross_entropy(head.last(best - average), labels)
+    unit = F.normalize(head.assignment, dim=-1)
+    alike = torch.einsum("ksm,ktm->kst", unit, unit).sum() / (head.slots * head.num_classes) - 1
+    presence = share.detach().sum(1)[labels]  # [B, M]
+    mask = torch.zeros_like(presence).scatter_(
+        1, presence.topk(min(head.slots, head.num_features)).indices, 1.0
+    )
+    most = head.dimension
+    cluster = (most - ((most - near) * mask).amax(1)).mean()
+    separation = (most - ((most - near) * (1 - mask)).amax(1)).mean()
+    eye = torch.eye(head.num_classes).repeat_interleave(head.slots, dim=1)
+    wrong = (head.last.weight * (1 - eye)).norm(p=1)
+    loss = loss + head.cluster * cluster - head.separation * separation
+    return loss + head.orthogonality * alike + head.wrong_weight * wrong
+
+
+def published_pipnet(head: Any, x: Tensor, labels: Tensor) -> Tensor:
+    """Dense softmaxes of two views, their products, maxima and logarithms; pretraining's loss."""
+    del labels
+    shares = F.conv2d(x, head.layer.weight[:, :, None, None], head.layer.bias).softmax(1)
+    one, other = shares.chunk(2)
+    alike = [
+        -torch.log((a * b.detach()).sum(1) + 1e-12).mean() for a, b in ((one, other), (other, one))
+    ]
+    found = F.max_pool2d(shares, shares.shape[2:]).flatten(1)
+    present = [-torch.log(torch.tanh(view.sum(0)) + 1e-8).mean() for view in found.chunk(2)]
+    epoch = math.floor(PROGRESS * head.pretraining) + 1
+    total: Tensor = epoch / head.pretraining * sum(alike) / 2 + 5 * sum(present) / 2
+    return total
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One method: its name for people, how its head is made, and the published loss."""
+    """One method.
+
+    Attributes:
+        title: its name for people.
+        head: makes its head.
+        published: the loss as the published code has it.
+        side: of the map; None for `SIDE`.
+    """
 
     title: str
     head: Callable[[], Any]
     published: Loss
+    side: int | None = None
 
 
 ENTRIES = {
@@ -121,15 +176,30 @@ ENTRIES = {
         lambda: TesNetHead(CHANNELS, CLASSES, dimension=64),
         published_tesnet,
     ),
+    "protopool": Entry(
+        "ProtoPool, 202 × 128, 10 slots a class",
+        lambda: ProtoPoolHead(
+            CHANNELS, CLASSES, pool_size=CLASSES + 2, slots=min(10, CLASSES), similarity="l2"
+        ),
+        published_protopool,
+    ),
+    "pipnet": Entry(
+        "PIP-Net, 768, pretraining",
+        lambda: PIPNetHead(CHANNELS, CLASSES, num_prototypes=768),
+        published_pipnet,
+        side=26,
+    ),
 }
 
 
 def our_loss(head: Any, maps: Tensor, labels: Tensor) -> Tensor:
     """What `infodisent.training.epochs` computes in a step; `maps` ``[B, P, C]``."""
     pooled, extra = head.training_pool(maps, input_fmt="NLC")
-    batch = TrainingBatch(labels, pooled, extra, "prototypes")
+    stage = head.stages(LoopOptions())[0].name
+    batch = TrainingBatch(labels, pooled, extra, stage, PROGRESS)
     loss = head.loss(F.cross_entropy, head.classify(pooled), batch)
-    result: Tensor = loss + head.penalty(LoopOptions(), batch)
+    penalty = head.penalty(LoopOptions(), batch)
+    result: Tensor = loss if penalty is None else loss + penalty
     return result
 
 
@@ -155,12 +225,14 @@ def measure(name: str) -> dict[str, Any]:
     """One row: both losses compared, then both steps in turn."""
     entry = ENTRIES[name]
     torch.manual_seed(0)
-    x = torch.randn(BATCH, CHANNELS, SIDE, SIDE).relu_()
+    side = SIDE if entry.side is None else min(entry.side, 4 * SIDE)
+    x = torch.randn(BATCH, CHANNELS, side, side).relu_()
     labels = torch.randint(CLASSES, (BATCH,))
     rows = to_bpc(x, "NCHW").contiguous()
     ours, theirs = entry.head().train(), entry.head().train()
     with torch.no_grad():
-        ours.prototypes.abs_()  # as published: in the positive corner, where the sigmoid leads
+        if hasattr(ours, "prototypes"):  # as published: in the positive corner
+            ours.prototypes.abs_()
     theirs.load_state_dict(ours.state_dict())
     values = {"ours": our_loss(ours, rows, labels), "published": entry.published(theirs, x, labels)}
     found, wanted = (value.item() for value in values.values())

@@ -10,7 +10,7 @@ from benchmarks import method_steps
 
 @pytest.mark.parametrize("name", method_steps.ENTRIES)
 def test_both_sides_are_the_same_step(name, monkeypatch):
-    for constant, value in {"CLASSES": 3, "CHANNELS": 8, "SIDE": 2, "BATCH": 5}.items():
+    for constant, value in {"CLASSES": 3, "CHANNELS": 8, "SIDE": 2, "BATCH": 6}.items():
         monkeypatch.setattr(method_steps, constant, value)
     monkeypatch.setattr(method_steps, "ROUNDS", 1)
     row = method_steps.measure(name)
