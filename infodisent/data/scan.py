@@ -74,7 +74,7 @@ def scan_folder(
 def _has_pictures(base: Path) -> bool:
     """Whether there are pictures, and not archives alone, in the folders of a folder."""
     known = extensions()
-    return any(path.suffix.lower() in known for path in base.glob("*/*"))
+    return any(path.suffix.lower() in known for path in base.glob("*/**/*"))
 
 
 def _divide(base: Path, layout: Layout, val_fraction: float | None, seed: int) -> ImageSet:
