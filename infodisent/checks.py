@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
+
 
 def check_choice(owner: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raise ValueError unless `value` is one of `allowed`."""
@@ -13,3 +16,31 @@ def check_positive(owner: str, name: str, value: int) -> None:
     """Raise ValueError unless `value` is an int >= 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{owner}: {name} is {value!r}, must be an int >= 1")
+
+
+def check_strength(owner: str, name: str, value: object) -> None:
+    """Raise ValueError unless `value` is a finite number >= 0."""
+    if not _is_number(value, 0, math.inf) or value == math.inf:
+        raise ValueError(f"{owner}: {name} is {value!r}, must be a number >= 0")
+
+
+def check_rate(owner: str, name: str, value: object) -> None:
+    """Raise ValueError unless `value` is a number in [0, 1)."""
+    if not _is_number(value, 0, 1) or value == 1:
+        raise ValueError(f"{owner}: {name} is {value!r}, must be in [0, 1)")
+
+
+def check_between(owner: str, name: str, value: object, low: float, high: float) -> None:
+    """Raise ValueError unless `value` is a number from `low` to `high`."""
+    if not _is_number(value, low, high):
+        raise ValueError(f"{owner}: {name} is {value!r}, allowed {low:g} to {high:g}")
+
+
+def check_flag(owner: str, name: str, value: object) -> None:
+    """Raise ValueError unless `value` is a bool: the word "no" would count as true."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{owner}: {name} is {value!r}, allowed are True and False (true, false)")
+
+
+def _is_number(value: object, low: float, high: float) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and low <= float(value) <= high

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infodisent.checks import check_choice, check_positive
+from infodisent.checks import check_choice, check_positive, check_strength
 from infodisent.contract import SparsePool
 from infodisent.methods.prototypes import PrototypeHead, nearest, present
 from infodisent.methods.stages import Batches, Stage, TrainingBatch, TrainingOptions
@@ -93,8 +93,7 @@ class ProtoPNetHead(PrototypeHead):
             ("separation", separation),
             ("wrong_weight", wrong_weight),
         ):
-            if not 0 <= strength < float("inf"):
-                raise ValueError(f"{name}: {term} is {strength}, must be a number >= 0")
+            check_strength(name, term, strength)
         super().__init__(
             in_features,
             per_class * max(1, num_classes),
