@@ -48,7 +48,7 @@ def start() -> None:
 def stop() -> None:
     """Leave the other processes, after everybody has come here."""
     if world() > 1:
-        dist.barrier()
+        barrier()
         dist.destroy_process_group()
 
 

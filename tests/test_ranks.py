@@ -79,5 +79,16 @@ def test_alone_it_is_the_first_of_one():
     ranks.stop()
 
 
+def test_who_waits_at_the_end_is_told_that_another_has_failed(monkeypatch):
+    def closed():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer")
+
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    monkeypatch.setattr(ranks, "rank", lambda: 1)
+    monkeypatch.setattr(ranks.dist, "barrier", closed)
+    with pytest.raises(ranks.RankError, match="rank 1: another process of this job has ended"):
+        ranks.stop()
+
+
 if __name__ == "__main__":
     check_everything()

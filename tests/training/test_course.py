@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from infodisent import ranks
 from infodisent.files import read_tensors, write_tensors
 from infodisent.methods import METHODS
 from infodisent.report.curve import training_curve
@@ -287,3 +288,11 @@ def test_options_may_be_numpy_numbers():
     config = FitConfig(epochs=np.int64(3), lr=np.float32(0.5), seed=np.uint8(7))
     assert (type(config.epochs), type(config.lr), config.seed) == (int, float, 7)
     assert json.loads(json.dumps(config.as_dict()))["lr"] == 0.5
+
+
+def test_every_process_goes_on_with_the_leaders_figures(rows, monkeypatch):
+    """Else one could stop earlier than the others, which then wait for it."""
+    losses = iter([3.0, 2.0, 1.0, 1.5, 1.5, 0.1])
+    monkeypatch.setattr(ranks, "told", lambda value: {**value, "validation_loss": next(losses)})
+    history = fit_head(build(), rows, PATIENT, progress=False)
+    assert [entry["validation_loss"] for entry in history] == [3.0, 2.0, 1.0, 1.5, 1.5]
