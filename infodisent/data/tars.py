@@ -20,6 +20,8 @@ NAMES = ("classnames.txt", "classes.txt", "class_names.txt")
 """Files beside the archives that name the classes of numbered labels, one a line."""
 _KEYS = ("label", "cls", "class", "target")
 """Of a sample's ``.json``, where it has no ``.cls``."""
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+"""What files of gzip, bzip2, xz and zstd begin with."""
 _MOST = 1 << 20
 """Bytes of a label's file; more is none."""
 
@@ -137,10 +139,12 @@ def _read(archive: Path, base: Path, found: _Found) -> None:
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise tarfile.ReadError(f"a damaged header at byte {tar.offset}")
     except tarfile.ReadError as error:
-        raise ValueError(
-            f"{archive} cannot be read: {error}; compressed archives have to be decompressed, "
-            "since images are read from the middle of them"
-        ) from error
+        with archive.open("rb") as file:
+            compressed = file.read(6).startswith(_COMPRESSED)
+        why = str(error)
+        if compressed:
+            why = "it is compressed and has to be decompressed: images are read from its middle"
+        raise ValueError(f"{archive} cannot be read: {why}") from error
 
 
 def _take(

@@ -208,8 +208,12 @@ def test_links_and_damage_are_said(tmp_path):
         at = tar.getmembers()[6].offset
     content[at : at + 8] = b"\xff" * 8
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"a damaged header at byte {at}"):
+    with pytest.raises(ValueError, match=f"a damaged header at byte {at}$"):
         scan_tars(path)
+    for damaged, why in ((content[:700], "unexpected end of data"), (b"", "empty file")):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"a.tar cannot be read: {why}$"):  # nor compressed
+            scan_tars(path)
 
 
 def test_an_archive_beside_folders_of_images_is_left_out(tmp_path):
