@@ -7,6 +7,7 @@ import os
 import re
 import tarfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -77,20 +78,9 @@ def scan_tars(
         ValueError: no labelled images, fewer than two classes, a label that the list of names does
             not reach, or an archive that is compressed or damaged.
     """
-    base = Path(os.path.abspath(root))
-    archives = tar_files(base)
-    found = _Found()
-    with bar(progress and len(archives) > 1) as display:
-        task = display.add_task("read archives", total=len(archives), note="")
-        for archive in archives:
-            _read(archive, base, found)
-            display.advance(task)
-    rows = _with_splits(found)
-    if not rows:
-        why = "".join(f"; {line}" for line in _left_out(found))
-        raise ValueError(f"{base} has no labelled images in {len(archives)} tar file(s){why}")
+    base, rows, notices = _look(root, progress)
     labels = {label for _, label, _ in rows}
-    classes, index = _classes(base if base.is_dir() else base.parent, labels)
+    classes, index = _classes(_folder(base), labels)
     if len({index[label] for label in labels}) < 2:
         raise ValueError(f"{base} has images of one class only, {listed(labels)}; 2 are needed")
     trained = {index[label] for split, label, _ in rows if split != "val"}
@@ -100,18 +90,68 @@ def scan_tars(
             f"{base}: no image to train on is of {listed((classes[n] for n in unknown), 6)}, which "
             "held-out images are of; an archive's name or folder says of which split it is"
         )
-    notices = [f"read from {counted(len(archives), 'tar file')}; nothing is unpacked"]
-    notices += _left_out(found)
     items = tuple(
         ImageItem(path, index[label], split or "train") for split, label, path in sorted(rows)
     )
-    images = ImageSet(str(base if base.is_dir() else base.parent), classes, items)
+    images = ImageSet(str(_folder(base)), classes, items)
     if not any(item.split == "val" for item in items):
         images = hold_out(images, val_fraction, seed)
     elif val_fraction is not None:
         notices.append(f"val_fraction {val_fraction} has no effect: the images are split already")
     said = (*notices, *images.notices)
     return ImageSet(images.root, classes, images.items, images.task, said)
+
+
+def score_tars(
+    root: str | os.PathLike[str], classes: Sequence[str], *, progress: bool = True
+) -> ImageSet:
+    """The held-out images of `scan_tars`, all where there are no splits, as a model's "val" items.
+
+    Args:
+        root: the archive, or the folder.
+        classes: of the model, by name.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: as of `scan_tars`, or an image of a class that the model lacks.
+    """
+    base, rows, notices = _look(root, progress)
+    rows = [row for row in rows if row[0] == "val"] or rows
+    names, index = _classes(_folder(base), {label for _, label, _ in rows})
+    of = {label: names[place] for label, place in index.items()}
+    unknown = sorted(set(of.values()) - set(classes))
+    if unknown:
+        raise ValueError(
+            f"{base} has classes the model lacks: {listed(unknown, 6)}; the model knows "
+            f"{listed(classes, 6)}"
+        )
+    number = {name: place for place, name in enumerate(classes)}
+    items = (ImageItem(path, number[of[label]], "val") for _, label, path in sorted(rows))
+    return ImageSet(str(_folder(base)), tuple(classes), tuple(items), notices=tuple(notices))
+
+
+def _folder(base: Path) -> Path:
+    return base if base.is_dir() else base.parent
+
+
+def _look(
+    root: str | os.PathLike[str], progress: bool
+) -> tuple[Path, list[tuple[str, str, str]], list[str]]:
+    """The archive or folder, the rows of its images (split, label, path), and notices."""
+    base = Path(os.path.abspath(root))
+    archives = tar_files(base)
+    found = _Found()
+    with bar(progress and len(archives) > 1) as display:
+        task = display.add_task("read archives", total=len(archives), note="")
+        for archive in archives:
+            _read(archive, base, found)
+            display.advance(task)
+    rows, left_out = _with_splits(found), _left_out(found)
+    if not rows:
+        why = "".join(f"; {line}" for line in left_out)
+        raise ValueError(f"{base} has no labelled images in {len(archives)} tar file(s){why}")
+    said = f"read from {counted(len(archives), 'tar file')}; nothing is unpacked"
+    return base, rows, [said, *left_out]
 
 
 def _read(archive: Path, base: Path, found: _Found) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from infodisent.data.archives import Member, is_there, member_of, size_and_change
 from infodisent.data.fingerprints import listing
-from infodisent.data.images import load_image, scan_folder
+from infodisent.data.images import all_for_testing, load_image, scan_folder
 from infodisent.data.tars import scan_tars
 from tests.cli.test_cli import FIT, run
 
@@ -132,6 +132,20 @@ def test_a_run(shards, tmp_path, monkeypatch, capsys):
     assert "nothing is unpacked" in text
     assert (out / "report.html").is_file()
     assert run(monkeypatch, capsys, "prototypes", "--run", out, "--channels", "0,1")[0] == 0
+    code, text = run(monkeypatch, capsys, "evaluate", "--run", out, "--images", shards)
+    assert code == 0, text
+    assert "4 held-out images, 2 classes" in text  # those of val-000.tar
+
+
+def test_scoring_labels_images_as_the_model_does(shards):
+    images = all_for_testing(shards, ("dog", "mouse", "cat"))
+    assert [item.label for item in images.items] == [2, 2, 0, 0]  # sorted by label
+    for item in images.items:
+        assert int(member_of(item.path).name[:4]) % 2 == {2: 0, 0: 1}[item.label]
+    assert {item.split for item in images.items} == {"val"}
+    assert len(all_for_testing(shards / "train-000.tar", ("cat", "dog")).items) == 6
+    with pytest.raises(ValueError, match="classes the model lacks: dog; the model knows cat"):
+        all_for_testing(shards, ("cat",))
 
 
 def test_names_may_hold_anything(tmp_path):
