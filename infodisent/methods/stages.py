@@ -98,7 +98,8 @@ class Stage:
         name: shown while it runs and kept in the training state.
         groups: parameter groups as `torch.optim` takes them (``{"params": [...], "lr": ...}``); the
             rate is the peak of `rate`. Parameters in no group do not train.
-        epochs: passes over the training images; None for the number that the configuration says.
+        epochs: passes over the training images; None for the number that the configuration says,
+            which a method's only stage takes in any case, where it says one.
         pool_is_fixed: nothing that the pool depends on trains (nor does `Head.after_step` change
             it), so that the pooled units are computed once for the whole stage.
     """

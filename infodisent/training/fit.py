@@ -131,13 +131,19 @@ def fit_head(
     chosen = config if recipe > 1 else _as_version_01(config)
     loss = objective(store, train, chosen)
     scale = _feature_scale(store, train)
+    if not math.isfinite(scale):
+        raise ValueError(
+            f"fit_head: the mean feature of {store.path} is {scale}: NaN, Inf or far too large ones"
+        )
     pull = class_pull(store, train, chosen, loss)
     pull = pull if recipe > 1 else torch.ones_like(pull)
     known = chosen.knowing(TrainingStatistics(scale, pull))
     steps = math.ceil(len(train) / config.batch_size)
     epochs = config.epochs or max(15, math.ceil(120 / steps))
     stages = head.stages(known)
-    schedule = [(stage.name, stage.epochs or epochs) for stage in stages]
+    # a method of one stage takes the number that is given, though it has one of its own
+    own = config.epochs if len(stages) == 1 else None
+    schedule = [(stage.name, own or stage.epochs or epochs) for stage in stages]
     total = sum(count for _, count in schedule)
     run = identity(head, store, given, config, schedule, recipe)
     # what earlier runs with fewer epochs had in the last stage: each has a cosine of its own

@@ -290,6 +290,14 @@ def test_options_may_be_numpy_numbers():
     assert json.loads(json.dumps(config.as_dict()))["lr"] == 0.5
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_features_that_are_no_numbers_are_refused(rows, bad):
+    rows._shards[0][3, 0] = bad
+    head = new_head(24, 2, 0, method="protoquant", codes=4)
+    with pytest.raises(ValueError, match=r"mean feature of memory is (nan|inf)"):
+        fit_head(head, rows, CONFIG, progress=False)
+
+
 def test_every_process_goes_on_with_the_leaders_figures(rows, monkeypatch):
     """Else one could stop earlier than the others, which then wait for it."""
     losses = iter([3.0, 2.0, 1.0, 1.5, 1.5, 0.1])
