@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import numbers
+from numbers import Real
 
 
 def check_choice(owner: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -24,16 +24,41 @@ def check_classes(owner: str, num_classes: int) -> None:
         raise ValueError(f"{owner}: num_classes is {num_classes!r}, must be an int >= 0")
 
 
-def check_strengths(owner: str, **strengths: float) -> None:
-    """Raise ValueError unless every value is a finite number >= 0."""
+def check_strengths(owner: str, **strengths: object) -> None:
+    """`check_strength` of several."""
     for name, value in strengths.items():
-        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not number or not 0 <= value < math.inf:
-            raise ValueError(f"{owner}: {name} is {value!r}, must be a number >= 0")
+        check_strength(owner, name, value)
 
 
-def check_switches(owner: str, **switches: bool) -> None:
-    """Raise ValueError unless every value is True or False."""
+def check_switches(owner: str, **switches: object) -> None:
+    """`check_flag` of several."""
     for name, value in switches.items():
-        if not isinstance(value, bool):
-            raise ValueError(f"{owner}: {name} is {value!r}, must be True or False")
+        check_flag(owner, name, value)
+
+
+def check_strength(owner: str, name: str, value: object) -> None:
+    """Raise ValueError unless `value` is a finite number >= 0."""
+    if not _is_number(value, 0, math.inf) or value == math.inf:
+        raise ValueError(f"{owner}: {name} is {value!r}, must be a number >= 0")
+
+
+def check_rate(owner: str, name: str, value: object) -> None:
+    """Raise ValueError unless `value` is a number in [0, 1)."""
+    if not _is_number(value, 0, 1) or value == 1:
+        raise ValueError(f"{owner}: {name} is {value!r}, must be in [0, 1)")
+
+
+def check_between(owner: str, name: str, value: object, low: float, high: float) -> None:
+    """Raise ValueError unless `value` is a number from `low` to `high`."""
+    if not _is_number(value, low, high):
+        raise ValueError(f"{owner}: {name} is {value!r}, allowed {low:g} to {high:g}")
+
+
+def check_flag(owner: str, name: str, value: object) -> None:
+    """Raise ValueError unless `value` is a bool: the word "no" would count as true."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{owner}: {name} is {value!r}, allowed are True and False (true, false)")
+
+
+def _is_number(value: object, low: float, high: float) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and low <= float(value) <= high

@@ -18,6 +18,8 @@ from torch import Tensor
 Item = TypeVar("Item")
 PATIENCE = datetime.timedelta(hours=12)
 """How long ranks wait for each other: one may decode images while the others are done."""
+_NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets besides WORLD_SIZE."""
 _BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo")
 
 
@@ -31,10 +33,18 @@ def start() -> None:
     Every process takes the GPU of its local rank where there are GPUs.
 
     Raises:
-        RuntimeError: the others cannot be reached.
+        RuntimeError: the others cannot be reached, or the environment is not torchrun's.
     """
-    if not dist.is_available() or dist.is_initialized() or int(os.environ.get("WORLD_SIZE", 1)) < 2:
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not dist.is_available() or dist.is_initialized() or size in ("", "0", "1"):
         return
+    lacking = [name for name in _NEEDED if not os.environ.get(name)]
+    if lacking or not size.isdecimal():
+        without = f"without {', '.join(lacking)}" if lacking else "no number"
+        raise RuntimeError(
+            f"the environment has WORLD_SIZE {size!r}, {without}: start several processes with "
+            "torchrun, or unset WORLD_SIZE for one alone"
+        )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
@@ -48,7 +58,7 @@ def start() -> None:
 def stop() -> None:
     """Leave the other processes, after everybody has come here."""
     if world() > 1:
-        dist.barrier()
+        barrier()
         dist.destroy_process_group()
 
 

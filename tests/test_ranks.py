@@ -79,5 +79,32 @@ def test_alone_it_is_the_first_of_one():
     ranks.stop()
 
 
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [("2", "WORLD_SIZE '2', without RANK, MASTER_PORT: start"), ("x", "WORLD_SIZE 'x'")],
+)
+def test_an_environment_that_is_not_torchruns(monkeypatch, size, message):
+    for name in ("RANK", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    with pytest.raises(RuntimeError, match=message):
+        ranks.start()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    ranks.start()
+    assert ranks.world() == 1
+
+
+def test_who_waits_at_the_end_is_told_that_another_has_failed(monkeypatch):
+    def closed():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer")
+
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    monkeypatch.setattr(ranks, "rank", lambda: 1)
+    monkeypatch.setattr(ranks.dist, "barrier", closed)
+    with pytest.raises(ranks.RankError, match="rank 1: another process of this job has ended"):
+        ranks.stop()
+
+
 if __name__ == "__main__":
     check_everything()

@@ -17,7 +17,8 @@ def evaluate(
     images: Annotated[
         Path | None,
         typer.Option(
-            help="Another folder of class folders or CSV; default: the run's held-out images."
+            help="Another folder of class folders, CSV or tar files; default: the run's held-out "
+            "images."
         ),
     ] = None,
     module: ModuleOption = None,

@@ -238,7 +238,8 @@ def fit(
     if parametrization != "exp":
         given["parametrization"] = parametrization
     head_options = method_options(method, option or [], given)
-    callbacks = [] if tensorboard is None else [tensorboard_callback(tensorboard)]
+    # of several processes one opens a file of events
+    callbacks = [tensorboard_callback(tensorboard)] if tensorboard and ranks.leads() else []
     images = images_from(
         folder, train, val, val_fraction=val_fraction, seed=seed, multilabel=multilabel
     )

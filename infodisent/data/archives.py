@@ -13,7 +13,10 @@ import re
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-_MEMBER = re.compile(r"(?P<archive>.+\.tar)!(?P<offset>\d+)\+(?P<size>\d+)!(?P<name>.+)", re.DOTALL)
+# the first such place counts: what follows is the member's name, which may hold anything
+_MEMBER = re.compile(
+    r"(?P<archive>.+?\.tar)!(?P<offset>\d+)\+(?P<size>\d+)!(?P<name>.+)", re.DOTALL | re.IGNORECASE
+)
 
 
 class Member(NamedTuple):

@@ -11,7 +11,7 @@ from infodisent.data.items import ImageItem, ImageSet, listed
 from infodisent.data.layouts import ClassFiles, Layout, read_layout, read_two
 from infodisent.data.listing import LISTINGS, read_csv
 from infodisent.data.splits import check_fraction, hold_out
-from infodisent.data.tars import scan_tars, tar_files
+from infodisent.data.tars import scan_tars, score_tars, tar_files
 from infodisent.data.tree import extensions
 
 _TWO = "train and val go together: the folders of class folders to train on and to hold out"
@@ -60,7 +60,7 @@ def scan_folder(
         base = Path(os.path.abspath(root))
         if base.is_file() and base.suffix.lower() in LISTINGS:
             return read_csv(base, val_fraction=val_fraction, seed=seed)
-        if tar_files(base) and (base.is_file() or not _has_pictures(base)):
+        if _is_of_tars(base):
             return with_notices(scan_tars(base, val_fraction=val_fraction, seed=seed))
         layout = read_layout(base)
     if "all" in layout.splits:
@@ -71,10 +71,12 @@ def scan_folder(
     return with_notices(_as_split(base, layout), *ignored)
 
 
-def _has_pictures(base: Path) -> bool:
-    """Whether there are pictures, and not archives alone, in the folders of a folder."""
+def _is_of_tars(base: Path) -> bool:
+    """A tar file, or a folder of some without any picture in its folders."""
+    if base.is_file() or not tar_files(base):
+        return base.suffix.lower() == ".tar" and base.is_file()
     known = extensions()
-    return any(path.suffix.lower() in known for path in base.glob("*/*"))
+    return not any(path.suffix.lower() in known for path in base.glob("*/**/*"))
 
 
 def _divide(base: Path, layout: Layout, val_fraction: float | None, seed: int) -> ImageSet:
@@ -131,7 +133,8 @@ def all_for_testing(
     """Every image of a folder of class folders as a "val" item, labelled as a model's `classes`.
 
     The folder is understood as `scan_folder` does. Of a folder of splits the held-out one is taken.
-    A CSV is taken too, see `infodisent.data.listing.read_csv`; all its images count.
+    A CSV is taken too, see `infodisent.data.listing.read_csv`; all its images count. Of tar files,
+    see `infodisent.data.tars.score_tars`, the held-out split is taken.
 
     Raises:
         FileNotFoundError: `root` is not a folder.
@@ -142,6 +145,8 @@ def all_for_testing(
         return read_csv(base, task=task, classes=classes)
     if task != "multiclass":
         raise ValueError(f"{base}: a {task} model is scored on a CSV of images and labels")
+    if _is_of_tars(base):
+        return with_notices(score_tars(base, classes))
     layout = read_layout(base, classes)
     by_class = layout.splits["val"]
     unknown = sorted(set(by_class) - set(classes))

@@ -7,6 +7,7 @@ import os
 import re
 import tarfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +21,8 @@ NAMES = ("classnames.txt", "classes.txt", "class_names.txt")
 """Files beside the archives that name the classes of numbered labels, one a line."""
 _KEYS = ("label", "cls", "class", "target")
 """Of a sample's ``.json``, where it has no ``.cls``."""
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+"""What files of gzip, bzip2, xz and zstd begin with."""
 _MOST = 1 << 20
 """Bytes of a label's file; more is none."""
 
@@ -41,7 +44,12 @@ def tar_files(folder: Path) -> list[Path]:
     """The archives directly in a folder and in its folders of splits, sorted."""
     if folder.is_file():
         return [folder] if folder.suffix.lower() == ".tar" else []
-    return sorted(path for path in (*folder.glob("*.tar"), *folder.glob("*/*.tar")))
+    return sorted(
+        path
+        for pattern in ("*.[tT][aA][rR]", "*/*.[tT][aA][rR]")
+        for path in folder.glob(pattern)
+        if not path.name.startswith(".") and path.is_file()
+    )
 
 
 def scan_tars(
@@ -70,6 +78,66 @@ def scan_tars(
         ValueError: no labelled images, fewer than two classes, a label that the list of names does
             not reach, or an archive that is compressed or damaged.
     """
+    base, rows, notices = _look(root, progress)
+    labels = {label for _, label, _ in rows}
+    classes, index = _classes(_folder(base), labels)
+    if len({index[label] for label in labels}) < 2:
+        raise ValueError(f"{base} has images of one class only, {listed(labels)}; 2 are needed")
+    trained = {index[label] for split, label, _ in rows if split != "val"}
+    unknown = sorted({index[label] for label in labels} - trained)
+    if unknown:
+        raise ValueError(
+            f"{base}: no image to train on is of {listed((classes[n] for n in unknown), 6)}, which "
+            "held-out images are of; an archive's name or folder says of which split it is"
+        )
+    items = tuple(
+        ImageItem(path, index[label], split or "train") for split, label, path in sorted(rows)
+    )
+    images = ImageSet(str(_folder(base)), classes, items)
+    if not any(item.split == "val" for item in items):
+        images = hold_out(images, val_fraction, seed)
+    elif val_fraction is not None:
+        notices.append(f"val_fraction {val_fraction} has no effect: the images are split already")
+    said = (*notices, *images.notices)
+    return ImageSet(images.root, classes, images.items, images.task, said)
+
+
+def score_tars(
+    root: str | os.PathLike[str], classes: Sequence[str], *, progress: bool = True
+) -> ImageSet:
+    """The held-out images of `scan_tars`, all where there are no splits, as a model's "val" items.
+
+    Args:
+        root: the archive, or the folder.
+        classes: of the model, by name.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: as of `scan_tars`, or an image of a class that the model lacks.
+    """
+    base, rows, notices = _look(root, progress)
+    rows = [row for row in rows if row[0] == "val"] or rows
+    names, index = _classes(_folder(base), {label for _, label, _ in rows})
+    of = {label: names[place] for label, place in index.items()}
+    unknown = sorted(set(of.values()) - set(classes))
+    if unknown:
+        raise ValueError(
+            f"{base} has classes the model lacks: {listed(unknown, 6)}; the model knows "
+            f"{listed(classes, 6)}"
+        )
+    number = {name: place for place, name in enumerate(classes)}
+    items = (ImageItem(path, number[of[label]], "val") for _, label, path in sorted(rows))
+    return ImageSet(str(_folder(base)), tuple(classes), tuple(items), notices=tuple(notices))
+
+
+def _folder(base: Path) -> Path:
+    return base if base.is_dir() else base.parent
+
+
+def _look(
+    root: str | os.PathLike[str], progress: bool
+) -> tuple[Path, list[tuple[str, str, str]], list[str]]:
+    """The archive or folder, the rows of its images (split, label, path), and notices."""
     base = Path(os.path.abspath(root))
     archives = tar_files(base)
     found = _Found()
@@ -78,26 +146,12 @@ def scan_tars(
         for archive in archives:
             _read(archive, base, found)
             display.advance(task)
-    rows = _with_splits(found)
+    rows, left_out = _with_splits(found), _left_out(found)
     if not rows:
-        why = "".join(f"; {line}" for line in _left_out(found))
+        why = "".join(f"; {line}" for line in left_out)
         raise ValueError(f"{base} has no labelled images in {len(archives)} tar file(s){why}")
-    labels = {label for _, label, _ in rows}
-    classes, index = _classes(base if base.is_dir() else base.parent, labels)
-    if len(labels) < 2:
-        raise ValueError(f"{base} has images of one class only, {listed(labels)}; 2 are needed")
-    notices = [f"read from {counted(len(archives), 'tar file')}; nothing is unpacked"]
-    notices += _left_out(found)
-    items = tuple(
-        ImageItem(path, index[label], split or "train") for split, label, path in sorted(rows)
-    )
-    images = ImageSet(str(base if base.is_dir() else base.parent), classes, items)
-    if not any(item.split == "val" for item in items):
-        images = hold_out(images, val_fraction, seed)
-    elif val_fraction is not None:
-        notices.append(f"val_fraction {val_fraction} has no effect: the images are split already")
-    said = (*notices, *images.notices)
-    return ImageSet(images.root, classes, images.items, images.task, said)
+    said = f"read from {counted(len(archives), 'tar file')}; nothing is unpacked"
+    return base, rows, [said, *left_out]
 
 
 def _read(archive: Path, base: Path, found: _Found) -> None:
@@ -108,7 +162,10 @@ def _read(archive: Path, base: Path, found: _Found) -> None:
             before = None
             for info in tar:
                 place = PurePosixPath(info.name)
-                if not info.isfile() or place.name.startswith("."):
+                if info.isdir() or place.name.startswith("."):
+                    continue
+                if not info.isfile() or info.issparse():
+                    found.left_out["behind a link, or in no plain file"] += 1
                     continue
                 stem, _, ending = place.name.partition(".")
                 key = place.parent / stem
@@ -117,11 +174,17 @@ def _read(archive: Path, base: Path, found: _Found) -> None:
                     sample, before = {}, key
                 sample[ending.lower()] = info
             _take(sample, tar, archive, base, found)
+        with archive.open("rb") as file:  # tarfile takes a damaged header for the end
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"a damaged header at byte {tar.offset}")
     except tarfile.ReadError as error:
-        raise ValueError(
-            f"{archive} cannot be read: {error}; compressed archives have to be decompressed, "
-            "since images are read from the middle of them"
-        ) from error
+        with archive.open("rb") as file:
+            compressed = file.read(6).startswith(_COMPRESSED)
+        why = str(error)
+        if compressed:
+            why = "it is compressed and has to be decompressed: images are read from its middle"
+        raise ValueError(f"{archive} cannot be read: {why}") from error
 
 
 def _take(
@@ -131,17 +194,27 @@ def _take(
     base: Path,
     found: _Found,
 ) -> None:
-    """Note a sample's image with its label and split."""
+    """Note a sample's image with its label and split; where nothing labels it, all its images."""
     known = extensions()
-    image = next((i for end, i in sample.items() if f".{end.rpartition('.')[2]}" in known), None)
-    if image is None:
+    every = [i for end, i in sample.items() if f".{end.rpartition('.')[2]}" in known]
+    if not every:
         found.left_out["without an image"] += bool(sample)
         return
+    label = _label(sample, tar)
+    if label is not None and len(every) > 1:
+        found.left_out["with several images, but for its first"] += 1
+    # cat.1.jpg, cat.2.jpg in a folder that is their class are no parts of one sample
+    for image in every if label is None else every[:1]:
+        _note(image, label, archive, base, found)
+
+
+def _note(
+    image: tarfile.TarInfo, label: str | None, archive: Path, base: Path, found: _Found
+) -> None:
     folders = [part for part in PurePosixPath(image.name).parent.parts if part != "."]
     roles = [split_name(part) for part in folders]
     inner = next((role.role for role in roles if role is not None), "")
     role, own = _role_of(archive, base)
-    label = _label(sample, tar)
     if label is None:
         places = [part for part, role in zip(folders, roles, strict=True) if role is None]
         label = places[-1] if places else None if own else archive.stem
@@ -165,21 +238,22 @@ def _label(sample: dict[str, tarfile.TarInfo], tar: tarfile.TarFile) -> str | No
     if "json" in sample:
         try:
             values = json.loads(text("json"))
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter of thousands of brackets
             return None
         if isinstance(values, dict):
             value = next((values[key] for key in _KEYS if values.get(key) is not None), None)
-            return None if isinstance(value, (dict, list)) or value is None else str(value)
+            unfit = isinstance(value, (dict, list)) or value is None
+            return None if unfit else str(value).strip() or None
     return None
 
 
 def _role_of(archive: Path, base: Path) -> tuple[str, bool]:
-    """The split that the beginning of an archive's name, or its folder, speaks of, "" for none;
-    and whether it was the name."""
+    """The split that an archive's name, or its folder, speaks of, "" for none; and whether the name
+    says nothing but that: ``imagenet1k-train-0001``, too, but not ``steam_train``, a class."""
     word = re.match(r"[A-Za-z]+", archive.stem)
-    role = split_name(word[0]) if word else None
+    role = (split_name(word[0]) if word else None) or split_name(archive.stem)
     if role is not None:
-        return role.role, True
+        return role.role, not role.of or archive.stem[-1].isdecimal()
     inside = archive.parent != base and base.is_dir()
     role = split_name(archive.parent.name) if inside else None
     return "" if role is None else role.role, False
@@ -202,11 +276,21 @@ def _classes(folder: Path, labels: set[str]) -> tuple[tuple[str, ...], dict[str,
     """Class names, and the number of every label."""
     numbers = all(label.isdecimal() for label in labels)
     listing = next((folder / name for name in NAMES if (folder / name).is_file()), None)
-    if not numbers or listing is None:
-        order = sorted(labels, key=int) if numbers else sorted(labels)
+    if not numbers:
+        order = sorted(labels)
         return tuple(order), {label: number for number, label in enumerate(order)}
-    names = [line.strip() for line in listing.read_text(encoding="utf-8").splitlines()]
-    names = [name for name in names if name]
+    if listing is None:  # 01 and 1 are the same number
+        named = {int(label): label for label in sorted(labels, reverse=True)}
+        places = {number: place for place, number in enumerate(sorted(named))}
+        order = [named[number] for number in sorted(named)]
+        return tuple(order), {label: places[int(label)] for label in labels}
+    try:
+        text = listing.read_text(encoding="utf-8-sig").rstrip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{listing} is not a text file in UTF-8: {error}") from error
+    names = [line.strip() for line in text.splitlines()]
+    if not all(names):  # to leave it out would shift all names behind it
+        raise ValueError(f"{listing}, line {names.index('') + 1}, is blank: a class without a name")
     largest = max(map(int, labels))
     if largest >= len(names) or len(set(names)) < len(names):
         raise ValueError(

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from infodisent.checks import check_positive
+from infodisent.checks import check_positive, check_rate
 from infodisent.contract import SparsePool
 from infodisent.layout import check_input_fmt
 from infodisent.methods.decisions import Decision
@@ -98,8 +98,7 @@ class Head(OwnLoop, nn.Module, abc.ABC):
         check_positive(name, "in_features", in_features)
         check_positive(name, "num_features", num_features)
         check_input_fmt(name, input_fmt, num_prefix_tokens)
-        if not 0 <= drop_rate < 1:
-            raise ValueError(f"{name}: drop_rate is {drop_rate}, must be in [0, 1)")
+        check_rate(name, "drop_rate", drop_rate)
         self.in_features, self.num_features = in_features, num_features
         self.input_fmt, self.num_prefix_tokens = input_fmt, num_prefix_tokens
         self.drop_rate = drop_rate

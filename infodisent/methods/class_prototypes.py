@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from infodisent.checks import check_positive
+from infodisent.checks import check_positive, check_strength
 from infodisent.contract import Pool, SparsePool
 from infodisent.methods.prototypes import PrototypeHead, nearest, present
 from infodisent.methods.stages import Batches, Stage, TrainingOptions
@@ -200,8 +200,7 @@ def check_classes(owner: str, num_classes: object) -> None:
 def check_strengths(owner: str, **strengths: float) -> None:
     """Raise ValueError unless all are numbers >= 0."""
     for name, strength in strengths.items():
-        if not 0 <= strength < float("inf"):
-            raise ValueError(f"{owner}: {name} is {strength}, must be a number >= 0")
+        check_strength(owner, name, strength)
 
 
 def layers(

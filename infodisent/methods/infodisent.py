@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from infodisent import ops
-from infodisent.checks import check_choice
+from infodisent.checks import check_choice, check_flag
 from infodisent.contract import SparsePool
 from infodisent.layout import to_bpc, value_dtype
 from infodisent.methods.base import Head
@@ -85,6 +85,8 @@ class InfoDisentHead(Head):
             num_prefix_tokens=num_prefix_tokens,
             drop_rate=drop_rate,
         )
+        check_flag("InfoDisentHead", "bias", bias)
+        check_flag("InfoDisentHead", "rotate", rotate)
         check_choice("InfoDisentHead", "nonneg", nonneg, NONNEG)
         check_choice("InfoDisentHead", "parametrization", parametrization, PARAMETRIZATIONS)
         check_choice("InfoDisentHead", "rotation_precision", rotation_precision, PRECISIONS)

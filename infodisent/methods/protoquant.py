@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from infodisent import ops
-from infodisent.checks import check_positive
+from infodisent.checks import check_between, check_flag, check_positive
 from infodisent.contract import SparsePool
 from infodisent.layout import to_bpc
 from infodisent.methods.base import Head
@@ -62,8 +62,8 @@ class ProtoQuantHead(Head):
     ) -> None:
         check_positive("ProtoQuantHead", "codes", codes)
         check_strengths("ProtoQuantHead", sparsity=sparsity)
-        if not 0.01 <= temperature <= 100:
-            raise ValueError(f"ProtoQuantHead: temperature is {temperature}, allowed 0.01 to 100")
+        check_between("ProtoQuantHead", "temperature", temperature, 0.01, 100)
+        check_flag("ProtoQuantHead", "bias", bias)
         super().__init__(in_features, codes, **options)
         self.codes, self.temperature, self.sparsity, self.bias = codes, temperature, sparsity, bias
         start = nn.functional.normalize(torch.randn(codes, in_features, device=device, dtype=dtype))

@@ -101,7 +101,8 @@ class Stage:
         groups: parameter groups as `torch.optim` takes them (``{"params": [...], "lr": ...}``); the
             rate is the peak of `rate`, or of the group's own ``"rate"``, if it has one. Parameters
             in no group do not train. Where the backbone trains too, it is one more group.
-        epochs: passes over the training images; None for the number that the configuration says.
+        epochs: passes over the training images; None for the number that the configuration says,
+            which a method's only stage takes in any case, where it says one.
         pool_is_fixed: nothing that the pool depends on trains (nor does `Head.after_step` change
             it), so that the pooled units are computed once for the whole stage.
         rate: of the part of the stage that is done, in [0, 1), the part of a group's peak that its

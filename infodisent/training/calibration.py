@@ -183,10 +183,17 @@ def _probe(job: Job, seconds: float) -> float:
 
 
 def _disk(folder: Path) -> tuple[float, float]:
-    """Bytes a second written, until the disk has them, and read, not from memory."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Bytes a second written, until the disk has them, and read, not from memory.
+
+    Where there is no such folder yet, in the one where it will be made: a plan leaves nothing.
+    """
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(f"{place} is not a folder; give one (--out) on the store's disk")
     block = os.urandom(1 << 22)
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
+    with tempfile.NamedTemporaryFile(dir=place) as file:
         start = time.perf_counter()
         for _ in range(ROOM // len(block)):
             file.write(block)

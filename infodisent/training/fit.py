@@ -143,6 +143,10 @@ def fit_head(
     chosen = config if recipe > 1 else _as_version_01(config)
     loss = objective(store, train, chosen)
     scale = _feature_scale(store, train)
+    if not math.isfinite(scale):
+        raise ValueError(
+            f"fit_head: the mean feature of {store.path} is {scale}: NaN, Inf or far too large ones"
+        )
     pull = class_pull(store, train, chosen, loss)
     pull = pull if recipe > 1 else torch.ones_like(pull)
     known = chosen.knowing(TrainingStatistics(scale, pull))
@@ -153,7 +157,9 @@ def fit_head(
     stages = [s for s in head.stages(known) if s.parameters() or maps.module is not None]
     if any(stage.views > 1 for stage in stages):
         maps.check(2, given)
-    schedule = [(stage.name, stage.epochs or epochs) for stage in stages]
+    # a method of one stage takes the number that is given, though it has one of its own
+    own = config.epochs if len(stages) == 1 else None
+    schedule = [(stage.name, own or stage.epochs or epochs) for stage in stages]
     total = sum(count for _, count in schedule)
     run = identity(head, store, given, config, schedule, recipe, maps.made_from(stages))
     # what earlier runs with fewer epochs had in the last stage: each has a cosine of its own

@@ -149,3 +149,17 @@ def test_table_says_that_classes_are_imbalanced(monkeypatch):
     assert "imbalanced" not in table_text(monkeypatch, old)
     other = table_text(monkeypatch, metrics(train=0))
     assert "trained on" not in other
+
+
+def test_only_the_leading_process_opens_a_file_of_events(tmp_path, image_folder, go, monkeypatch):  # noqa: F811
+    from infodisent import ranks
+    from infodisent.training import run, tracking
+
+    opened = []
+    monkeypatch.setattr(tracking, "tensorboard", opened.append)
+    monkeypatch.setattr(run, "fit", lambda *_, **__: 1 / 0)  # what follows is not looked at
+    for leads in (True, False):
+        monkeypatch.setattr(ranks, "leads", lambda leads=leads: leads)
+        code, _ = go("fit", image_folder, *FIT, "--tensorboard", tmp_path, "--out", tmp_path / "r")
+        assert code == 2
+    assert opened == [tmp_path]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from infodisent import InfoDisentHead, attach, load, save
+from infodisent.methods import build_head
 from infodisent.methods.protoquant import ProtoQuantHead
 from infodisent.methods.tesnet import TesNetHead
 
@@ -37,3 +40,24 @@ def test_options_are_those_that_the_constructor_takes():
     handed_on = ProtoQuantHead.option_names()
     assert set(handed_on) == {"codes", "temperature", "sparsity", "bias", "drop_rate"}
     assert ProtoQuantHead(4, 2, drop_rate=0.5).options()["drop_rate"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value"),
+    [
+        ("infodisent", "bias", "no"),  # a word that would be true
+        ("infodisent", "rotate", 0),
+        ("infodisent", "drop_rate", "abc"),
+        ("protopnet", "cluster", None),
+        ("tesnet", "cluster", "abc"),
+        ("tesnet", "wrong_weight", True),
+        ("tesnet", "subspaces", float("inf")),
+        ("st_protopnet", "closeness", {}),
+        ("st_protopnet", "drop_rate", float("nan")),
+        ("protoquant", "temperature", "abc"),
+        ("protoquant", "bias", "no"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_name(method, option, value):
+    with pytest.raises(ValueError, match=rf"Head: {option} is .*(must be|allowed)"):
+        build_head(method, 8, 3, **{option: value})

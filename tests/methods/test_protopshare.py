@@ -133,7 +133,7 @@ BAD = {
     "keep": ({"keep": 0}, "keep is 0"),
     "by": ({"by": "x"}, "by is 'x'"),
     "projections": ({"projections": 0}, "projections is 0"),
-    "pruning": ({"pruning": 1}, "pruning is 1, must be True or False"),
+    "pruning": ({"pruning": 1}, "pruning is 1, allowed are True and False"),
 }
 
 

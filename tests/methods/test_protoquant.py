@@ -106,6 +106,11 @@ def test_trains_on_stored_features(store):
     assert (head.class_weights() >= 0).all()
 
 
+def test_epochs_that_are_given_count(store):
+    head = new_head(store.channels, 2, 0, method="protoquant", codes=4)
+    assert len(fit_head(head, store, FitConfig(epochs=3), progress=False)) == 3
+
+
 def test_a_method_is_a_short_file():
     assert len(inspect.getsource(protoquant).splitlines()) < 150
 

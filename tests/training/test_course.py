@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from infodisent import ranks
 from infodisent.files import read_tensors, write_tensors
 from infodisent.methods import METHODS
 from infodisent.report.curve import training_curve
@@ -287,3 +288,19 @@ def test_options_may_be_numpy_numbers():
     config = FitConfig(epochs=np.int64(3), lr=np.float32(0.5), seed=np.uint8(7))
     assert (type(config.epochs), type(config.lr), config.seed) == (int, float, 7)
     assert json.loads(json.dumps(config.as_dict()))["lr"] == 0.5
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_features_that_are_no_numbers_are_refused(rows, bad):
+    rows._shards[0][3, 0] = bad
+    head = new_head(24, 2, 0, method="protoquant", codes=4)
+    with pytest.raises(ValueError, match=r"mean feature of memory is (nan|inf)"):
+        fit_head(head, rows, CONFIG, progress=False)
+
+
+def test_every_process_goes_on_with_the_leaders_figures(rows, monkeypatch):
+    """Else one could stop earlier than the others, which then wait for it."""
+    losses = iter([3.0, 2.0, 1.0, 1.5, 1.5, 0.1])
+    monkeypatch.setattr(ranks, "told", lambda value: {**value, "validation_loss": next(losses)})
+    history = fit_head(build(), rows, PATIENT, progress=False)
+    assert [entry["validation_loss"] for entry in history] == [3.0, 2.0, 1.0, 1.5, 1.5]

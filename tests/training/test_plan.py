@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import infodisent
+from infodisent.training import calibration
 from infodisent.training.calibration import measure_rates
 from infodisent.training.fit import new_head
 from infodisent.training.plan import EVALUATIONS, Job, Rates, plan
@@ -98,3 +99,13 @@ def test_command(tmp_path, monkeypatch, capsys):
     code, text = run(monkeypatch, capsys, *command, "--rate", "speed=3")
     assert code == 2
     assert "names are decode" in text
+
+
+def test_a_plan_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "ROOM", 1 << 22)
+    write, read = calibration._disk(tmp_path / "runs" / "fit")
+    assert min(write, read) > 0
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file is not a folder; give one"):
+        calibration._disk(tmp_path / "file")

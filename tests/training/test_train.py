@@ -124,11 +124,9 @@ def test_errors(store):
             FitConfig(**bad)
 
 
-def test_infinite_loss_is_an_error(store, monkeypatch):
-    plain = store.gather
-    monkeypatch.setattr(store, "gather", lambda i, dtype=torch.float32: plain(i, dtype) * 1e38)
-    with pytest.raises(ValueError, match=r"loss is .* in epoch 1; lower lr"):
-        fit_head(new_head(store.channels, 2, 0), store, progress=False)
+def test_infinite_loss_is_an_error(store):
+    with pytest.raises(ValueError, match=r"loss is .* in epoch \d; lower lr"):
+        fit_head(new_head(store.channels, 2, 0), store, FitConfig(lr=1e37), progress=False)
 
 
 def test_default_budget(store):
