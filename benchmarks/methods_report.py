@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks.cpu_report import commit
+from benchmarks.pools_report import peak_memory
 from infodisent import demo
 from infodisent.bench.machine import machine
 from infodisent.data.extraction import extract
@@ -56,10 +57,14 @@ def one(folder: Path, method: str, seed: int) -> dict[str, Any]:
     for maps, _, _ in store.batches(train[:64], 64, dtype=None):  # what is read and built once
         head(maps, input_fmt="NLC")
     pairs = views_of(folder) if needs_views(method) else None
-    held, before = _peak(), _times()
-    config = FitConfig(seed=seed)
-    history = fit_head(head, store, config, train=train, views=pairs, progress=False)
-    after, peak = _times(), _peak()
+    config, history = FitConfig(seed=seed), []
+    before = _times()
+
+    def train_head() -> None:
+        history.extend(fit_head(head, store, config, train=train, views=pairs, progress=False))
+
+    memory = peak_memory(train_head)
+    after = _times()
     seconds = after["wall"] - before["wall"]
     others = (after["machine"] - before["machine"] - (after["own"] - before["own"])) / seconds
     figures = evaluate_head(head, store, test).as_dict()
@@ -70,7 +75,7 @@ def one(folder: Path, method: str, seed: int) -> dict[str, Any]:
         "epochs": len(history),
         "seconds": round(seconds, 1),
         "others": round(max(0.0, others), 2),
-        "memory": round((peak - held) / 1024, 1),
+        "memory": round(memory, 1),
     }
 
 
@@ -83,11 +88,6 @@ def needs_views(method: str) -> bool:
 def views_of(folder: Path) -> ViewStore:
     """The views beside a store."""
     return ViewStore(folder.with_name(f"{folder.name}-views"))
-
-
-def _peak() -> int:
-    """KiB that this process held at most so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _times() -> dict[str, float]:
@@ -191,13 +191,13 @@ def _row(title: str, runs: list[dict[str, Any]], mean: float, probe: float) -> s
     spread = statistics.stdev([run["accuracy"] for run in runs]) if len(runs) > 1 else None
     accuracy = f"{mean:.1%}" + ("" if spread is None else f" ± {100 * spread:.1f}")
     seconds = [run["seconds"] for run in runs if run["others"] <= QUIET]
-    memory = [run["memory"] for run in runs]
+    memory = [run["memory"] for run in runs if run["memory"] is not None]
     units = f"{_mean(runs, 'units_used')} of {_mean(runs, 'units')}"
     size = f"{_mean(runs, 'explanation_size')} ({_mean(runs, 'magnitude_size')})"
     time_ = f"{statistics.median(seconds):.0f}" if seconds else "–"
     return (
         f"| {title} | {len(runs)} | {accuracy} | {100 * (mean - probe):+.1f} | {size} | {units} | "
-        f"{time_} | {statistics.median(memory):.0f} |"
+        f"{time_} | {f'{statistics.median(memory):.0f}' if memory else '–'} |"
     )
 
 
