@@ -148,7 +148,7 @@ def gathered(
 
     With gradients: each process must go on to compute the same from the whole. The gradient of its
     own rows is then `world` times what one process would have, so that the mean over processes of
-    every parameter's gradient (`average_gradients`, or `DistributedDataParallel`) is the gradient
+    every parameter's gradient (`average_gradients`) is the gradient
     of the whole batch, for parameters before and behind this call.
     """
     if world() == 1:

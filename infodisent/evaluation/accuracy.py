@@ -28,6 +28,7 @@ from infodisent.evaluation.multilabel import (
 from infodisent.evaluation.original import Mapped, original_columns
 from infodisent.evaluation.original import match_classes as match_classes
 from infodisent.evaluation.size_figures import Sizes
+from infodisent.explanations.sparsity import explanation_sizes as explanation_sizes
 from infodisent.methods import Head
 
 
