@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.cpu_report import commit
 from infodisent import ranks
@@ -32,10 +32,10 @@ from infodisent.bench.machine import machine
 from infodisent.data.reader import block_order, read_ahead
 from infodisent.data.store import MANIFEST, FeatureStore, shard_path
 from infodisent.files import read_json, write_json, write_tensors
-from infodisent.methods import Head, build_head
-from infodisent.methods.stages import LoopOptions
+from infodisent.methods import build_head
 from infodisent.progress import bar
-from infodisent.training.sources import MIXED, STRETCH
+from infodisent.training.calibration import training_step
+from infodisent.training.sources import MIXED, stretch
 
 TARGET = Path(__file__).parent / "results" / "cpu-scale.json"
 SIZES = {"resnet50": (2048, 49), "vit_b_16": (768, 196)}
@@ -98,7 +98,7 @@ def shuffled(store: FeatureStore, cold: bool) -> float:
         drop(store)
     torch.manual_seed(0)
     positions = torch.arange(len(store) if cold else min(len(store), 2048))
-    block = max(1, STRETCH // store.image_bytes)
+    block = stretch(store)
     batches = block_order(positions, block, MIXED).split(BATCH)
     files = store.files_of_maps()
     assert files is not None
@@ -111,32 +111,11 @@ def shuffled(store: FeatureStore, cold: bool) -> float:
     return total / (time.perf_counter() - start)
 
 
-def step_of(head: Head) -> Callable[[Tensor], None]:
-    """A training step on a part of a batch, with the other processes' parts."""
-    stage = head.stages(LoopOptions())[0]
-    optimizer = torch.optim.AdamW([dict(group) for group in stage.groups], weight_decay=0.0)
-    labels = torch.arange(BATCH) % CLASSES
-
-    def step(maps: Tensor) -> None:
-        if ranks.world() > 1:
-            logits = head.classify(ranks.gathered(head.pool(maps, input_fmt="NLC").pooled))
-        else:
-            logits = head(maps, input_fmt="NLC")
-        loss = nn.functional.cross_entropy(logits, labels)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        ranks.average_gradients(stage.parameters())
-        optimizer.step()
-        head.after_step()
-
-    return step
-
-
 def batches_from(store: FeatureStore) -> Iterator[Tensor]:
     """This process's part of one batch after the other, from the store, without end."""
     files = store.files_of_maps()
     assert files is not None
-    block = max(1, STRETCH // store.image_bytes)
+    block = stretch(store)
     while True:
         order = block_order(torch.arange(len(store)), block, MIXED)
         whole = order[: len(order) // BATCH * BATCH]
@@ -148,7 +127,7 @@ def training(store: FeatureStore) -> dict[str, float]:
     """Steps a second on maps from a cold disk and on maps in memory, in turn; medians."""
     torch.manual_seed(0)
     drop(store)
-    step = step_of(build_head("infodisent", store.channels, CLASSES, input_fmt="NLC"))
+    step = training_step(build_head("infodisent", store.channels, CLASSES, input_fmt="NLC"))
     from_disk = batches_from(store)
     kept = next(from_disk)
     step(kept), step(next(from_disk))

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,7 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.cpu_report import commit
-from benchmarks.pools_report import peak_memory
+from benchmarks.pools_report import WatchedClock, peak_memory
 from infodisent import demo
 from infodisent.bench.machine import machine
 from infodisent.data.extraction import extract
@@ -58,15 +56,16 @@ def one(folder: Path, method: str, seed: int) -> dict[str, Any]:
         head(maps, input_fmt="NLC")
     pairs = views_of(folder) if needs_views(method) else None
     config, history = FitConfig(seed=seed), []
-    before = _times()
+    clock, memory = WatchedClock(), 0.0
 
     def train_head() -> None:
         history.extend(fit_head(head, store, config, train=train, views=pairs, progress=False))
 
-    memory = peak_memory(train_head)
-    after = _times()
-    seconds = after["wall"] - before["wall"]
-    others = (after["machine"] - before["machine"] - (after["own"] - before["own"])) / seconds
+    def watched() -> None:
+        nonlocal memory
+        memory = peak_memory(train_head)
+
+    seconds = clock(watched)
     figures = evaluate_head(head, store, test).as_dict()
     return {
         "held_out": figures.pop("images"),
@@ -74,7 +73,7 @@ def one(folder: Path, method: str, seed: int) -> dict[str, Any]:
         "units": head.num_features,
         "epochs": len(history),
         "seconds": round(seconds, 1),
-        "others": round(max(0.0, others), 2),
+        "others": round(max(0.0, clock.others / seconds), 2),
         "memory": round(memory, 1),
     }
 
@@ -88,16 +87,6 @@ def needs_views(method: str) -> bool:
 def views_of(folder: Path) -> ViewStore:
     """The views beside a store."""
     return ViewStore(folder.with_name(f"{folder.name}-views"))
-
-
-def _times() -> dict[str, float]:
-    """Seconds: on the wall, of this process on processors, of all processes on processors."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    fields = [int(f) for f in Path("/proc/stat").read_text(encoding="ascii").split()[1:9]]
-    busy = sum(fields) - fields[3] - fields[4]  # without idle and waiting for disks
-    ticks = os.sysconf("SC_CLK_TCK")
-    own = used.ru_utime + used.ru_stime
-    return {"wall": time.perf_counter(), "own": own, "machine": busy / ticks}
 
 
 def baselines(store: FeatureStore) -> dict[str, Any]:

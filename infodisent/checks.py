@@ -24,6 +24,14 @@ def check_classes(owner: str, num_classes: int) -> None:
         raise ValueError(f"{owner}: num_classes is {num_classes!r}, must be an int >= 0")
 
 
+def check_one_pool(owner: str, pool_type: object) -> None:
+    """Raise ValueError where a pool is asked for, as timm allows, of a head that has its own."""
+    if pool_type is not None:
+        raise ValueError(
+            f"{owner}.reset: pool_type is {pool_type!r}, but this head has one pool only"
+        )
+
+
 def check_strengths(owner: str, **strengths: object) -> None:
     """`check_strength` of several."""
     for name, value in strengths.items():

@@ -58,6 +58,14 @@ def cache_file(name: str) -> Path:
     return Path(base) / "infodisent" / name
 
 
+def size_text(count: float) -> str:
+    """Bytes for people: "1.5 GB"."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file at once or not at all."""
     with replacing(path) as temporary:

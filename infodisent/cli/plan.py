@@ -156,11 +156,13 @@ def _files(folder: Path | None) -> list[str]:
 
 
 def _print(result: Plan, rates: Rates, given: dict[str, float]) -> None:
+    from infodisent.files import size_text
+
     job = result.job
     console.print(
         f"{job.images:,} maps of {job.channels} channels and {job.pixels} pixels: "
-        f"[bold]{size(result.store)}[/bold] on disk; {size(result.memory)} of memory a process "
-        "besides torch and the backbone",
+        f"[bold]{size_text(result.store)}[/bold] on disk; {size_text(result.memory)} of memory a "
+        "process besides torch and the backbone",
         highlight=False,
     )
     table = Table()
@@ -176,14 +178,6 @@ def _print(result: Plan, rates: Rates, given: dict[str, float]) -> None:
         f"{name} {values[name]:,.4g}{' (stated)' if name in given else ''}" for name in RATES
     )
     console.print(f"[dim]rates a second: {told}; {job.devices} device(s)", highlight=False)
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit, one in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= one:
-            return f"{count / one:.3g} {unit}"
-    return f"{count / 1e3:.3g} kB"
 
 
 def clock(seconds: float) -> str:

@@ -27,7 +27,7 @@ from infodisent.data.images import ImageDataset, ImageItem, ImageSet, Sample, as
 from infodisent.data.notices import print_notes
 from infodisent.data.shards import DTYPES, ShardWriter
 from infodisent.data.store import MANIFEST, FeatureStore, read_shard, shard_count, shard_path
-from infodisent.files import read_json, write_json
+from infodisent.files import read_json, size_text, write_json
 from infodisent.progress import bar, console
 
 FORMAT = 1
@@ -289,22 +289,15 @@ def _check_room(folder: Path, meta: dict[str, Any], dtype: str, missing: int, sa
     need, free = missing * one, shutil.disk_usage(folder).free
     if say and need > _WORTH_SAYING:
         console.print(
-            f"features: {_bytes(need)} in {folder} ({_bytes(free)} are free)",
+            f"features: {size_text(need)} in {folder} ({size_text(free)} are free)",
             markup=False,
             highlight=False,
         )
     if need > free:
         raise OSError(
-            f"extract: the maps of {missing} images take {_bytes(need)}, but {folder} has "
-            f"{_bytes(free)} free; make room, use another folder, fewer images or smaller ones"
+            f"extract: the maps of {missing} images take {size_text(need)}, but {folder} has "
+            f"{size_text(free)} free; make room, use another folder, fewer images or smaller ones"
         )
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1e3:.0f} kB"
 
 
 def _is_complete(path: Path, meta: dict[str, Any]) -> bool:

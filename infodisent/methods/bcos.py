@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infodisent.checks import check_choice, check_positive
+from infodisent.checks import (
+    check_choice,
+    check_classes,
+    check_one_pool,
+    check_positive,
+    check_strength,
+)
 from infodisent.contract import SparsePool
 from infodisent.layout import to_bpc, value_dtype
 from infodisent.methods.base import Head
@@ -95,7 +101,7 @@ class BcosHead(Head):
         name = "BcosHead"
         if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 0:
             raise ValueError(f"{name}: hidden is {hidden!r}, must be an int >= 0")
-        _check_classes(num_classes)
+        check_classes(type(self).__name__, num_classes)
         super().__init__(
             in_features,
             hidden or max(1, num_classes),
@@ -105,7 +111,8 @@ class BcosHead(Head):
         )
         check_positive(name, "max_out", max_out)
         check_choice(name, "targets", targets, TARGETS)
-        if isinstance(b, bool) or not 1 <= b < math.inf:
+        check_strength(name, "b", b)
+        if b < 1:
             raise ValueError(f"{name}: b is {b!r}, must be a number >= 1")
         self.hidden, self.b, self.max_out, self.targets = hidden, float(b), max_out, targets
         self._build_first({"device": device, "dtype": dtype})
@@ -305,11 +312,8 @@ class BcosHead(Head):
         Raises:
             ValueError: `pool_type` is given: the mean is what this head classifies.
         """
-        if pool_type is not None:
-            raise ValueError(
-                f"BcosHead.reset: pool_type is {pool_type!r}, but this head has one pool only"
-            )
-        _check_classes(num_classes)
+        check_one_pool(type(self).__name__, pool_type)
+        check_classes(type(self).__name__, num_classes)
         place = {"device": self.first.device, "dtype": self.first.dtype}
         if not self.hidden:
             self.num_features = max(1, num_classes)
@@ -320,11 +324,6 @@ class BcosHead(Head):
         if not self.num_classes:
             raise ValueError("BcosHead: this head has no classes (num_classes=0)")
         return self.log_gain.exp()
-
-
-def _check_classes(num_classes: int) -> None:
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
-        raise ValueError(f"BcosHead: num_classes is {num_classes!r}, must be an int >= 0")
 
 
 def _weights(units: int, channels: int, place: dict[str, Any]) -> nn.Parameter:

@@ -8,7 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from infodisent.checks import check_positive, check_strength
+from infodisent.checks import (
+    check_classes,
+    check_one_pool,
+    check_positive,
+)
 from infodisent.contract import Pool, SparsePool
 from infodisent.methods.prototypes import PrototypeHead, nearest, present
 from infodisent.methods.stages import Batches, Stage, TrainingOptions
@@ -178,10 +182,7 @@ class ClassPrototypeHead(PrototypeHead):
             ValueError: `pool_type` is given: the best pixel is what this head keeps.
         """
         name = type(self).__name__
-        if pool_type is not None:
-            raise ValueError(
-                f"{name}.reset: pool_type is {pool_type!r}, but this head has one pool only"
-            )
+        check_one_pool(type(self).__name__, pool_type)
         check_classes(name, num_classes)
         self.num_classes = num_classes
         self.num_features = self.branches * self.per_class * max(1, num_classes)
@@ -189,18 +190,6 @@ class ClassPrototypeHead(PrototypeHead):
         self.start_record(like.device)
         self.build({"device": like.device, "dtype": like.dtype})
         self.last.train(self.training)
-
-
-def check_classes(owner: str, num_classes: object) -> None:
-    """Raise ValueError unless `num_classes` is an int >= 0."""
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
-        raise ValueError(f"{owner}: num_classes is {num_classes!r}, must be an int >= 0")
-
-
-def check_strengths(owner: str, **strengths: float) -> None:
-    """Raise ValueError unless all are numbers >= 0."""
-    for name, strength in strengths.items():
-        check_strength(owner, name, strength)
 
 
 def layers(

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from infodisent import ops
-from infodisent.checks import check_choice, check_positive
+from infodisent.checks import (
+    check_choice,
+    check_classes,
+    check_one_pool,
+    check_positive,
+    check_strength,
+)
 from infodisent.contract import SparsePool
 from infodisent.layout import to_bpc, value_dtype
 from infodisent.methods.base import Head
@@ -108,8 +114,7 @@ class EPICHead(Head):
             check_positive(name, option, value)
         if images < keep:
             raise ValueError(f"{name}: images is {images}, must be >= keep ({keep})")
-        if not 0 <= weight_decay < float("inf"):
-            raise ValueError(f"{name}: weight_decay is {weight_decay}, must be a number >= 0")
+        check_strength(name, "weight_decay", weight_decay)
         check_choice(name, "sides", sides, SIDES)
         check_choice(name, "parametrization", parametrization, PARAMETRIZATIONS)
         check_choice(name, "rotation_precision", rotation_precision, PRECISIONS)
@@ -157,8 +162,7 @@ class EPICHead(Head):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
-            raise ValueError(f"EPICHead: num_classes is {num_classes!r}, must be an int >= 0")
+        check_classes(type(self).__name__, num_classes)
         self.num_classes = num_classes
         self.fc = (
             StandardisedLinear(self.in_features, num_classes, device=device, dtype=dtype)
@@ -377,10 +381,7 @@ class EPICHead(Head):
 
     def reset(self, num_classes: int, pool_type: str | None = None) -> None:
         """Replace the classifier by one of zeros; the rotation stays. See `Head.reset`."""
-        if pool_type is not None:
-            raise ValueError(
-                f"EPICHead.reset: pool_type is {pool_type!r}, but this head has one pool only"
-            )
+        check_one_pool(type(self).__name__, pool_type)
         like = self.rotation.A
         self._build_classifier(num_classes, like.device, like.dtype)
         self.fc.train(self.training)

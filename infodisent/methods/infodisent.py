@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from infodisent import ops
-from infodisent.checks import check_choice, check_flag
+from infodisent.checks import check_choice, check_classes, check_flag, check_one_pool
 from infodisent.contract import SparsePool
 from infodisent.layout import to_bpc, value_dtype
 from infodisent.methods.base import Head
@@ -114,8 +114,7 @@ class InfoDisentHead(Head):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
-            raise ValueError(f"InfoDisentHead: num_classes is {num_classes!r}, must be an int >= 0")
+        check_classes(type(self).__name__, num_classes)
         self.num_classes = num_classes
         self.fc = (
             NonNegativeLinear(
@@ -136,10 +135,7 @@ class InfoDisentHead(Head):
         Raises:
             ValueError: `pool_type` is given: the sparse pool is what this head is.
         """
-        if pool_type is not None:
-            raise ValueError(
-                f"InfoDisentHead.reset: pool_type is {pool_type!r}, but this head has one pool only"
-            )
+        check_one_pool(type(self).__name__, pool_type)
         like = self.rotation.A if self.rotation is not None else getattr(self.fc, "weight", None)
         self._build_classifier(
             num_classes,

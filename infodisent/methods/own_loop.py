@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -17,32 +17,31 @@ from infodisent.methods.stages import (
 )
 
 
+class _Head(Protocol):
+    """What is asked of the head."""
+
+    num_classes: int
+    loss_needs_pool: ClassVar[bool]
+
+    @property
+    def device(self) -> torch.device:
+        """See `Head.device`."""
+
+    def stages(self, config: TrainingOptions) -> tuple[Stage, ...]:
+        """See `Head.stages`."""
+
+    def penalty(self, config: TrainingOptions, batch: TrainingBatch) -> Tensor | None:
+        """See `Head.penalty`."""
+
+
 class OwnLoop:
     """Parameter groups and the term to add to the loss; a base of `infodisent.methods.base.Head`.
 
     The rest of such a loop: after every ``optimizer.step()`` call `Head.after_step`.
     """
 
-    num_classes: int
-    loss_needs_pool: ClassVar[bool]
-
-    if TYPE_CHECKING:  # of the head
-
-        @property
-        def device(self) -> torch.device:
-            """See `Head`."""
-            raise NotImplementedError
-
-        def stages(self, config: TrainingOptions) -> tuple[Stage, ...]:
-            """See `Head`."""
-            raise NotImplementedError
-
-        def penalty(self, config: TrainingOptions, batch: TrainingBatch) -> Tensor | None:
-            """See `Head`."""
-            raise NotImplementedError
-
     def param_groups(
-        self,
+        self: _Head,
         lr: float = LoopOptions.lr,
         rotation_lr: float = LoopOptions.rotation_lr,
     ) -> list[dict[str, Any]]:
@@ -69,7 +68,7 @@ class OwnLoop:
         return [dict(group) for group in stages[0].groups]
 
     def penalty_term(
-        self,
+        self: _Head,
         l1: float = LoopOptions.l1,
         *,
         feature_scale: float = 1.0,
@@ -93,24 +92,25 @@ class OwnLoop:
             raise ValueError(
                 f"{type(self).__name__}.penalty_term: this method needs pooled, labels"
             )
-        statistics = self._statistics(feature_scale, class_counts)
+        statistics = _statistics(self, feature_scale, class_counts)
         options = LoopOptions(l1=l1, statistics=statistics)
         if labels is None:
             labels = torch.empty(0, dtype=torch.int64, device=self.device)
         term = self.penalty(options, TrainingBatch(labels, pooled))
         return torch.zeros((), device=self.device) if term is None else term
 
-    def _statistics(
-        self, feature_scale: float, class_counts: Sequence[float] | Tensor | None
-    ) -> TrainingStatistics:
-        """Of a training loop of one's own."""
-        pull = torch.ones(self.num_classes)
-        if class_counts is not None:
-            count = torch.as_tensor(class_counts, dtype=torch.float32).cpu()
-            if count.shape != pull.shape or not (count >= 0).all() or not count.sum() > 0:
-                raise ValueError(
-                    f"{type(self).__name__}: class_counts is {class_counts}, must be "
-                    f"{self.num_classes} numbers >= 0"
-                )
-            pull = count * self.num_classes / count.sum()
-        return TrainingStatistics(feature_scale, pull)
+
+def _statistics(
+    head: _Head, feature_scale: float, class_counts: Sequence[float] | Tensor | None
+) -> TrainingStatistics:
+    """Of a training loop of one's own."""
+    pull = torch.ones(head.num_classes)
+    if class_counts is not None:
+        count = torch.as_tensor(class_counts, dtype=torch.float32).cpu()
+        if count.shape != pull.shape or not (count >= 0).all() or not count.sum() > 0:
+            raise ValueError(
+                f"{type(head).__name__}: class_counts is {class_counts}, must be "
+                f"{head.num_classes} numbers >= 0"
+            )
+        pull = count * head.num_classes / count.sum()
+    return TrainingStatistics(feature_scale, pull)

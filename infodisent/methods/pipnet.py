@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from infodisent import ops
-from infodisent.checks import check_positive
+from infodisent.checks import check_classes, check_one_pool, check_positive, check_strengths
 from infodisent.contract import SparsePool
 from infodisent.layout import to_bpc
 from infodisent.methods.base import Head
@@ -113,14 +113,13 @@ class PIPNetHead(Head):
         ):
             if isinstance(count, bool) or not isinstance(count, int) or count < 0:
                 raise ValueError(f"{name}: {option} is {count!r}, must be an int >= 0")
-        for option, strength in (
-            ("alignment", alignment),
-            ("presence", presence),
-            ("classification", classification),
-            ("shrink", shrink),
-        ):
-            if not 0 <= strength < math.inf:
-                raise ValueError(f"{name}: {option} is {strength}, must be a number >= 0")
+        check_strengths(
+            name,
+            alignment=alignment,
+            presence=presence,
+            classification=classification,
+            shrink=shrink,
+        )
         super().__init__(
             in_features,
             num_prototypes or in_features,
@@ -300,12 +299,8 @@ class PIPNetHead(Head):
         Raises:
             ValueError: `pool_type` is given: the best pixel is what this head keeps.
         """
-        if pool_type is not None:
-            raise ValueError(
-                f"PIPNetHead.reset: pool_type is {pool_type!r}, but this head has one pool only"
-            )
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
-            raise ValueError(f"PIPNetHead: num_classes is {num_classes!r}, must be an int >= 0")
+        check_one_pool(type(self).__name__, pool_type)
+        check_classes(type(self).__name__, num_classes)
         self.num_classes = num_classes
         self._build_weight({"device": self.weight.device, "dtype": self.weight.dtype})
 

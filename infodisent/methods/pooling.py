@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from infodisent.checks import check_choice, check_positive
+from infodisent.checks import check_choice, check_positive, check_strength
 from infodisent.contract import SparsePool
 
 POOLINGS = ("max", "topk", "lse", "gumbel")
@@ -42,7 +42,8 @@ def check_pooling(
         check_positive(owner, "topk", topk)
     if pooling in TEMPERATURE:
         temperature = TEMPERATURE[pooling] if temperature is None else temperature
-        if isinstance(temperature, bool) or not 0 < temperature < float("inf"):
+        check_strength(owner, "temperature", temperature)
+        if not temperature:
             raise ValueError(f"{owner}: temperature is {temperature!r}, must be a number > 0")
         temperature = float(temperature)
     return topk, temperature

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from infodisent.checks import (
     check_choice,
     check_classes,
+    check_one_pool,
     check_positive,
     check_strengths,
     check_switches,
@@ -368,10 +369,7 @@ class ProtoPoolHead(PrototypeHead):
             ValueError: `pool_type` is given: the best pixel is what this head keeps.
         """
         name = type(self).__name__
-        if pool_type is not None:
-            raise ValueError(
-                f"{name}.reset: pool_type is {pool_type!r}, but this head has one pool only"
-            )
+        check_one_pool(type(self).__name__, pool_type)
         check_classes(name, num_classes)
         self.num_classes = num_classes
         like = self.prototypes

@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infodisent import ops
-from infodisent.checks import check_between, check_flag, check_positive
+from infodisent import checks, ops
 from infodisent.contract import SparsePool
 from infodisent.layout import to_bpc
 from infodisent.methods.base import Head
-from infodisent.methods.class_prototypes import check_classes, check_strengths
 from infodisent.methods.stages import Batches, Stage, TrainingBatch, TrainingOptions
 from infodisent.nn.linear import NonNegativeLinear
 
@@ -60,10 +58,10 @@ class ProtoQuantHead(Head):
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
-        check_positive("ProtoQuantHead", "codes", codes)
-        check_strengths("ProtoQuantHead", sparsity=sparsity)
-        check_between("ProtoQuantHead", "temperature", temperature, 0.01, 100)
-        check_flag("ProtoQuantHead", "bias", bias)
+        checks.check_positive("ProtoQuantHead", "codes", codes)
+        checks.check_strengths("ProtoQuantHead", sparsity=sparsity)
+        checks.check_between("ProtoQuantHead", "temperature", temperature, 0.01, 100)
+        checks.check_flag("ProtoQuantHead", "bias", bias)
         super().__init__(in_features, codes, **options)
         self.codes, self.temperature, self.sparsity, self.bias = codes, temperature, sparsity, bias
         start = nn.functional.normalize(torch.randn(codes, in_features, device=device, dtype=dtype))
@@ -72,9 +70,8 @@ class ProtoQuantHead(Head):
 
     def reset(self, num_classes: int, pool_type: str | None = None) -> None:
         """Fresh weights; the codes stay. Raises ValueError where `pool_type` is given."""
-        check_classes("ProtoQuantHead", num_classes)
-        if pool_type is not None:
-            raise ValueError(f"ProtoQuantHead: pool_type is {pool_type!r}, there is one pool only")
+        checks.check_classes("ProtoQuantHead", num_classes)
+        checks.check_one_pool(type(self).__name__, pool_type)
         self.num_classes, self.fc = num_classes, nn.Identity()
         if num_classes:
             fc = NonNegativeLinear(self.codes, num_classes, self.bias, nonneg="relu")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, logsigmoid, one_hot
 
-from infodisent.checks import check_choice, check_positive
+from infodisent.checks import check_choice, check_one_pool, check_positive
 from infodisent.contract import SparsePool
 from infodisent.layout import to_bpc
 from infodisent.methods import complete_tree as tree
@@ -312,10 +312,7 @@ class ProtoTreeHead(SoftTreeHead):
         Raises:
             ValueError: `pool_type` is given: the best pixel is what this head keeps.
         """
-        if pool_type is not None:
-            raise ValueError(
-                f"ProtoTreeHead.reset: pool_type is {pool_type!r}, but this head has one pool only"
-            )
+        check_one_pool(type(self).__name__, pool_type)
         _check_classes(num_classes)
         self.num_classes = num_classes
         like = self.prototypes

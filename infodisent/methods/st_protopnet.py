@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from infodisent import ops
-from infodisent.checks import check_choice
+from infodisent.checks import check_choice, check_strengths
 from infodisent.contract import SparsePool
 from infodisent.methods.class_prototypes import (
     ClassPrototypeHead,
-    check_strengths,
     layers,
     orthogonality,
 )

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infodisent.checks import check_choice
+from infodisent.checks import check_choice, check_strengths
 from infodisent.contract import SparsePool
 from infodisent.methods.class_prototypes import (
     ClassPrototypeHead,
-    check_strengths,
     layers,
     orthogonality,
 )

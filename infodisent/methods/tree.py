@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infodisent.checks import check_positive
+from infodisent.checks import check_positive, check_strength
 from infodisent.methods.base import Head
 from infodisent.methods.decisions import Decision
 from infodisent.methods.infodisent import InfoDisentHead
@@ -76,8 +76,7 @@ class TreeHead(InfoDisentHead):
         if depth > 16:
             raise ValueError(f"TreeHead: depth is {depth}, must be at most 16 (131,071 nodes)")
         check_positive("TreeHead", "min_leaf", min_leaf)
-        if isinstance(ccp_alpha, bool) or not 0 <= ccp_alpha < float("inf"):
-            raise ValueError(f"TreeHead: ccp_alpha is {ccp_alpha}, must be a number >= 0")
+        check_strength("TreeHead", "ccp_alpha", ccp_alpha)
         super().__init__(in_features, num_classes, device=device, **options)
         self.depth, self.min_leaf, self.ccp_alpha = depth, min_leaf, float(ccp_alpha)
         self._clear(device)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from infodisent import ranks
 from infodisent.backbones.backbone import evaluating
 from infodisent.backbones.preprocess import transform_config, transform_from
 from infodisent.classifier import InfoDisentClassifier
@@ -67,7 +68,7 @@ def measure_rates(
     measured: dict[str, Callable[[], float]] = {
         "decode": lambda: _decoding(model, pictures, seconds),
         "forward": lambda: _backbone(model, seconds),
-        "step": lambda: _rate(_step(model.head, maps), count, seconds, device),
+        "step": lambda: _step_rate(model.head, maps, seconds),
         "pool": lambda: _rate(torch.inference_mode()(forward), count, seconds, device),
         "probe": lambda: _probe(job, seconds),
     }
@@ -150,24 +151,38 @@ def _photograph() -> bytes:
     return file.getvalue()
 
 
-def _step(
-    head: Head,
-    maps: Tensor,  # [n, P, C]
-) -> Callable[[], None]:
-    """A training step of the first stage, which has the pool in it, of a copy of the head."""
-    head = copy.deepcopy(head).train()
-    stage = next(stage for stage in head.stages(LoopOptions()) if stage.parameters())
-    optimizer = torch.optim.AdamW([dict(group) for group in stage.groups], weight_decay=0.0)
-    labels = torch.arange(len(maps), device=maps.device) % head.num_classes
+def training_step(head: Head) -> Callable[[Tensor], None]:
+    """A training step of the first stage, which has the pool in it, on maps ``[n, P, C]``.
 
-    def run() -> None:
-        loss = nn.functional.cross_entropy(head(maps, input_fmt="NLC"), labels)
+    Of several processes each brings its part of the maps, see `infodisent.ranks`.
+    """
+    stage = head.stages(LoopOptions())[0]
+    optimizer = torch.optim.AdamW([dict(group) for group in stage.groups], weight_decay=0.0)
+
+    def step(maps: Tensor) -> None:
+        if ranks.world() > 1:
+            logits = head.classify(ranks.gathered(head.pool(maps, input_fmt="NLC").pooled))
+        else:
+            logits = head(maps, input_fmt="NLC")
+        labels = torch.arange(len(logits), device=logits.device) % head.num_classes
+        loss = nn.functional.cross_entropy(logits, labels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        ranks.average_gradients(stage.parameters())
         optimizer.step()
         head.after_step()
 
-    return run
+    return step
+
+
+def _step_rate(
+    head: Head,
+    maps: Tensor,  # [n, P, C]
+    seconds: float,
+) -> float:
+    """Images a second of training steps; of a copy of the head, which stays as it is."""
+    step = training_step(copy.deepcopy(head).train())
+    return _rate(lambda: step(maps), len(maps), seconds, maps.device)
 
 
 def _probe(job: Job, seconds: float) -> float:

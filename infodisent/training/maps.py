@@ -26,8 +26,8 @@ from infodisent.layout import to_bpc
 from infodisent.methods import Stage
 from infodisent.methods.stages import LoopOptions
 from infodisent.progress import console
-from infodisent.training import sources
 from infodisent.training.config import FitConfig
+from infodisent.training.sources import stored_batches
 
 LIVE_BATCH = 64
 """Images of a step with a backbone that trains, where no number is given."""
@@ -75,7 +75,7 @@ class StoredMaps:
         if views == 1 or self._views is None:
             batches = order.split(batch_size)
             mine = [ranks.piece(positions) for positions in batches]
-            yield from zip(batches, sources.StoredMaps(self.store, device).epoch(mine), strict=True)
+            yield from zip(batches, stored_batches(self.store, mine, device), strict=True)
             return
         pairs = torch.randint(self._views.pairs, (len(order),))
         for at in torch.arange(len(order)).split(batch_size):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,46 +19,34 @@ MIXED = 256
 """Blocks whose images are mixed with each other: 1 GiB of maps."""
 
 
-class MapSource(Protocol):
-    """Gives the maps of an epoch's batches."""
-
-    def epoch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Maps ``[n, P, C]`` of one batch after the other, on the head's device.
-
-        Args:
-            batches: positions of the images, ``[n]`` int64 each.
-        """
-
-
-class StoredMaps:
-    """Maps of a feature store, read by a thread ahead of the computation.
-
-    Args:
-        store: has the maps.
-        device: where they are wanted.
-    """
-
-    def __init__(self, store: FeatureStore, device: torch.device) -> None:
-        self._store, self._device = store, device
-
-    def epoch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """As of `MapSource`; in the stored dtype."""
-        files = self._store.files_of_maps()
-        if files is None:  # in memory
-            for positions in batches:
-                yield self._store.gather(positions, dtype=None).to(self._device)
-            return
-        size = max((len(positions) for positions in batches), default=1)
-        blocks = in_blocks(self._store)
-        window = 0 if blocks is None else max(1, blocks[0] * blocks[1] // max(1, size))
-        yield from read_ahead(files, batches, self._device, window)
+def stored_batches(
+    store: FeatureStore,
+    batches: Sequence[Tensor],  # [n] int64 each
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """Maps ``[n, P, C]`` of one batch after the other, as stored, on `device`; read ahead by a
+    thread where they lie in files."""
+    files = store.files_of_maps()
+    if files is None:  # in memory
+        for positions in batches:
+            yield store.gather(positions, dtype=None).to(device)
+        return
+    size = max((len(positions) for positions in batches), default=1)
+    blocks = in_blocks(store)
+    window = 0 if blocks is None else max(1, blocks[0] * blocks[1] // max(1, size))
+    yield from read_ahead(files, batches, device, window)
 
 
 def in_blocks(store: FeatureStore) -> tuple[int, int] | None:
     """Images of a block, and blocks of a window, for `block_order`; None: images in any order."""
     if len(store) * store.image_bytes <= IN_ANY_ORDER:
         return None
-    return max(1, STRETCH // store.image_bytes), MIXED
+    return stretch(store), MIXED
+
+
+def stretch(store: FeatureStore) -> int:
+    """Images of a block."""
+    return max(1, STRETCH // store.image_bytes)
 
 
 def shuffled(
