@@ -136,12 +136,13 @@ def test_steps_see_augmented_images_and_stages_of_fixed_pools_plain_ones(store, 
     torch.testing.assert_close(
         live.store.gather(order), torch.stack([*plain.values()]), rtol=2e-3, atol=2e-3
     )
-    first, second = ([maps for _, maps in live.epoch(order, 8, 1, n, CPU)] for n in (0, 1))
+    first, second = ([live.made(x) for _, x in live.epoch(order, 8, 1, n, CPU)] for n in (0, 1))
     assert first[0].requires_grad
     assert not torch.equal(first[0], second[0])
-    again = [maps for _, maps in live.epoch(order, 8, 1, 0, CPU)]
+    again = [live.made(images) for _, images in live.epoch(order, 8, 1, 0, CPU)]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    (_, pair), *_ = live.epoch(order, 8, 2, 0, CPU)
+    (_, images), *_ = live.epoch(order, 8, 2, 0, CPU)
+    pair = live.made(images)
     assert len(pair) == 16
     near = [(pair[i] - pair[8 + i]).norm() for i in range(8)]
     far = [(pair[i] - pair[8 + (i + 3) % 8]).norm() for i in range(8)]
