@@ -198,7 +198,7 @@ class EPICHead(Head):
 
     def _constant(self) -> Tensor:
         """U without a gradient, which logits do not have: they are the same for all U."""
-        if self._of_step is not None:
+        if self._of_step is not None and self.training:
             return self._of_step
         with torch.no_grad():
             u: Tensor = self.rotation()
@@ -309,6 +309,8 @@ class EPICHead(Head):
 
     def start_epoch(self, stage: Stage, epoch: int, epochs: int, batches: Batches) -> None:
         """Every `refresh` epochs: which images are prototypes of which channels."""
+        # U of a whole epoch where it does not change: no step compares it with the last one's
+        self._of_step = None if stage.name == "rotation" else self.rotation().detach()
         if stage.name != "rotation" or epoch % self.refresh:
             return
         part = epoch / max(1, (epochs - 1) // self.refresh * self.refresh)
@@ -370,7 +372,8 @@ class EPICHead(Head):
 
     def after_step(self) -> None:
         """See `Rotation.after_step`."""
-        self._of_step = None
+        if self.rotation.A.requires_grad:
+            self._of_step = None
         self.rotation.after_step()
 
     def no_weight_decay(self) -> set[str]:

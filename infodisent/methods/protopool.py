@@ -343,7 +343,7 @@ class ProtoPoolHead(PrototypeHead):
         """Cluster, separation, orthogonality and wrong-class terms, as published."""
         assert isinstance(self.last, nn.Linear)
         weight = self.last.weight
-        terms = self.wrong_weight * weight[self._own_slots(weight) == 0].abs().sum()
+        terms = self.wrong_weight * (weight.abs() * (self._own_slots(weight) == 0)).sum()
         if not batch.extra:
             return terms
         logits = self.assignment

@@ -160,9 +160,12 @@ class TreeHead(InfoDisentHead):
         """
         weights = super().class_weights()
         inner = self.channel >= 0
-        children = 2 * inner.nonzero().flatten() + 1
-        step = (self.chances[children + 1] - self.chances[children]) * self.share[inner, None]
-        grown = torch.zeros_like(weights.mT).index_add(0, self.channel[inner], step.to(weights))
+        # of all nodes, whose number is known: steps of a training ask, and wait for nothing
+        children = 2 * torch.arange(len(inner), device=inner.device) + 1
+        children = children.clamp_max(len(self.chances) - 2)
+        step = (self.chances[children + 1] - self.chances[children]) * self.share[:, None]
+        step = torch.where(inner[:, None], step, 0).to(weights)
+        grown = torch.zeros_like(weights.mT).index_add(0, self.channel.clamp_min(0), step)
         return torch.where(self.grown, grown.mT, weights)
 
     def used_units(self) -> Tensor:

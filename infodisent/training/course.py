@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich.progress import Progress
 from torch import Tensor
 
 from infodisent.methods import Head, Stage
-from infodisent.progress import Progress
 from infodisent.training.config import FitConfig
 from infodisent.training.epochs import Training
 from infodisent.training.maps import Maps, restore_state, state_of

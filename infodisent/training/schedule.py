@@ -51,7 +51,9 @@ def scheduler(
         rates = [RATES[config.schedule]] * len(rates)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
-    factors = [functools.partial(_factor, rate, steps, config.warmup) for rate in rates]
+    factors: list[Callable[[int], float]] = [
+        functools.partial(_factor, rate, steps, config.warmup) for rate in rates
+    ]
     return LambdaLR(optimizer, factors, last_epoch=done - 1)
 
 

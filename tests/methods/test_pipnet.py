@@ -16,8 +16,8 @@ from infodisent.explanations.predictions import predict_images
 from infodisent.methods.pipnet import PIPNetHead
 from infodisent.methods.stages import LoopOptions, Stage, TrainingBatch
 from infodisent.report.table import json_row
-from infodisent.training import steps
 from infodisent.training import fit as fitting
+from infodisent.training import steps
 from infodisent.training.config import FitConfig
 from infodisent.training.fit import fit_head, new_head
 from infodisent.training.run import evaluate_run, fit, open_run
