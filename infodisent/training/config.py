@@ -87,7 +87,7 @@ class FitConfig:
             (`Head.after_step`), is what is validated, kept, and what the next stage starts from.
         schedule: of the learning rates over a stage: "method", the head's own; "cosine" or
             "linear", to zero; "constant".
-        warmup: part of a stage's steps, in [0, 1), in which the rates rise linearly to the schedule.
+        warmup: part of a stage's steps, in [0, 1), in which the rates rise to the schedule, evenly.
 
     Raises:
         TypeError, ValueError: an option that is not allowed, named.

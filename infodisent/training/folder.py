@@ -22,7 +22,9 @@ MODEL, STATE, METRICS, PROTOTYPES, FEATURES, VIEWS, TRAINED_FEATURES = (
     "features-trained",
 )
 JUDGED = "judge.json"
-WRITTEN = (STATE, MODEL, PROTOTYPES, METRICS, JUDGED)
+PROFILE = "profile"
+TABLE = "training.csv"
+WRITTEN = (STATE, MODEL, PROTOTYPES, METRICS, JUDGED, TABLE)
 DRAWN = ("report.html", "curve.png", "prototypes*.png", "figures/*.png")
 """What is drawn of a run, as patterns: of another model it would lie."""
 

@@ -35,9 +35,9 @@ LIVE_BATCH = 64
 """Images of a step with a backbone that trains, where no number is given."""
 
 Batch = tuple[Tensor, Tensor]
-"""Positions ``[n]`` int64 of a step's images, and rows of which their maps are made, ``[n, ...]`` or
-``[2n, ...]``, of several processes those of this one's part: the maps themselves, ``[n, P, C]``, or
-images ``[n, channels, H, W]``. See `StoredMaps.made`."""
+"""Positions ``[n]`` int64 of a step's images, and rows of which their maps are made, ``[n, ...]``
+or ``[2n, ...]``, of several processes those of this one's part: the maps themselves, ``[n, P, C]``,
+or images ``[n, channels, H, W]``. See `StoredMaps.made`."""
 
 
 class StoredMaps:
@@ -299,7 +299,8 @@ def step_cost(
     Args:
         backbone: that trains.
         store: says what images it takes.
-        batch_size: images of a step that are passed at once by one process; views: of every image; steps: of an epoch.
+        batch_size: images that one process passes at once; views: of every image; steps: of an
+            epoch.
     """
     weight = next(backbone.parameters())
     size = tuple(store.meta["transform"]["input_size"])

@@ -106,7 +106,7 @@ class Step:
             assert rows is not None
             figures = self._added(done, positions, rows, parts)
         else:
-            logits, batch = self._forward(done, positions, rows, units, parts)
+            logits, batch = self._forward(done, positions, rows, units, parts, len(positions))
             figures = self._backward(logits, batch)
         if rows is not None:
             groups = self.tools.optimizer.param_groups
@@ -139,8 +139,12 @@ class Step:
         rows: Tensor | None,
         units: Tensor | None,  # [n, M]
         parts: int,
+        whole: int | None = None,
     ) -> tuple[Tensor, TrainingBatch]:
-        """Logits ``[views · n, K]``, and what the head is told of the step."""
+        """Logits ``[views · n, K]``, and what the head is told of the step.
+
+        `whole`: n, where every process has the piece of it that `ranks.piece` gives.
+        """
         head, views = self.head, 1 if rows is None else self.stage.views
         labels = sent(self.maps.store.labels[positions], head.device)
         labels = labels.repeat(views, *(1,) * (labels.ndim - 1))
@@ -148,7 +152,7 @@ class Step:
         pooled = units
         with self._precision():
             if rows is not None and (head.loss_needs_pool or ranks.world() > 1 or parts > 1):
-                pooled, extra = self._units(rows, parts)
+                pooled, extra = self._units(rows, parts, whole)
             if pooled is not None:
                 logits = head.classify(pooled)
             else:
@@ -160,8 +164,10 @@ class Step:
         where = sent(positions, head.device)
         return logits, TrainingBatch(labels, pooled, extra, self.stage.name, done, where)
 
-    def _units(self, rows: Tensor, parts: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The units of all processes' images, and what the head has beside them.
+    def _units(
+        self, rows: Tensor, parts: int, images: int | None
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The units of all processes' images, of so many, and what the head has beside them.
 
         Of several parts each is computed again for its gradient, which depends on all of them.
         """
@@ -176,7 +182,10 @@ class Step:
             pooled = _joined([units for units, _ in pieces], views)
             names = pieces[0][1]
             extra = {name: _joined([more[name] for _, more in pieces], views) for name in names}
-        return everyones(pooled, views), {n: everyones(v, views) for n, v in extra.items()}
+        return (
+            everyones(pooled, views, images),
+            {name: everyones(value, views, images) for name, value in extra.items()},
+        )
 
     def _pool(self, rows: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         with self._precision():
@@ -207,11 +216,15 @@ class Step:
 def everyones(
     value: Tensor,  # [views · m, ...]
     views: int,
+    images: int | None = None,
 ) -> Tensor:
-    """The rows of all processes, ``[views · n, ...]``, the views still behind each other."""
+    """The rows of all processes, ``[views · n, ...]``, the views still behind each other.
+
+    `images`: n, where every process has the piece of it that `ranks.piece` gives.
+    """
     if ranks.world() == 1:
         return value
-    return torch.cat([ranks.gathered(view) for view in value.tensor_split(views)])
+    return torch.cat([ranks.gathered(view, images) for view in value.tensor_split(views)])
 
 
 def _joined(

@@ -212,7 +212,7 @@ def test_interrupted_training_ends_the_same(tmp_path, store, views, monkeypatch,
 
 def test_views_of_several_processes_stay_pairs(monkeypatch):
     monkeypatch.setattr(steps.ranks, "world", lambda: 2)
-    monkeypatch.setattr(steps.ranks, "gathered", lambda rows: torch.cat([rows, rows + 10]))
+    monkeypatch.setattr(steps.ranks, "gathered", lambda rows, whole: torch.cat([rows, rows + 10]))
     whole = steps.everyones(torch.tensor([1, 2, 101, 102]), 2)  # two images in two views
     assert whole.tolist() == [1, 2, 11, 12, 101, 102, 111, 112]
 

@@ -191,11 +191,18 @@ def test_command(tmp_path, image_folder):
     arguments = [
         *("fit", str(image_folder), "-b", "test_resnet", "--no-pretrained", "--epochs", "1"),
         *("--train-backbone", "--backbone-lr", "1e-3", "--augment", "colour=0.1"),
-        *("--batch-size", "8", "--out", str(tmp_path / "run")),
+        *("--batch-size", "8", "--out", str(tmp_path / "run"), "--log", "csv"),
+        *("--amp", "bf16", "--accumulate", "3", "--ema", "0.5", "--warmup", "0.1"),
     ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "training the backbone: about" in result.output
-    assert open_run(tmp_path / "run")[2].metrics["train_backbone"] is True
+    metrics = open_run(tmp_path / "run")[2].metrics
+    assert metrics["train_backbone"] is True
+    kept = ("amp", "accumulate", "ema", "schedule", "warmup")
+    assert [metrics["config"][name] for name in kept] == ["bf16", 3, 0.5, "method", 0.1]
+    first, row = (tmp_path / "run" / "training.csv").read_text().splitlines()
+    assert first == "epoch,loss,accuracy"
+    assert [float(x) for x in row.split(",")] == [1, *metrics["history"][0].values()]
     refused = CliRunner().invoke(app, [*arguments, "--augment", "size=3"])
     assert "no option size" in str(refused.exception)
