@@ -156,6 +156,9 @@ class LiveMaps:
                 "trained has; give the model as it was before training"
             )
         backbone.unfreeze()
+        # as an extraction leaves it, also in a process that had nothing left to extract: other
+        # kernels would round otherwise, and a run that goes on must end as one that was not cut
+        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         backbone.eval()
         self.module: Backbone | None = backbone
         self.store: FeatureStore = LiveStore(store, backbone, precision)

@@ -118,6 +118,24 @@ def test_a_state_of_other_copies_is_refused(tmp_path, store, model):
         fit_head(built.head, store, config, live=live, state=file, progress=False)
 
 
+@pytest.mark.parametrize("method", ["infodisent", "protopnet"])
+def test_parts_of_a_batch_are_the_batch(store, model, method):
+    """Of a mean the parts are added up, of any other loss each is passed again."""
+    ends, passed = [], []
+    for parts in (1, 3):
+        built = model(method, **METHODS[method])
+        live, config = start(built, store), FitConfig(epochs=1, batch_size=8, accumulate=parts)
+        made = live.made
+        live.made = lambda images, made=made: passed.append(len(images)) or made(images)
+        head = new_head(store.channels, 2, 0, built.head, **METHODS[method])
+        fit_head(head, store, config, live=live, progress=False)
+        ends.append({**state(built.backbone), **state(head)})
+    assert max(passed[: len(passed) // 3]) == 8
+    assert max(passed[-4:]) <= 3
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-3, atol=2e-4, equal_nan=True)
+
+
 def test_the_best_epoch_has_its_backbone(store, model, monkeypatch):
     losses = iter([0.5, 0.4, 0.6, 0.7])
     monkeypatch.setattr(epochs, "validate", lambda *a: {"validation_loss": next(losses)})

@@ -165,7 +165,8 @@ def test_resumed_with_an_option_it_is_the_uninterrupted_run(tmp_path, rows, monk
         ("infodisent", {}, {}),  # a mean: the parts' gradients are added up
         ("infodisent", {}, {"class_weights": (1, 3)}),  # divided by the batch's weights
         ("protopnet", {"per_class": 2, "dimension": 4}, {}),  # reads the units
-        ("prototree", {"depth": 2}, {}),  # learns from all logits
+        # learns from all logits
+        pytest.param("prototree", {"depth": 2}, {}, marks=pytest.mark.slow),
     ],
 )
 def test_parts_of_a_batch_are_the_batch(rows, method, options, loss):  # noqa: F811
