@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infodisent import ranks
 from infodisent.checks import (
     check_choice,
     check_classes,
@@ -18,7 +19,14 @@ from infodisent.checks import (
 from infodisent.contract import SparsePool
 from infodisent.layout import to_bpc, value_dtype
 from infodisent.methods.base import Head
-from infodisent.methods.stages import Batches, Objective, Stage, TrainingBatch, TrainingOptions
+from infodisent.methods.stages import (
+    Batches,
+    Objective,
+    Stage,
+    TrainingBatch,
+    TrainingOptions,
+    part_of,
+)
 
 TARGETS = ("soft", "labels")
 START = 10.0
@@ -274,10 +282,11 @@ class BcosHead(Head):
     def start_stage(self, stage: Stage, batches: Batches) -> None:
         """The gain, from the lengths of the units of the training images."""
         total, count = 0.0, 0
-        for maps, _, _ in batches():
+        for maps, _, _ in part_of(batches)():
             pooled = self.pool(maps, input_fmt="NLC").pooled
             total += pooled.norm(dim=1).sum().item()
             count += len(pooled)
+        total, count = sum(ranks.everyones(total)), sum(ranks.everyones(count))
         self.log_gain.fill_(math.log(START / max(total / count, 1e-6)))
 
     def loss(

@@ -21,7 +21,14 @@ from infodisent.contract import SparsePool
 from infodisent.layout import to_bpc, value_dtype
 from infodisent.methods.base import Head
 from infodisent.methods.purity import SIDES, find_images, mean_purity, prototypes_mean, purities
-from infodisent.methods.stages import Batches, Objective, Stage, TrainingBatch, TrainingOptions
+from infodisent.methods.stages import (
+    Batches,
+    Objective,
+    Stage,
+    TrainingBatch,
+    TrainingOptions,
+    part_of,
+)
 from infodisent.nn.rotation import PARAMETRIZATIONS, Rotation
 from infodisent.nn.standardised import StandardisedLinear
 from infodisent.ops.register import no_autocast
@@ -304,7 +311,7 @@ class EPICHead(Head):
         if stage.name == "rotation":
             self.purity[0] = self.mean_purity(batches)
             return
-        means = (maps.mean(1, dtype=torch.float32) for maps, _, _ in batches())
+        means = (maps.mean(1, dtype=torch.float32) for maps, _, _ in part_of(batches)())
         self._classifier().standardise(means)
 
     def start_epoch(self, stage: Stage, epoch: int, epochs: int, batches: Batches) -> None:

@@ -9,12 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infodisent import ops
+from infodisent import ops, ranks
 from infodisent.checks import check_classes, check_one_pool, check_positive, check_strengths
 from infodisent.contract import SparsePool
 from infodisent.layout import to_bpc
 from infodisent.methods.base import Head
-from infodisent.methods.stages import Batches, Objective, Stage, TrainingBatch, TrainingOptions
+from infodisent.methods.stages import (
+    Batches,
+    Objective,
+    Stage,
+    TrainingBatch,
+    TrainingOptions,
+    part_of,
+)
 
 FOUND = 0.1
 """Presence from which a prototype counts; lower ones are 0 where a trained head predicts."""
@@ -287,8 +294,10 @@ class PIPNetHead(Head):
     def finish(self, batches: Batches) -> None:
         """Weights of prototypes that no training image has with 0.1 become 0."""
         most = torch.zeros(self.num_features, device=self.device)
-        for maps, _, _ in batches():
-            most = torch.maximum(most, self.pool(maps, input_fmt="NLC").pooled.amax(0).to(most))
+        for maps, _, _ in part_of(batches)():
+            if len(maps):
+                most = torch.maximum(most, self.pool(maps, input_fmt="NLC").pooled.amax(0).to(most))
+        most = ranks.gathered(most[None]).amax(0)
         self.weight[:, most <= FOUND] = 0
 
     # -- description ------------------------------------------------------------------------------

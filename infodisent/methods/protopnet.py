@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from infodisent import ops
+from infodisent import ops, ranks
 from infodisent.checks import (
     check_choice,
     check_classes,
@@ -19,7 +19,7 @@ from infodisent.checks import (
 )
 from infodisent.contract import SparsePool
 from infodisent.methods.prototypes import PrototypeHead, nearest, present
-from infodisent.methods.stages import Batches, Stage, TrainingBatch, TrainingOptions
+from infodisent.methods.stages import Batches, Stage, TrainingBatch, TrainingOptions, part_of
 
 SIMILARITIES = ("cosine", "l2")
 EPSILON = 1e-4
@@ -272,14 +272,14 @@ class ProtoPNetHead(PrototypeHead):
         seen: list[tuple[Tensor, Tensor]] = []
 
         def embedded() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-            for maps, labels, numbers in batches():
+            for maps, labels, numbers in part_of(batches)():
                 seen.append((numbers.cpu(), labels.cpu()))
                 yield self.embed(maps, "NLC"), labels, numbers
 
         image = ops.best_pixels(
-            embedded(), self.vectors().detach(), k=NEAREST, similarity=self.similarity
+            embedded(), self.vectors().detach(), k=NEAREST, similarity=self.similarity, gather=True
         ).image
-        numbers, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        numbers, labels = (ranks.gathered(torch.cat(parts)) for parts in zip(*seen, strict=True))
         numbers, order = numbers.sort()
         own = self.own()
         count = torch.zeros(self.num_features, dtype=torch.int64)

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infodisent import ranks
 from infodisent.checks import check_choice, check_positive
 from infodisent.methods.protopnet import LAST, ProtoPNetHead
-from infodisent.methods.stages import Batches, Stage
+from infodisent.methods.stages import Batches, Stage, part_of
 
 BY = ("data", "vectors")
 
@@ -126,9 +127,10 @@ class ProtoPShareHead(ProtoPNetHead):
         else:
             # what all images say is summed up batch by batch: no table of images and prototypes
             gram = torch.zeros(self.num_features, self.num_features, dtype=torch.float64)
-            for maps, _, _ in batches():
+            for maps, _, _ in part_of(batches)():
                 seen = self.compare(self.embed(maps, "NLC")).value.cpu().double()  # [n, M]
                 gram += seen.mT @ seen
+            gram = ranks.total(gram)
         norms = gram.diagonal()
         distance = (norms[:, None] - 2 * gram + norms).clamp_min(0)
         return distance.fill_diagonal_(torch.inf)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infodisent import checks, ops
+from infodisent import checks, ops, ranks
 from infodisent.contract import SparsePool
 from infodisent.layout import to_bpc
 from infodisent.methods.base import Head
-from infodisent.methods.stages import Batches, Stage, TrainingBatch, TrainingOptions
+from infodisent.methods.stages import Batches, Stage, TrainingBatch, TrainingOptions, part_of
 from infodisent.nn.linear import NonNegativeLinear
 
 SAMPLE, PASSES = 16, 8  # of k-means: pixels a code at its start, passes over the images
@@ -123,17 +123,22 @@ class ProtoQuantHead(Head):
             total = torch.zeros_like(self.codebook)
             for unit, nearest in self._nearest(batches):
                 total.index_add_(0, nearest, unit)
+            total = ranks.total(total)
             self.codebook.copy_(torch.where(total.any(1, True), self._unit(total), self.codebook))
 
     def _nearest(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every batch's pixels ``[n, C]``, of length 1, and their codes ``[n]``."""
-        for maps, _, _ in batches():
+        """Every batch's pixels ``[n, C]``, of length 1, and their codes ``[n]``: of this process's
+        part of the images."""
+        for maps, _, _ in part_of(batches)():
             unit = self._unit(maps.flatten(0, 1))
             yield unit, (unit @ self.codebook.mT).argmax(1)
 
     def finish(self, batches: Batches) -> None:
         """Codes that no pixel of the training images is nearest to count for nothing."""
-        counts = sum(code.bincount(minlength=self.codes) for _, code in self._nearest(batches))
+        counts = torch.zeros(self.codes, dtype=torch.int64, device=self.device)
+        for _, code in self._nearest(batches):
+            counts += code.bincount(minlength=self.codes)
+        counts = ranks.total(counts)
         self.fc.weight[:, counts == 0] = 0
 
     def penalty(self, config: TrainingOptions, batch: TrainingBatch) -> Tensor | None:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infodisent import ops
+from infodisent import ops, ranks
 from infodisent.checks import check_positive
 from infodisent.layout import to_bpc
 from infodisent.methods.base import Head
-from infodisent.methods.stages import Batches
+from infodisent.methods.stages import Batches, part_of
 
 
 class PrototypeHead(Head):
@@ -143,13 +143,17 @@ class PrototypeHead(Head):
         return torch.ones(shape, dtype=torch.bool, device=self.prototypes.device)
 
     def best_patches(self, batches: Batches) -> ops.BestPixels:
-        """Every prototype's nearest patch among the images of its classes, with its vector."""
+        """Every prototype's nearest patch among the images of its classes, with its vector.
+
+        Images are numbered by their positions. Several processes look at a part each.
+        """
         return ops.best_pixels(
-            ((self.embed(maps, "NLC"), labels) for maps, labels, _ in batches()),
+            ((self.embed(maps, "NLC"), *of) for maps, *of in part_of(batches)()),
             self.vectors().detach(),
             similarity=self.similarity,
             allowed=self.allowed().cpu(),
             vectors=True,
+            gather=True,
         )
 
     @torch.no_grad()
@@ -205,20 +209,21 @@ def pixels_of(
     """The map's own pixels at the best places, ``[M, C]``; `otherwise` where there is none.
 
     Args:
-        best: of `PrototypeHead.best_patches`: images are numbered as they come.
+        best: of `PrototypeHead.best_patches`: images are numbered by their positions.
         batches: those that it was made from.
         otherwise: what a unit without a place has.
     """
     of_image: dict[int, list[int]] = {}
     for unit, image in enumerate(best.image[0].tolist()):
         of_image.setdefault(image, []).append(unit)
-    pixels, number = otherwise.clone(), 0
-    for maps, _, _ in batches():
-        for image in maps:
+    pixels = torch.zeros_like(otherwise)
+    for maps, _, positions in part_of(batches)():
+        for image, number in zip(maps, positions.tolist(), strict=True):
             for unit in of_image.get(number, ()):
                 pixels[unit] = image[int(best.index[0, unit])]
-            number += 1
-    return pixels
+    nowhere = (best.image[0] < 0).to(pixels.device)[:, None]
+    # every image was in one process, the others have zeros
+    return torch.where(nowhere, otherwise, ranks.total(pixels))
 
 
 def nearest(

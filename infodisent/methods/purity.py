@@ -14,7 +14,7 @@ from torch import Tensor
 from infodisent import ops
 from infodisent.contract import SparsePool
 from infodisent.layout import value_dtype
-from infodisent.methods.stages import Batches
+from infodisent.methods.stages import Batches, part_of
 
 SIDES = ("positive", "both")
 """What the rotation may be trained for."""
@@ -51,11 +51,13 @@ def find_images(
     Only means of the side's own sign count.
     """
     best = [ops.TopPixels(count, channels, above=0.0) for _ in SIGNS]
-    for maps, _, positions in batches():
+    for maps, _, positions in part_of(batches)():
         mean = means(maps)
         nowhere = torch.zeros_like(mean, dtype=torch.int32)
         for side, sign in zip(best, SIGNS, strict=True):
             side.update(sign * mean, nowhere, positions)
+    for side in best:
+        side.gather()
     return torch.stack([side.result().image for side in best])
 
 
@@ -67,11 +69,13 @@ def mean_purity(
 ) -> Tensor:
     """Of the `count` images of greatest mean of a channel, both sides': ``[2]``, NaN for none."""
     best = [ops.TopPixels(count, len(rotation), above=0.0) for _ in SIGNS]
-    for maps, _, positions in batches():
+    for maps, _, positions in part_of(batches)():
         units = pool(maps)
         sides = (units.pos, units.pos_index), (units.neg, units.neg_index)
         for side, (value, index) in zip(best, sides, strict=True):
             side.update(value, index, positions, maps=maps)
+    for side in best:
+        side.gather()
     rows = rotation.float().cpu()
     means = []
     for side, sign in zip(best, SIGNS, strict=True):

@@ -8,10 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infodisent import ranks
 from infodisent.checks import check_positive
 from infodisent.methods.infodisent import InfoDisentHead
 from infodisent.methods.prototypes import present
-from infodisent.methods.stages import Batches, Objective, Stage, TrainingBatch, TrainingOptions
+from infodisent.methods.stages import (
+    Batches,
+    Objective,
+    Stage,
+    TrainingBatch,
+    TrainingOptions,
+    part_of,
+)
 
 TUNING_EPOCHS = 20
 """Passes over the images after the pruning."""
@@ -117,11 +125,13 @@ class SideLikeHead(InfoDisentHead):
         sums = torch.zeros_like(weight, dtype=torch.float32)
         counts = torch.zeros(len(weight), 1, device=weight.device)
         every, images = torch.zeros_like(sums[0]), 0
-        for maps, labels, _ in batches():
+        for maps, labels, _ in part_of(batches)():
             pooled = self.pool(maps, input_fmt="NLC").pooled.float()
             of = present(labels, len(weight)).to(pooled).mT  # [K, n]
             sums, counts = sums + of @ pooled, counts + of.sum(1, keepdim=True)
             every, images = every + pooled.sum(0), images + len(pooled)
+        sums, counts, every = (ranks.total(part) for part in (sums, counts, every))
+        images = sum(ranks.everyones(images))
         mean = torch.where(counts > 0, sums / counts.clamp_min(1), every / max(1, images))
         value = weight.float() * mean
         best = value.topk(min(self.per_class, value.shape[1]), dim=1)

@@ -16,7 +16,7 @@ from infodisent.methods.class_prototypes import (
     layers,
     orthogonality,
 )
-from infodisent.methods.stages import Batches, Objective, TrainingBatch, TrainingOptions
+from infodisent.methods.stages import Batches, Objective, TrainingBatch, TrainingOptions, part_of
 
 VARIANTS = ("cropped", "full")
 
@@ -188,11 +188,12 @@ class STProtoPNetHead(ClassPrototypeHead):
         """Every prototype's nearest patch in its branch, a pass over the images for each."""
         halves = [
             ops.best_pixels(
-                ((self.embed(maps, "NLC")[side], labels) for maps, labels, _ in batches()),
+                ((self.embed(maps, "NLC")[side], *of) for maps, *of in part_of(batches)()),
                 vectors.detach(),
                 similarity=self.similarity,
                 allowed=allowed.cpu(),
                 vectors=True,
+                gather=True,
             )
             for side, (vectors, allowed) in enumerate(
                 zip(self.vectors().chunk(2), self.allowed().chunk(2, 1), strict=True)

@@ -69,6 +69,7 @@ def best_pixels(
     batch_size: int = 256,
     input_fmt: str = "NLC",
     num_prefix_tokens: int = 0,
+    gather: bool = False,
     progress: bool = False,
 ) -> BestPixels:
     """The best pixel of each of the k best images, for every prototype, in one pass.
@@ -85,6 +86,8 @@ def best_pixels(
         vectors: also keep the winning pixels' channels.
         batch_size: maps read from a store at a time.
         input_fmt, num_prefix_tokens: layout of the maps; a store's is NLC.
+        gather: of several processes (`infodisent.ranks`) each has given a part of the images, with
+            their numbers: what all have seen is merged, exactly, and the same in all.
         progress: show a progress bar.
 
     Raises:
@@ -125,6 +128,8 @@ def best_pixels(
             best.update(pool.value, pool.index, numbers, allowed=mask, maps=rows)
             done += len(x)
             display.update(task, advance=len(x))
+    if gather:
+        best.gather()
     return best.result()
 
 
