@@ -160,7 +160,10 @@ def fit(
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
     extract_batch: Annotated[int, typer.Option(min=1, help="Images per backbone pass.")] = 32,
     feature_dtype: Annotated[
-        str, typer.Option(help="Of the stored features; one of float16, bfloat16, float32.")
+        str,
+        typer.Option(
+            help="Of the stored features; one of float16, bfloat16, float32, float8 (half the disk)."
+        ),
     ] = "float16",
     device: Annotated[
         str | None,

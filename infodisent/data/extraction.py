@@ -22,10 +22,11 @@ from torch.utils.data import Dataset
 from infodisent import ranks
 from infodisent.backbones.backbone import Backbone, HasBackbone, backbone_of
 from infodisent.backbones.preprocess import transform_config, transform_from
+from infodisent.data.encoding import DTYPES
 from infodisent.data.fingerprints import is_by_content, listing, listing_by_path
 from infodisent.data.images import ImageDataset, ImageItem, ImageSet, Sample, as_image_set
 from infodisent.data.notices import print_notes
-from infodisent.data.shards import DTYPES, ShardWriter
+from infodisent.data.shards import ShardWriter
 from infodisent.data.store import MANIFEST, FeatureStore, read_shard, shard_count, shard_path
 from infodisent.files import read_json, size_text, write_json
 from infodisent.progress import bar, console
@@ -58,7 +59,9 @@ def extract(
         batch_size: images per forward pass.
         num_workers: decoding processes; 0 decodes in this one.
         shard_size: images per file.
-        dtype: of the stored maps: "float16", "bfloat16" or "float32".
+        dtype: of the stored maps: "float16", "bfloat16", "float32", or "float8", e4m3 numbers with
+            a scale an image (`infodisent.data.encoding`), which is half of the disk and of the
+            reading.
         device: where the backbone runs; default: where its parameters are.
         overwrite: replace a store made from other weights, images or options.
         progress: show a progress bar.

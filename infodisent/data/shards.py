@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from infodisent.backbones.backbone import Backbone
+from infodisent.data.encoding import DTYPES, encode, is_encoded
 from infodisent.data.images import ImageItem, Sample, collate
 from infodisent.data.prefetch import prefetched
 from infodisent.data.store import read_rows, shard_path
 from infodisent.files import write_tensors
 from infodisent.layout import to_bpc
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 FLUSH = 10.0
 """Seconds between two parts."""
 CACHED = 8
@@ -39,13 +39,14 @@ class Rows:
 
     Attributes:
         seen: how many images; they are either kept or failed.
-        maps: ``[n, P, C]`` each, in the stored dtype; logits: ``[n, K']`` float32, where there are
-            any.
+        maps: ``[n, P, C]`` each, in the stored dtype; scales: ``[n]`` each, of float8 maps;
+            logits: ``[n, K']`` float32, where there are any.
         kept, failed: numbers of the images in the whole set, and the reasons.
     """
 
     seen: int = 0
     maps: list[Tensor] = field(default_factory=list)
+    scales: list[Tensor] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
     failed: list[tuple[int, str]] = field(default_factory=list)
@@ -54,6 +55,7 @@ class Rows:
         """Append the rows of the images that come next."""
         self.seen += other.seen
         self.maps += other.maps
+        self.scales += other.scales
         self.logits += other.logits
         self.kept += other.kept
         self.failed += other.failed
@@ -70,6 +72,8 @@ class Rows:
             "features": torch.cat(self.maps) if self.maps else empty,
             "item": torch.tensor(self.kept, dtype=torch.int64),
         }
+        if is_encoded(dtype):
+            tensors["scale"] = torch.cat(self.scales) if self.scales else torch.empty(0)
         if self.logits:
             logits = torch.cat(self.logits)
             tensors["original_logits"] = _half_if_it_fits(logits) if half else logits
@@ -168,10 +172,12 @@ class ShardWriter:
                 batch = batch.to(weight.device, weight.dtype, memory_format=torch.channels_last)
                 # a few images at a time stay in a CPU's caches from one layer to the next
                 for images in batch.split(CACHED if weight.device.type == "cpu" else len(batch)):
-                    maps, logits = _forward(
+                    maps, scale, logits = _forward(
                         self.backbone, images, DTYPES[self.dtype], self.original
                     )
                     rows.maps.append(maps)
+                    if scale is not None:
+                        rows.scales.append(scale)
                     if logits is not None:
                         rows.logits.append(logits)
             yield rows
@@ -203,10 +209,11 @@ class ShardWriter:
                     break
             except (ValueError, KeyError):
                 break
-            logits = tensors.get("original_logits")
+            logits, scale = tensors.get("original_logits"), tensors.get("scale")
             part = Rows(
                 seen=written["seen"],
                 maps=[tensors["features"]] if len(tensors["features"]) else [],
+                scales=[] if scale is None else [scale],
                 logits=[] if logits is None else [logits],
                 kept=tensors["item"].tolist(),
                 failed=[(i, why) for i, why in written["skipped"]],
@@ -226,12 +233,14 @@ def _forward(
     batch: Tensor,  # [n, C, H, W]
     dtype: torch.dtype,
     original: bool = True,
-) -> tuple[Tensor, Tensor | None]:
-    """Maps [n, P, C] in the stored dtype and the original head's logits [n, K'] float32, if any."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Maps [n, P, C] in the stored dtype, their scales [n] where it is float8, and the original
+    head's logits [n, K'] float32, if any.
+    """
     raw = backbone.raw(batch)
     features = to_bpc(backbone.to_map(raw), backbone.input_fmt, backbone.num_prefix_tokens)
-    stored = features.to(dtype)
-    if not torch.isfinite(stored).all():
+    stored, scale = encode(features) if is_encoded(dtype) else (features.to(dtype), None)
+    if not torch.isfinite(stored if scale is None else features).all():
         if torch.isfinite(features).all():
             raise ValueError(
                 f"extract: a feature of {features.abs().max():.3g} does not fit "
@@ -239,7 +248,11 @@ def _forward(
             )
         raise ValueError("extract: the backbone returned NaN or Inf; check its weights")
     logits = backbone.classify(raw) if original and backbone.num_classes else None
-    return stored.cpu().contiguous(), None if logits is None else logits.float().cpu()
+    return (
+        stored.cpu().contiguous(),
+        None if scale is None else scale.cpu(),
+        None if logits is None else logits.float().cpu(),
+    )
 
 
 def _half_if_it_fits(
