@@ -36,6 +36,16 @@ def gradients(count):
     return [loss.detach(), step.before.grad, step.behind.grad]
 
 
+def known_sizes(rows):
+    """Pieces of a whole of a known size are gathered without asking for sizes."""
+    plain = ranks._sizes
+    ranks._sizes = None  # to call it would fail
+    assert torch.equal(ranks.gathered(ranks.piece(rows), len(rows)), rows)
+    ranks._sizes = plain
+    with pytest.raises(ValueError, match="of 5000 this process has"):
+        ranks.gathered(rows, 5000)
+
+
 def check_everything():
     """What every process of several does."""
     ranks.start()
@@ -51,6 +61,7 @@ def check_everything():
     for count in (9, 1):  # fewer rows than processes, too
         rows = torch.arange(2 * count).view(count, 2)
         assert torch.equal(ranks.gathered(ranks.piece(rows)), rows)
+        known_sizes(rows)
         together = gradients(count) if count > 1 else []
         if together:
             torch.save(together, f"{sys.argv[1]}/{me}.pt")

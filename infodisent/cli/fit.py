@@ -162,7 +162,7 @@ def fit(
     feature_dtype: Annotated[
         str,
         typer.Option(
-            help="Of the stored features; one of float16, bfloat16, float32, float8 (half the disk)."
+            help="Of the stored features; one of float16, bfloat16, float32, float8 (1 byte)."
         ),
     ] = "float16",
     device: Annotated[

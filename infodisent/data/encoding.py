@@ -45,8 +45,9 @@ def encode(
     """
     maps = maps.float()
     largest = maps.abs().amax((1, 2)) if maps.numel() else maps.new_zeros(len(maps))
-    # frexp: largest / 448 = m · 2^e with m in [1/2, 1)
-    exponent = torch.frexp(largest / LARGEST).exponent.clamp(-100, 100)
+    # largest / 448 = m · 2^e with m in [1/2, 1)
+    mantissa, exponent = torch.frexp(largest / LARGEST)
+    exponent = (exponent - (mantissa == 0.5).int()).clamp(-100, 100)
     scale = torch.ldexp(torch.ones_like(largest), exponent)
     return (maps / scale[:, None, None]).to(torch.float8_e4m3fn), scale
 

@@ -76,9 +76,16 @@ class ViewStore(FeatureStore):
             images: positions in the store of the images.
             numbers: which of the image's pairs, in 0 … `pairs` - 1.
         """
+        return self.gather(self.rows(images, numbers), dtype=None)
+
+    def rows(
+        self,
+        images: Tensor,  # [n] int64
+        numbers: Tensor,  # [n] int64
+    ) -> Tensor:
+        """Where the maps of `pair` lie in this store, ``[2n]`` int64."""
         first = torch.searchsorted(self.positions, images) * self.pairs + numbers
-        rows = torch.cat([first * VIEWS + view for view in range(VIEWS)])
-        return self.gather(rows, dtype=None)
+        return torch.cat([first * VIEWS + view for view in range(VIEWS)])
 
 
 def extract_views(

@@ -27,7 +27,7 @@ from infodisent.methods import Stage
 from infodisent.methods.stages import LoopOptions
 from infodisent.progress import console
 from infodisent.training.config import FitConfig
-from infodisent.training.sources import stored_batches
+from infodisent.training.sources import stored_batches, window_of
 
 LIVE_BATCH = 64
 """Images of a step with a backbone that trains, where no number is given."""
@@ -72,15 +72,16 @@ class StoredMaps:
             device: where the maps are wanted. Of several processes each gets its own part's.
         """
         del number  # the generator is seeded with it
+        window, source = window_of(self.store, batch_size), self.store
+        mine = [ranks.piece(at) for at in torch.arange(len(order)).split(batch_size)]
         if views == 1 or self._views is None:
-            batches = order.split(batch_size)
-            mine = [ranks.piece(positions) for positions in batches]
-            yield from zip(batches, stored_batches(self.store, mine, device), strict=True)
-            return
-        pairs = torch.randint(self._views.pairs, (len(order),))
-        for at in torch.arange(len(order)).split(batch_size):
-            own = ranks.piece(at)
-            yield order[at], self._views.pair(order[own], pairs[own]).to(device)
+            rows = [order[own] for own in mine]
+        else:  # two views of an image lie side by side in their store, which has the same order
+            source = self._views
+            pairs = torch.randint(self._views.pairs, (len(order),))
+            rows = [self._views.rows(order[own], pairs[own]) for own in mine]
+        maps = stored_batches(source, rows, device, window)
+        yield from zip(order.split(batch_size), maps, strict=True)
 
     def check(
         self,
@@ -300,7 +301,7 @@ class LiveStore(FeatureStore):
 
     def __init__(self, store: FeatureStore, backbone: Backbone) -> None:
         self.__dict__.update(store.__dict__)
-        self._backbone = backbone
+        self._backbone, self._resident = backbone, None
 
     @torch.no_grad()
     def gather(
@@ -317,6 +318,10 @@ class LiveStore(FeatureStore):
         if not maps:
             return torch.empty(0, self.pixels, self.channels, dtype=dtype or weight.dtype)
         return torch.cat(maps).to(dtype or weight.dtype)
+
+    def files_of_maps(self, threads: int = 4) -> None:
+        """None: what the files hold was made before."""
+        del threads
 
     def average(self) -> Tensor:
         """See `FeatureStore.average`."""
