@@ -46,10 +46,12 @@ def judge(
 
     Example: infodisent judge --compare runs/infodisent runs/protopnet
     """
+    from infodisent import ranks
     from infodisent.files import replacing
     from infodisent.progress import console
     from infodisent.report.judged import comparison_figure, judge_run
 
+    ranks.start()
     architecture = module_from(module)
     names = _names(runs)
     judged: dict[str, dict[str, Any]] = {}
@@ -58,12 +60,12 @@ def judge(
             run, images=images, pictures=pictures, seed=seed, again=again,
             images_root=images_root, module=architecture,
         )  # fmt: skip
-        if not compare:
+        if not compare and ranks.leads():
             console.print(_title(name, judged[name]), markup=False, highlight=False, soft_wrap=True)
             console.print(_table(judged[name]))
             _print_notes(judged[name])
             print_result("stored", run / "judge.json")
-    if compare:
+    if compare and ranks.leads():
         for name, known in judged.items():
             console.print(_title(name, known), markup=False, highlight=False, soft_wrap=True)
         console.print(_side_by_side(judged))
@@ -72,6 +74,7 @@ def judge(
         with replacing(out) as temporary:
             comparison_figure(judged).savefig(temporary, dpi=150, format="png")
         print_result("picture", out)
+    ranks.stop()
 
 
 def _names(runs: list[Path]) -> list[str]:

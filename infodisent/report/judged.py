@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from infodisent import ranks
 from infodisent.backbones.preprocess import transform_from
 from infodisent.data.images import ImageDataset
 from infodisent.data.store import FeatureStore
@@ -47,7 +48,8 @@ def judge_run(
 ) -> dict[str, Any]:
     """Figures of a run's explanations on its held-out images, also written to its ``judge.json``.
 
-    What is there already of the same model and arguments is read back.
+    What is there already of the same model and arguments is read back. Several processes
+    (`infodisent.ranks`) divide the work; the leading one writes.
 
     Args:
         folder: of the run.
@@ -120,7 +122,9 @@ def judge_run(
         "rows": _in_order(judged),
         "notes": judged.notes,
     }
-    write_json(stored, result)
+    if ranks.leads():
+        write_json(stored, result)
+    ranks.barrier()
     return result
 
 

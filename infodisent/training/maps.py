@@ -212,6 +212,7 @@ def training_maps(
     augmentation: Augmentation,
     batch_size: int,
     num_workers: int,
+    compiled: bool,
     overwrite: bool,
     progress: bool,
 ) -> tuple[ViewStore | None, LiveMaps | None]:
@@ -223,7 +224,7 @@ def training_maps(
         config: of the training.
         live: the backbone trains; says what that takes.
         pairs, augmentation: of the views.
-        batch_size, num_workers, overwrite, progress: of the extraction of views.
+        batch_size, num_workers, compiled, overwrite, progress: of the extraction of views.
     """
     views = max(stage.views for stage in model.head.stages(LoopOptions()))
     if live:
@@ -245,6 +246,7 @@ def training_maps(
         seed=config.seed,
         batch_size=batch_size,
         num_workers=num_workers,
+        compiled=compiled,
         overwrite=overwrite,
         progress=progress,
     )
