@@ -122,11 +122,14 @@ def test_two_judge_predict_and_score_as_one(run_folder, image_folder, monkeypatc
 
 @pytest.mark.slow
 def test_under_torchrun(run_folder, image_folder):
-    """The commands themselves, which speak once and leave nothing torn."""
+    """The commands themselves, which speak once and leave nothing torn.
+
+    ``-r``, as torchrun takes ``--run`` for an abbreviation of two options of its own.
+    """
     for command in (
-        ["evaluate", "--run", run_folder],
-        ["predict", image_folder, "--run", run_folder, "-o", run_folder / "table.csv"],
-        ["prototypes", "--run", run_folder, "-k", "4"],
+        ["evaluate", "-r", run_folder],
+        ["predict", image_folder, "-r", run_folder, "-o", run_folder / "table.csv"],
+        ["prototypes", "-r", run_folder, "-k", "4"],
         ["judge", run_folder, "--pictures", "2"],
     ):
         done = torchrun(2, "-m", "infodisent", *map(str, command))
