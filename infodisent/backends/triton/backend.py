@@ -7,7 +7,6 @@ from torch import Tensor
 
 from infodisent.backends import selfcheck
 from infodisent.backends.base import Backend, Call, MaybeTensor
-from infodisent.backends.sparse import similarity_pool as by_library
 from infodisent.backends.sparse.backend import unsupported
 from infodisent.backends.triton import kernels, loading, softmax_pool
 from infodisent.contract import Best, Extremes
@@ -103,8 +102,8 @@ class Triton(Backend):
         need_x: bool,
         need_prototypes: bool,
     ) -> tuple[MaybeTensor, MaybeTensor]:
-        """Of the winners alone, by the library calls of `sparse`: there is no kernel for it yet."""
-        return by_library.similarity_pool_backward(
+        """See `kernels.similarity_pool_backward`."""
+        return kernels.similarity_pool_backward(
             grads, best, x, prototypes, similarities, need_x, need_prototypes
         )
 
@@ -145,3 +144,19 @@ class Triton(Backend):
             need_prototypes,
             need_bias,
         )
+
+    def softmax_alignment(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """See `kernels.softmax_alignment`."""
+        return kernels.softmax_alignment(first, second)
+
+    def softmax_alignment_backward(
+        self,
+        grad: Tensor,
+        first: Tensor,
+        second: Tensor,
+        statistics: Tensor,
+        d_first: Tensor | None,
+        d_second: Tensor | None,
+    ) -> None:
+        """See `kernels.softmax_alignment_backward`."""
+        kernels.softmax_alignment_backward(grad, first, second, statistics, d_first, d_second)

@@ -95,3 +95,46 @@ def similarity_pool(
 
     best: tuple[Best, ...] = host.similarity_pool(x, prototypes, valid, similarities)
     return best
+
+
+def similarity_pool_backward(
+    grads: tuple[Tensor, ...],  # [B, M] each
+    best: tuple[Best, ...],
+    x: Tensor,  # [B, P, C]
+    prototypes: Tensor,  # [M, C]
+    similarities: tuple[str, ...],
+    need_x: bool,
+    need_prototypes: bool,
+) -> tuple[MaybeTensor, MaybeTensor]:
+    """dX [B, P, C] and dV [M, C], each only if needed."""
+    from infodisent.kernels import similarity_pool_backward as host
+
+    gradients: tuple[MaybeTensor, MaybeTensor] = host.similarity_pool_backward(
+        grads, best, x, prototypes, similarities, need_x, need_prototypes
+    )
+    return gradients
+
+
+def softmax_alignment(
+    first: Tensor,  # [B, P, C]
+    second: Tensor,  # [B, P, C]
+) -> tuple[Tensor, Tensor]:
+    """The loss [B, P] and its statistics [6, B, P]."""
+    from infodisent.kernels import softmax_alignment as host
+
+    results: tuple[Tensor, Tensor] = host.softmax_alignment(first, second)
+    return results
+
+
+def softmax_alignment_backward(
+    grad: Tensor,  # [B, P]
+    first: Tensor,  # [B, P, C]
+    second: Tensor,  # [B, P, C]
+    statistics: Tensor,  # [6, B, P]
+    d_first: Tensor | None,  # [B, P, C], to be written
+    d_second: Tensor | None,  # [B, P, C], to be written
+) -> None:
+    """Write the gradients that are asked for."""
+    from infodisent.kernels import softmax_alignment as host
+
+    host.softmax_alignment_backward(grad, first, second, statistics, d_first, d_second)
