@@ -27,6 +27,7 @@ from infodisent.testing import (
     require,
 )
 from tests.kernels.rotate_pool_cases import BF16, F16, F32, rounding
+from tests.simulator import prototype_cases
 from tests.simulator.triton import Case
 
 Change = Callable[[Tiles, int], Tiles]
@@ -352,6 +353,7 @@ CASES: dict[str, Case] = {
     "softmax of a map": _softmax("half", 2, 70, 80, None, hidden=True),
     "softmax of a map, float32": _softmax("tf32x3", 2, 35, 300, None),
     "softmax of a map, NCHW": _softmax("tf32x3", 2, 70, 70, None, nchw=True),
+    **prototype_cases.CASES,
     "backward half 49": _backward("half", 4, 49, 128),
     "backward half 196, C=256": _backward("half", 2, 196, 256),
     "backward half one channel": _backward("half", 2, 20, 1),

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from infodisent.backends.triton import coverage, kernels
 from infodisent.backends.triton.problems import REPEATS, SIZES

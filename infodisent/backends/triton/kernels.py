@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from infodisent.backends.base import MaybeTensor
+from infodisent.backends.operators import MaybeTensor
 from infodisent.contract import Best, Extremes
 
 PRODUCTS = {"full": "tf32x3", "half": "bf16x3"}
