@@ -41,7 +41,7 @@ BLOCK_M = 4
 
 def _columns(channels: int) -> int:
     """Channels of a program, a power of two."""
-    return min(CHANNELS, max(16, triton.next_power_of_2(channels)))
+    return min(CHANNELS, max(16, 1 << (channels - 1).bit_length()))
 
 
 def _inverse_norms(data: Tensor, image: int, pixel: int, count: int, pixels: int) -> Tensor:

@@ -32,15 +32,14 @@ class Call:
     size: tuple[int, int, int] | None = None
 
 
-class _HandedOn:
-    """A method that is the function of this name in a module, looked up when it is called."""
+def _handed_on(module: object, name: str) -> Callable[..., Any]:
+    """A method that calls the function of this name in a module, looked up when it is called."""
 
-    def __init__(self, module: object, name: str):
-        self.module, self.name = module, name
+    def method(backend: Backend, *arguments: Any, **options: Any) -> Any:
+        return getattr(module, name)(*arguments, **options)
 
-    def __get__(self, backend: object, owner: type) -> Callable[..., Any]:
-        function: Callable[..., Any] = getattr(self.module, self.name)
-        return function
+    method.__name__, method.__doc__ = name, getattr(module, name).__doc__
+    return method
 
 
 class Backend(
@@ -91,7 +90,7 @@ class Backend(
             for name in operators.functions(stem):
                 if not callable(getattr(module, name, None)):
                     raise TypeError(f"{cls.__name__}: the kernels of {stem} have no {name}")
-                setattr(cls, name, _HandedOn(module, name))
+                setattr(cls, name, _handed_on(module, name))
 
     def at(self, precision: str) -> Backend:
         """The same at one of its `precisions`."""

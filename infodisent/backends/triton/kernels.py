@@ -30,14 +30,14 @@ def rotation_backward(
     grad: Tensor,  # [C, C]
     a: Tensor,  # [C, C]
     kept: Tensor,  # [BLOCKS, C, C]
-    numbers: Tensor,  # [WIDTH]
+    decisions: Tensor,  # [WIDTH]
     precision: str,
 ) -> Tensor:
     """dA [C, C]."""
     from infodisent.kernels import rotation as host
 
     products = PRODUCTS[precision]
-    d_a: Tensor = host.rotation_backward(grad, a, kept, numbers, precision, products)
+    d_a: Tensor = host.rotation_backward(grad, a, kept, decisions, precision, products)
     return d_a
 
 
