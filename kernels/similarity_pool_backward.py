@@ -32,7 +32,7 @@ from .similarity_pool_kernels import norms_kernel
 LISTS_BLOCK = {"BLOCK_P": 8, "BLOCK_M": 256, "num_warps": 4}
 OF_PIXEL, OF_PROTOTYPES = 2048, 4096
 """Numbers of the rows that a program reads at a time, in dX and in dV: a pixel wins few prototypes,
-a prototype has a winner in every image."""
+a prototype has a winner in every image. With "cosine", which has more to keep, half as many in dV."""
 CHANNELS = 128
 """At most, of a program."""
 BLOCK_M = 4
@@ -122,13 +122,14 @@ def _grad_v(
     number, channels = prototypes.shape
     out = torch.empty(number, channels, dtype=prototypes.dtype, device=prototypes.device)
     columns = _columns(channels)
+    numbers = OF_PROTOTYPES // 2 if "cosine" in similarities else OF_PROTOTYPES
     grid = (triton.cdiv(number, BLOCK_M) * triton.cdiv(channels, columns),)
     kernels.grad_v_kernel[grid](
         out, operands, won[0], won[1] if len(won) == 2 else None,
         *operands.x.shape[:1], number, operands.x.shape[1], channels,
         MULTIPLE=common_multiple(channels, operands.image, operands.pixel, operands.row),
         FIRST=similarities[0], SECOND=similarities[-1],
-        IMAGES=OF_PROTOTYPES // columns // BLOCK_M, BLOCK_M=BLOCK_M, BLOCK_C=columns, num_warps=4,
+        IMAGES=numbers // columns // BLOCK_M, BLOCK_M=BLOCK_M, BLOCK_C=columns, num_warps=4,
     )  # fmt: skip
     return out
 

@@ -1,7 +1,8 @@
 """The pools of prototypes beside other ways to the same: the published forms, and better ones.
 
 Maps are ``[B, C, H, W]``, prototypes ``[M, C]``; all return values ``[B, M]``, those of a second
-similarity behind them, ``[B, 2·M]``; the alignment of two maps is ``[B, P]``. A row of `infodisent.bench.shapes.POOLS` says which.
+similarity behind them, ``[B, 2·M]``; the alignment of two maps is ``[B, P]``. A row of
+`infodisent.bench.shapes.POOLS` says which.
 """
 
 from __future__ import annotations
