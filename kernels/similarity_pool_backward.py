@@ -32,7 +32,7 @@ from .similarity_pool_kernels import norms_kernel
 LISTS_BLOCK = {"BLOCK_P": 8, "BLOCK_M": 256, "num_warps": 4}
 OF_PIXEL, OF_PROTOTYPES = 2048, 4096
 """Numbers of the rows that a program reads at a time, in dX and in dV: a pixel wins few prototypes,
-a prototype has a winner in every image. With "cosine", which has more to keep, half as many in dV."""
+a prototype has a winner in every image. With "cosine", which keeps more, half as many in dV."""
 CHANNELS = 128
 """At most, of a program."""
 BLOCK_M = 4
