@@ -60,6 +60,7 @@ def test_every_kind_of_tile_of_the_views_is_checked(products, capability, proces
     for (_, number), case in cases.items():
         assert pool.count(case.tiles, case.batch, case.pixels, case.prototypes) > 1
         assert case.views == number
+    assert {number for kind, number in cases if kind.split} == {1, 2}
 
 
 @pytest.mark.parametrize(("capability", "processors"), MACHINES)

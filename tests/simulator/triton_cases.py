@@ -343,6 +343,9 @@ CASES: dict[str, Case] = {
     "views half across, two widths": _views(
         "half", 3, 70, 33, 30, ("dot", "cosine"), _across(64, 32)
     ),
+    "views half shared": _views("half", 3, 49, 200, 30, ("l2",), _split(3)),
+    "views half shared, across": _views("half", 3, 70, 128, 30, ("dot",), _across(64, split=2)),
+    "views tf32x3 shared, two": _views("tf32x3", 2, 49, 128, 30, ("cosine", "l2"), _split(2)),
     "views tf32x3": _views("tf32x3", 2, 49, 64, 30, ("cosine", "l2")),
     "softmax half": _softmax("half", 3, 49, 64, 150),
     "softmax half hidden": _softmax("half", 3, 49, 72, 70, hidden=True),

@@ -112,7 +112,9 @@ def view_cases(products: str, capability: int, processors: int) -> dict[tuple[Ki
     from infodisent.kernels.tiles.similarity_pool import candidates
 
     machine = products, capability, processors
-    return _view_cases(lambda views, *sizes: candidates(*sizes, *machine, views), (1, 2))
+    return _view_cases(
+        lambda views, *sizes: candidates(*sizes, *machine, views, CHANNELS[-1]), (1, 2)
+    )
 
 
 def softmax_cases(products: str, capability: int, processors: int) -> dict[Kind, ViewCase]:
@@ -142,6 +144,9 @@ def _view_cases(
         # as in `pool_cases`: tiles that are not full, depths of every kind
         batch = tiles.images + 1 if tiles.images else tiles.columns // pixels + 2
         channels = (64, 40, 33)[number % 3]
+        if tiles.split > 1:  # two parts at least, and one that may have nothing
+            channels = max(channels, 2 * tiles.block_k)
+            tiles = replace(tiles, split=2 + number % 2)
         cases[key] = ViewCase(batch, pixels, channels, 2 * tiles.channels - 3, key[1], tiles)
     return cases
 

@@ -131,7 +131,7 @@ def check_similarity_pool(
             found = host.similarity_pool(*call, chosen=case.tiles)
             seen = torch.where(valid[:, :, None], x, 0)
             _check_views(seen, v, valid, found, similarities, what)
-            for _ in range(REPEATS if kind[0].across else 0):
+            for _ in range(REPEATS if kind[0].across or kind[0].split else 0):
                 again = host.similarity_pool(*call, chosen=case.tiles)
                 same = all(map(torch.equal, sum(again, ()), sum(found, ())))
                 require(same, f"{what}: other bits the next time")
