@@ -262,10 +262,13 @@ def test_compiles_without_spills(arch, products):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", [80, 90, 100, 120])
 def test_shared_tiles_compile_without_spills(arch):
-    maps = [(1, 49), (1, 577), (8, 49)]
-    results = kernel_compile.run("similarity_pool", [arch], [2048], ["tf32x3", "half"], maps=maps)
-    assert any("split=1" not in r["what"] for r in results if r["kernel"].startswith("similarity"))
-    for r in results:
+    results = kernel_compile.run(
+        "similarity_pool", [arch], [2048], ["tf32x3", "half"], maps=[(1, 49), (8, 49)]
+    )
+    shared = [r for r in results if r["kernel"] == "similarity_pool_kernel"
+              and "split=1 " not in r["what"]]  # fmt: skip
+    assert len(shared) >= 2
+    for r in shared:
         assert "error" not in r, r
         assert r["spills"] == 0, r
         assert r["shared"] <= kernel_compile.SHARED_LIMIT[arch], r
