@@ -12,9 +12,10 @@ options from the same stored maps, each run in a process of its own, whose peak 
 it held before the training is in the row. The images are split once; seeds differ in initial
 weights and the order of batches. ``--option METHOD.KEY=VALUE`` makes runs of a method with another
 option of its own, or of `FitConfig` where it has none of that name (several: ``,KEY=VALUE``), which
-are rows of their own; ``--cited`` those whose accuracy a docstring of `infodisent.methods` gives.
-Without ``--methods`` either makes no other runs. Finished runs are kept in the results file and not repeated. A
-time counts only if little else ran on the machine beside it; `--retime` makes those runs again.
+are rows of their own; ``--cited`` those of which a docstring of `infodisent.methods` says what they
+change. Without ``--methods`` either makes no other runs. Finished runs are kept in the results file
+and not repeated. A time counts only if little else ran on the machine beside it; `--retime` makes
+those runs again.
 """
 
 from __future__ import annotations
@@ -212,7 +213,10 @@ def purity_lines(of_row: dict[tuple[str, str], list[dict[str, Any]]]) -> list[st
         if pairs:
             before, after = (statistics.mean(pair[i] for pair in pairs) for i in (0, 1))
             title = METHODS[method].title + (f", `{options}`" if options else "")
-            lines += ["", f"{title}: mean purity of the positive channels {before:.3f} → {after:.3f}"]
+            lines += [
+                "",
+                f"{title}: mean purity of the positive channels {before:.3f} → {after:.3f}",
+            ]
     return lines
 
 

@@ -20,6 +20,8 @@ FOUND = 0.1
 """Presence from which a prototype counts; lower ones are 0 where a trained head predicts."""
 CLASSIFIER_EPOCHS = 3
 """Passes of the class weights alone, before all trains."""
+FOUND_EPOCHS = 20
+"""Passes of the class weights alone, at the end, on the presences that count."""
 CYCLES = 6
 """Warm restarts of the class weights' rate in the main stage: 60 epochs by 10, or 30 by 5."""
 ADD_ON_FLOOR = 0.01
@@ -86,6 +88,7 @@ class PIPNetHead(Head):
     score = "score"
     loss_needs_pool = True
     multilabel = False
+    _all_count = True  # in training: presences below `FOUND`, too
 
     def __init__(
         self,
@@ -177,10 +180,14 @@ class PIPNetHead(Head):
         self,
         pooled: Tensor,  # [n, M]
     ) -> Tensor:
-        """``W p`` of the presences from 0.1, ``[n, K]``; in training ``log1p((W p)^2)`` of all."""
+        """``W p`` of the presences from 0.1, ``[n, K]``; in training ``log1p((W p)^2)``.
+
+        Of all presences there, but in the last stage.
+        """
         weight = self.class_weights()
         if self.training:
-            scores = nn.functional.linear(self.drop(pooled).to(weight.dtype), weight)
+            seen = pooled if self._all_count else found(pooled)
+            scores = nn.functional.linear(self.drop(seen).to(weight.dtype), weight)
             return torch.log1p(scores.square())
         return nn.functional.linear(found(pooled).to(weight.dtype), weight)
 
@@ -225,7 +232,7 @@ class PIPNetHead(Head):
     # -- training ---------------------------------------------------------------------------------
 
     def stages(self, config: TrainingOptions) -> tuple[Stage, ...]:
-        """Prototypes, classifier, both; the layer at 3 times `rotation_lr`, W at 5 times `lr`."""
+        """Prototypes, classifier, both, classifier; the layer at 3 times `rotation_lr`, W 5 `lr`."""
         layer: list[dict[str, Any]] = []
         if self.num_prototypes:
             layer = [
@@ -235,7 +242,12 @@ class PIPNetHead(Head):
         first = Stage("pretraining", layer, epochs=self.pretraining, rate=_annealed, views=2)
         alone = Stage("classifier", [weight], epochs=CLASSIFIER_EPOCHS, pool_is_fixed=True)
         main = Stage("main", [*layer, {**weight, "rate": _restarted}], rate=_annealed, views=2)
-        return (first, alone, main) if self.pretraining else (alone, main)
+        last = Stage("found", [weight], epochs=FOUND_EPOCHS, pool_is_fixed=True)
+        return (*((first,) if self.pretraining else ()), alone, main, last)
+
+    def start_epoch(self, stage: Stage, epoch: int, epochs: int, batches: Batches) -> None:
+        """In the last stage the class weights see what they will see: presences that count."""
+        self._all_count = stage.name != "found"
 
     def training_pool(
         self,
