@@ -37,11 +37,12 @@ class TreeHead(InfoDisentHead):
     classifies as InfoDisent does. Afterwards evidence is counted in probabilities, exactly: every
     decision on the way changes those of the classes, and its channel contributes that change.
 
-    One tree asks at most `depth` questions of the channels, a few hundred images in all, and is
-    weak where classes are many: @@FIGURES@@
-    ``trees=200`` grows a random forest (Breiman, "Random Forests", 2001), whose probabilities are
-    the mean of its trees'. Evidence stays exact, the mean of what the decisions of all trees add;
-    there is no one path to show, so that `decisions` is empty, and explanations are long.
+    One tree asks at most `depth` questions, each of one channel, and is weak where classes are many
+    and images few. Of training images of flowers17 that were held out (a quarter, one seed,
+    EfficientNet-Lite0) it has 40 % right, a linear probe 95. ``trees=200`` grows a random forest
+    (Breiman, "Random Forests", 2001), whose probabilities are the mean of its trees'; on the same
+    channels scikit-learn's has 92 %. Evidence stays exact, the mean of what the decisions of all trees
+    add; there is no one path to show, so that `decisions` is empty, and explanations are long.
 
     Args:
         in_features: channels C of the map.
