@@ -33,8 +33,9 @@ class TesNetHead(ClassPrototypeHead):
     onto patches, AdamW with a cosine rate; 128 dimensions, not 64, and layers that start
     by keeping the map's scale, see `infodisent.methods.class_prototypes.layers`; negative
     projections count as 0; prototypes start as random directions of length 1; the
-    largest cosines are maxima themselves, see `ClassPrototypeHead.clusters`; and the term of the subspaces takes the distances
-    of the classes' projectors from one Gram matrix, where the published code makes K² of D x D.
+    largest cosines are maxima themselves, see `ClassPrototypeHead.clusters`; and the term
+    of the subspaces takes the distances of the classes' projectors from one Gram matrix,
+    where the published code makes K² of D x D.
 
     Args:
         in_features: channels C of the map.

@@ -42,7 +42,8 @@ class TreeHead(InfoDisentHead):
     EfficientNet-Lite0) it has 40 % right, a linear probe 95. ``trees=200`` grows a random forest
     (Breiman, "Random Forests", 2001), whose probabilities are the mean of its trees'; on the same
     channels scikit-learn's has 92 %. Evidence stays exact, the mean of what the decisions of all
-    trees add; there is no one path to show, so that `decisions` is empty, and explanations are long.
+    trees add; there is no one path to show, so that `decisions` is empty,
+    and explanations are long.
 
     Args:
         in_features: channels C of the map.
