@@ -20,8 +20,6 @@ FOUND = 0.1
 """Presence from which a prototype counts; lower ones are 0 where a trained head predicts."""
 CLASSIFIER_EPOCHS = 3
 """Passes of the class weights alone, before all trains."""
-FOUND_EPOCHS = 20
-"""Passes of the class weights alone, at the end, on the presences that count."""
 CYCLES = 6
 """Warm restarts of the class weights' rate in the main stage: 60 epochs by 10, or 30 by 5."""
 ADD_ON_FLOOR = 0.01
@@ -40,7 +38,7 @@ class PIPNetHead(Head):
     At every pixel a softmax over the prototypes, for every prototype the largest over pixels: its
     presence p in [0, 1]. Scores are ``W p`` with nonnegative W. Presences below 0.1 count as 0, and
     an image without any other gets no class: the head abstains. Training compares two augmented
-    views of every image, so that a prototype answers to what a person sees in both. Stages:
+    views of every image, so that a prototype answers to what a person sees in both. Three stages:
     the prototypes alone (views agree pixel by pixel, every prototype occurs), the classifier alone,
     then both; after every step that trains W it shrinks by `shrink`, which leaves a few weights.
 
@@ -48,8 +46,7 @@ class PIPNetHead(Head):
     Classification", CVPR 2023, with its formulas, strengths, ramp and initial weights. What
     differs: the backbone may stay frozen, where a 1 x 1 layer on stored maps makes the prototypes
     (``num_prototypes=0`` takes the backbone's channels as published, which needs a backbone that
-    trains); the classifier alone trains on the images themselves, also at the end, in a stage of
-    its own on presences as they count in use, those below 0.1 as 0; AdamW's rates are those of the
+    trains); the classifier alone trains on the images themselves; AdamW's rates are those of the
     package, restarts come by parts of the stage, not by a number of epochs; the alignment has no
     1e-12 inside its logarithm; and evaluating does not shrink W, as the published code does once a
     test batch.
@@ -83,7 +80,6 @@ class PIPNetHead(Head):
     score = "score"
     loss_needs_pool = True
     multilabel = False
-    _all_count = True  # in training: presences below `FOUND`, too
 
     def __init__(
         self,
@@ -175,14 +171,10 @@ class PIPNetHead(Head):
         self,
         pooled: Tensor,  # [n, M]
     ) -> Tensor:
-        """``W p`` of the presences from 0.1, ``[n, K]``; in training ``log1p((W p)^2)``.
-
-        Of all presences there, but in the last stage.
-        """
+        """``W p`` of the presences from 0.1, ``[n, K]``; in training ``log1p((W p)^2)`` of all."""
         weight = self.class_weights()
         if self.training:
-            seen = pooled if self._all_count else found(pooled)
-            scores = nn.functional.linear(self.drop(seen).to(weight.dtype), weight)
+            scores = nn.functional.linear(self.drop(pooled).to(weight.dtype), weight)
             return torch.log1p(scores.square())
         return nn.functional.linear(found(pooled).to(weight.dtype), weight)
 
@@ -227,7 +219,7 @@ class PIPNetHead(Head):
     # -- training ---------------------------------------------------------------------------------
 
     def stages(self, config: TrainingOptions) -> tuple[Stage, ...]:
-        """Prototypes, classifier, both, classifier, see the class; rates as `LAYER_RATE` says."""
+        """Prototypes, classifier, both; the layer at 3 times `rotation_lr`, W at 5 times `lr`."""
         layer: list[dict[str, Any]] = []
         if self.num_prototypes:
             layer = [
@@ -237,12 +229,7 @@ class PIPNetHead(Head):
         first = Stage("pretraining", layer, epochs=self.pretraining, rate=_annealed, views=2)
         alone = Stage("classifier", [weight], epochs=CLASSIFIER_EPOCHS, pool_is_fixed=True)
         main = Stage("main", [*layer, {**weight, "rate": _restarted}], rate=_annealed, views=2)
-        last = Stage("found", [weight], epochs=FOUND_EPOCHS, pool_is_fixed=True)
-        return (*((first,) if self.pretraining else ()), alone, main, last)
-
-    def start_epoch(self, stage: Stage, epoch: int, epochs: int, batches: Batches) -> None:
-        """In the last stage the class weights see what they will see: presences that count."""
-        self._all_count = stage.name != "found"
+        return (first, alone, main) if self.pretraining else (alone, main)
 
     def training_pool(
         self,
