@@ -7,6 +7,7 @@ small problem that is run with its tiles.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
@@ -104,8 +105,9 @@ class ViewCase(NamedTuple):
     tiles: Tiles
 
 
+@functools.cache
 def view_cases(products: str, capability: int, processors: int) -> dict[tuple[Kind, int], ViewCase]:
-    """One small problem for each kind of tile and number of views.
+    """One small problem for each kind of tile and number of views; not to be changed.
 
     Arguments: see `pool_cases`.
     """

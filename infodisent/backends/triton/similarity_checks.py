@@ -87,7 +87,7 @@ def _check_chosen(
     device: torch.device, dtype: torch.dtype, v_dtype: torch.dtype, sizes: Sequence[tuple[int, ...]]
 ) -> None:
     """Both ways, in the tiles that are chosen and in the layouts that maps have."""
-    for number, size in enumerate((*sizes, *((3, 20, width) for width in WIDTHS))):
+    for number, size in enumerate((*sizes, *((2, 4, width) for width in WIDTHS))):
         x, _, _ = random_map(*size, dtype=dtype, device=device, seed=sum(size))
         if number % 2:  # NCHW
             x = x.mT.contiguous().mT
