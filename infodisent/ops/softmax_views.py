@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from infodisent.backends.native import softmax_views as compiled
 from infodisent.backends.selection import select
@@ -27,12 +26,12 @@ class Views(NamedTuple):
     """
 
     value: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
     alignment: Tensor
 
 
 def softmax_views(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Views:
-    """`softmax_pool` of all images and `softmax_alignment` of two views of each: PIP-Net's training.
+    """`softmax_pool` of all images and `softmax_alignment` of two views of each, for PIP-Net.
 
     The same as these two of ``scores = x·weight^T + bias``. On CPUs with the compiled module scores
     are made and used a few images at a time, and their gradient, as large as they are, never exists
@@ -99,7 +98,7 @@ class _Compiled(torch.autograd.Function):
         return *views.best, torch.cat([views.agreement, views.agreement])
 
     @staticmethod
-    @once_differentiable
+    @register.once
     def backward(  # type: ignore[override]
         ctx: Any, grad: Tensor, _: Tensor, grad_alignment: Tensor
     ) -> tuple[Tensor | None, ...]:

@@ -89,7 +89,7 @@ def softmax_views_backward(
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias, those that are needed."""
-    scores, (images, pixels, count) = views.scores, views.scores.shape
+    scores, (_, pixels, count) = views.scores, views.scores.shape
     need_x, need_weight, need_bias = needs
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
     if dx is not None:
@@ -131,9 +131,11 @@ def _both_sides(
     alike: bool,
 ) -> None:
     """The gradient of the agreement by the scores of each view."""
-    maps, (one, other) = tuple(scores[part] for part in pair), sides
-    if alike:
-        softmax_calls.softmax_alignment_backward(*maps, grad[pair[0]], statistics, one, other)
-        return
-    softmax_calls.softmax_alignment_backward(*maps, grad[pair[0]], statistics, one, None)
-    softmax_calls.softmax_alignment_backward(*maps, grad[pair[1]], statistics, None, other)
+    (first, second), (one, other) = pair, sides
+    wanted: list[tuple[slice, Tensor | None, Tensor | None]] = [(first, one, other)]
+    if not alike:
+        wanted = [(first, one, None), (second, None, other)]
+    for rows, *targets in wanted:
+        softmax_calls.softmax_alignment_backward(
+            scores[first], scores[second], grad[rows], statistics, targets[0], targets[1]
+        )
