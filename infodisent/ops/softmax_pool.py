@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from infodisent import reference
-from infodisent.backends.native import softmax_calls
-from infodisent.backends.native import softmax_pool as compiled
 from infodisent.backends.selection import AUTO, FORMULAS, implementation, select
 from infodisent.contract import Best, Pool
 from infodisent.layout import (
@@ -25,9 +23,9 @@ from infodisent.ops import register
 from infodisent.ops.similarity_pool import check_prototypes
 from infodisent.ops.valid_pixels import check_valid, check_valid_pixels
 
-KEPT_BYTES = 64 << 20
-"""Of products that are kept for the gradient where compiled code makes them; more are made again,
-a chunk of images at a time, which is a fourth product beside three."""
+KEPT_BYTES = 1 << 20, 64 << 20
+"""Of products that compiled code keeps for the gradient. More are made again, a chunk of images at
+a time, which is a fourth product beside three; fewer are made again in no time."""
 TEMPERATURES = 2.0**-100, 2.0**100
 """What a temperature may be: its inverse is a float32, too."""
 
@@ -188,7 +186,8 @@ def _keeps(
         if not register.direct(*given, valid):
             return False
     size = x.shape[0] * map_size(x, input_fmt, num_prefix_tokens)[1] * len(prototypes)
-    return 0 < size * value_dtype(*(t.dtype for t in given)).itemsize <= KEPT_BYTES
+    needed = size * value_dtype(*(t.dtype for t in given)).itemsize
+    return KEPT_BYTES[0] <= needed <= KEPT_BYTES[1]
 
 
 class _Kept(torch.autograd.Function):
@@ -209,8 +208,8 @@ class _Kept(torch.autograd.Function):
         view = to_bpc(x, *layout)
         dtype = value_dtype(*(t.dtype for t in (x, prototypes, bias) if t is not None))
         scores = x.new_empty(*view.shape[:2], len(prototypes), dtype=dtype)
-        softmax_calls.prefer_huge_pages(scores)
-        best, normalizer = compiled.softmax_pool(view, prototypes, temperature, bias, valid, scores)
+        native: Any = implementation("native", "softmax_pool", x, prototypes, bias)
+        best, normalizer = native.softmax_pool(view, prototypes, temperature, bias, valid, scores)
         ctx.save_for_backward(x, prototypes, bias, *best, normalizer, scores)
         ctx.temperature, ctx.layout = temperature, layout
         ctx.mark_non_differentiable(best.index)
@@ -224,7 +223,8 @@ class _Kept(torch.autograd.Function):
         x, prototypes, bias, value, index, normalizer, scores = ctx.saved_tensors
         need_x, need_prototypes, need_bias = ctx.needs_input_grad[:3]
         dx = like_the_map(x) if need_x else None
-        dv, db = compiled.softmax_pool_backward(
+        native: Any = implementation("native", "softmax_pool", x, prototypes, bias)
+        dv, db = native.softmax_pool_backward(
             grad,
             Best(value, index),
             normalizer,

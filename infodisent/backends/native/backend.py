@@ -92,9 +92,10 @@ class Native(Sparse):
         temperature: float,
         bias: Tensor | None,
         valid: Tensor | None,
+        scores: Tensor | None = None,
     ) -> tuple[Best, Tensor]:
         """See `infodisent.backends.native.softmax_pool`."""
-        return softmax_pool.softmax_pool(x, prototypes, temperature, bias, valid)
+        return softmax_pool.softmax_pool(x, prototypes, temperature, bias, valid, scores)
 
     def softmax_pool_backward(
         self,
@@ -108,6 +109,7 @@ class Native(Sparse):
         dx: Tensor | None,
         need_prototypes: bool,
         need_bias: bool,
+        scores: Tensor | None = None,
     ) -> tuple[MaybeTensor, MaybeTensor]:
         """See `infodisent.backends.native.softmax_pool`."""
         return softmax_pool.softmax_pool_backward(
@@ -121,6 +123,7 @@ class Native(Sparse):
             dx,
             need_prototypes,
             need_bias,
+            scores,
         )
 
     def softmax_alignment(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

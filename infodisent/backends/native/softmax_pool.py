@@ -55,6 +55,8 @@ def softmax_pool(
     normalizer = torch.empty(2, batch, pixels, dtype=dtype, device="cpu")
     v = None if prototypes is None else prototypes.to(dtype)
     b = _bias(bias, temperature, dtype)
+    if scores is not None:
+        softmax_calls.prefer_huge_pages(scores)
     ranges = [(0, batch)] if v is None else chunks(x, count, dtype.itemsize)
     for start, stop in ranges:
         part = slice(start, stop)
