@@ -18,7 +18,7 @@ SCORES = (
     # with mma.sync it spills; with eight warps two groups of wgmma would compute the same rows
     Row(0, 90, ("tf32x3",), Block(64, 128, 32, 4, 3)),
 )
-SPLITS = (1, 2, 4, 8)
+SPLITS = (1, 2, 3, 4, 6, 8)
 """Programs that may share the channels of a tile."""
 
 
