@@ -71,7 +71,7 @@ def _pool(
 
 def _head(
     products: str, launches: str, batch: int, pixels: int, channels: int, classes: int,
-    change: Change | None = None, scores: pool.Tiles | None = None,
+    change: Change | None = None, scores: Tiles | None = None,
 ) -> Case:  # fmt: skip
     def run(arch: int) -> Sequence[Tensor]:
         of_x, of_u = _dtypes(products, BF16)
@@ -328,18 +328,12 @@ CASES: dict[str, Case] = {
     },
     "head two half": _head("half", "two", 5, 49, 128, 37),
     "head two half, 20 images": _head("half", "two", 20, 20, 64, 70),
-    "head two half, scores of small tiles, shared": _head(
-        "half", "two", 20, 4, 300, 37, scores=pool.Tiles(16, (32,), 0, 64, 4, 3, split=4)
-    ),
-    "head two half, scores of middling tiles, shared": _head(
-        "half", "two", 20, 4, 128, 70, scores=pool.Tiles(32, (64,), 0, 32, 4, 3, split=2)
-    ),
-    "head two half, scores of large tiles": _head(
-        "half", "two", 20, 4, 128, 140, scores=pool.Tiles(64, (128,), 0, 32, 4, 3)
-    ),
-    "head two half, scores of large tiles, shared": _head(
-        "half", "two", 20, 4, 128, 140, scores=pool.Tiles(64, (128,), 0, 32, 4, 3, split=2)
-    ),
+    "head two half, small scores shared": _head("half", "two", 20, 4, 300, 37,
+        scores=Tiles(16, (32,), 0, 64, 4, 3, split=4)),
+    "head two half, middling scores shared": _head("half", "two", 20, 4, 128, 70,
+        scores=Tiles(32, (64,), 0, 32, 4, 3, split=2)),
+    "head two half, large scores shared": _head("half", "two", 20, 4, 128, 140,
+        scores=Tiles(64, (128,), 0, 32, 4, 3, split=2)),
     "head two tf32x3": _head("tf32x3", "two", 3, 49, 64, 20),
     "head two ieee": _head("ieee", "two", 2, 20, 64, 20),
     "head one half": _head("half", "one", 5, 49, 128, 37),
