@@ -302,13 +302,17 @@ def clocks(
 def _splits(
     tiles: Tiles, number: int, channels: int, products: str, capability: int, processors: int
 ) -> list[Tiles]:
-    """The tiles whole, and with their channels shared by as many programs as there is room for."""
+    """The tiles whole, and with their channels shared by several programs.
+
+    As many as there is room for; or two or three, where more tiles than that leave the last wave
+    nearly empty.
+    """
     if tiles.columns > MOST_SPLIT:
         return [tiles]
     steps = _over(channels, tiles.block_k) * terms(products)
     size = work(1, channels, products)
     room = processors * cost.residents(tiles, size.size, capability, size.runs)
-    shares = {1, processors // number, room // number}
+    shares = {1, 2, 3, processors // number, room // number}
     shares = {max(1, min(share, steps // SHORTEST)) for share in shares}
     return [tiles if share == 1 else replace(tiles, split=share) for share in sorted(shares)]
 

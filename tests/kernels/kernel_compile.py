@@ -153,7 +153,7 @@ def recorder() -> Iterator[list[tuple[Any, dict[str, Any]]]]:
         JITFunction.run = plain
 
 
-SHOWN = ("PARITY", "BLOCK", "BLOCK_M", "BLOCK_K", "images", "widths", "split")
+SHOWN = ("PARITY", "BLOCK", "BLOCK_M", "BLOCK_K", "images", "channels", "widths", "split")
 """Constants that tell launches of one kernel apart, beside those that are strings or true."""
 
 

@@ -6,6 +6,7 @@ import random
 
 import pytest
 from infodisent.kernels.precision import GRADIENT_OF_FLOAT, GRADIENT_OF_HALF
+from infodisent.kernels.tiles import infodisent_head as scores
 from infodisent.kernels.tiles import rotate_pool as pool
 from infodisent.kernels.tiles import rotate_pool_backward as backward
 from infodisent.kernels.tiles import rotation, softmax_pool
@@ -96,6 +97,19 @@ def test_every_tile_of_the_gradients_is_checked(products, capability):
                 assert coverage.kind_of_u(block_u, cut) in cases, (channels, pixels)
     assert {case.splits for case in cases.values()} == {1, 2}
     assert {kind.images for kind in cases} >= {0, 1, 2}
+
+
+@pytest.mark.parametrize(("capability", "processors"), MACHINES)
+def test_every_tile_of_the_class_scores_is_checked(capability, processors):
+    kinds = {coverage.kind(t) for t in coverage.score_tiles("tf32x3", capability)}
+    seen = set()
+    for batch in BATCHES:
+        for classes in (1, 10, 200, 1000, 20000):
+            for channels in (1, 64, 513, 768, 2048):
+                sizes = batch, classes, channels, "tf32x3", capability, processors
+                seen.add(coverage.kind(scores.choose(*sizes)))
+    assert seen <= kinds
+    assert {kind.split for kind in seen} == {False, True}
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def _pool(
 
 def _head(
     products: str, launches: str, batch: int, pixels: int, channels: int, classes: int,
-    change: Change | None = None,
+    change: Change | None = None, scores: Tiles | None = None,
 ) -> Case:  # fmt: skip
     def run(arch: int) -> Sequence[Tensor]:
         of_x, of_u = _dtypes(products, BF16)
@@ -82,7 +82,7 @@ def _head(
         bias = torch.randn(classes, generator=g).to(of_x)
         chosen = change(pool.best_tiles(x, products), arch) if change else None
         logits, *result = head.infodisent_head(
-            x, u, weight, bias, True, launches, products, chosen=chosen
+            x, u, weight, bias, True, launches, products, chosen=chosen, scores_chosen=scores
         )
         check_extremes(result, y, relative_tolerance=4 * rounding(x, products, False))
         pooled = y.amax(1).clamp_min(0) - (-y).amax(1).clamp_min(0)
@@ -329,6 +329,12 @@ CASES: dict[str, Case] = {
     },
     "head two half": _head("half", "two", 5, 49, 128, 37),
     "head two half, 20 images": _head("half", "two", 20, 20, 64, 70),
+    "head two half, small scores shared": _head("half", "two", 20, 4, 300, 37,
+        scores=Tiles(16, (32,), 0, 64, 4, 3, split=4)),
+    "head two half, middling scores shared": _head("half", "two", 20, 4, 128, 70,
+        scores=Tiles(32, (64,), 0, 32, 4, 3, split=2)),
+    "head two half, large scores shared": _head("half", "two", 20, 4, 128, 140,
+        scores=Tiles(64, (128,), 0, 32, 4, 3, split=2)),
     "head two tf32x3": _head("tf32x3", "two", 3, 49, 64, 20),
     "head two ieee": _head("ieee", "two", 2, 20, 64, 20),
     "head one half": _head("half", "one", 5, 49, 128, 37),

@@ -145,7 +145,26 @@ def check_infodisent_head(
             truth = pooled @ weight.double().clamp_min(0).mT + bias.double()
             allowed = max(2 * torch.finfo(kind).eps, 1e-4 if dtype.itemsize == 4 else 1e-3)
             check_close(logits, truth, allowed, f"{what}: logits")
-    return said
+    return f"{said}, {_check_scores(device, dtype)} kinds of tiles of the scores"
+
+
+def _check_scores(device: torch.device, dtype: torch.dtype) -> int:
+    """The class scores in each of the tiles, two of them in either direction; how many."""
+    from infodisent.kernels import device as gpu
+    from infodisent.kernels import infodisent_head as host
+
+    cases = coverage.score_tiles("tf32x3", gpu.capability(device))
+    for number, tiles in enumerate(cases):
+        channels = 8 * tiles.block_k - (0, 8, 3)[number % 3]
+        batch, classes = tiles.channels + 1, tiles.columns + 1
+        x, u, y = random_map(batch, 4, channels, dtype=dtype, device=device, seed=number)
+        weight, bias = (_random(device, *s) for s in ((classes, channels), (classes,)))
+        logits = host.infodisent_head(x, u, weight, bias, False, scores_chosen=tiles)[0]
+        pooled = y.amax(1).clamp_min(0) - (-y).amax(1).clamp_min(0)
+        truth = pooled @ weight.double().mT + bias.double()
+        allowed = 1e-4 if dtype.itemsize == 4 else 1e-3
+        check_close(logits, truth, allowed, f"infodisent_head, scores in tiles {tiles}")
+    return len(cases)
 
 
 def check_rotation(

@@ -210,6 +210,18 @@ def gradient_cases(of_u: str, of_x: str, capability: int) -> dict[GradientKind, 
     return cases
 
 
+def score_tiles(products: str, capability: int) -> list[Tiles]:
+    """The tiles that the class scores of the head may take: whole, and each shared by two programs.
+
+    products: "tf32x3" or "ieee".
+    """
+    from infodisent.kernels.tiles import infodisent_head as tiles
+    from infodisent.kernels.tiles.blocks import serving
+
+    blocks = serving(tiles.SCORES, CHANNELS[-1], products, capability)
+    return [tiles.of_block(block, split) for block in blocks for split in (1, 2)]
+
+
 def rotation_blocks(products: str, capability: int) -> list[Block]:
     """The tiles that a product of the rotation may take."""
     from infodisent.kernels.tiles import rotation as tiles
