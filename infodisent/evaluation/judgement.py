@@ -6,7 +6,8 @@ What a head has no closed form for is left out, and said.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ from infodisent.evaluation.disentanglement import channel_purity, spatial_entrop
 from infodisent.evaluation.faithfulness import cell_curves, pixel_curves
 from infodisent.evaluation.images import maps_of
 from infodisent.evaluation.intervals import Interval, bootstrap
-from infodisent.evaluation.misalignment import ATTACKS, misalignment
+from infodisent.evaluation.misalignment import ATTACKS, EPSILON, misalignment
 from infodisent.evaluation.sizes import active_size, global_size, pipnet_size, sufficient_size
 from infodisent.evaluation.stability import noise_stability, rank_correlation, shuffled
 from infodisent.explanations.posthoc import EXPLAINERS
@@ -212,6 +213,7 @@ def judge_pictures(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     independent: bool = False,
+    epsilons: Sequence[float] = (EPSILON,),
     seed: int = 0,
     advance: Callable[[int], None] = lambda images: None,
 ) -> Judgement:
@@ -221,6 +223,8 @@ def judge_pictures(
         model: set to evaluation mode.
         batches: images as the backbone is fed, ``[b, 3, H, W]``, and their labels.
         independent: labels are several an image; misalignment, which asks for one, is left out.
+        epsilons: of the attacks, see `misalignment`; rows of another than the published one name
+            it.
         seed: of noise, random starts and bootstraps.
         advance: called with the number of images done.
     """
@@ -236,10 +240,11 @@ def judge_pictures(
         stable = noise_stability(model, images, seed=draw)
         keep("same_places", stable.places)
         keep("same_prediction", stable.prediction)
-        for attack in () if independent else ATTACKS:
-            found = misalignment(model, images, labels, attack=attack, seed=draw)
+        for attack, epsilon in () if independent else itertools.product(ATTACKS, epsilons):
+            found = misalignment(model, images, labels, attack=attack, epsilon=epsilon, seed=draw)
+            of = attack if epsilon == EPSILON else f"{attack}, ε {epsilon:g}"
             for measure in ("plc", "prc", "pac", "ac"):
-                keep(measure, getattr(found, measure), attack)
+                keep(measure, getattr(found, measure), of)
         with torch.no_grad():
             maps = maps_of(model, images)
             classes = model.head(maps, input_fmt="NLC").argmax(1)
