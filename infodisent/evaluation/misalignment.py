@@ -206,13 +206,14 @@ class _Attack:
                 change = change.detach().requires_grad_(not last)
                 maps = maps_of(self._model, self._images[rows] + change)
                 value = self._activation(maps, self.unit[rows]).amax(1)
+                total = value.sum()
             found = value.detach()
             better = found < lowest[rows]
             lowest[rows[better]] = found[better]
             best = best.index_copy(0, rows[better], change.detach()[better])
             if last or not bool((found > 0).any()):
                 break
-            (gradient,) = torch.autograd.grad(value.sum(), change)
+            (gradient,) = torch.autograd.grad(total, change)
             moved = (change - step * gradient.sign()).clamp(-epsilon, epsilon)
             left = found > 0
             change = (moved.detach() * self._outside[rows])[left]
