@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -70,3 +72,34 @@ def bootstrap(
 
 def _split(whole: int, part: int) -> list[int]:
     return [min(part, whole - at) for at in range(0, whole, part)]
+
+
+def bootstrap_of(
+    statistic: Callable[[Tensor], float],
+    images: int,
+    *,
+    draws: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """A figure that is no mean over images, and its percentile interval over images drawn.
+
+    Args:
+        statistic: of images by their positions, ``[n]`` int64, in which some may be twice.
+        images: n.
+        draws, level, seed: see `bootstrap`.
+    """
+    if not images:
+        return Interval(None, None, None, 0)
+    g = torch.Generator().manual_seed(seed)
+    whole = statistic(torch.arange(images))
+    drawn = torch.tensor(
+        [statistic(torch.randint(images, (images,), generator=g)) for _ in range(draws)],
+        dtype=torch.float64,
+    )
+    drawn = drawn[~drawn.isnan()]
+    if math.isnan(whole) or not len(drawn):
+        return Interval(None, None, None, 0)
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = drawn.quantile(ends).tolist()
+    return Interval(whole, low, high, images)
