@@ -27,6 +27,23 @@ def judge(
         int,
         typer.Option(min=0, help="Of them to attack, delete and blur, which is slow; 0: none."),
     ] = 16,
+    parts: Annotated[
+        str | None,
+        typer.Option(
+            "--parts",
+            metavar="KIND:FOLDER",
+            help="Parts and masks of the held-out images: cub, funnybirds, coco, scenes or masks.",
+        ),
+    ] = None,
+    epsilon: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--epsilon",
+            min=0,
+            help="Of the attack, in normalised pixels; several, each with its option. Default: "
+            "0.4, as published, which leaves nothing of most heads; 0.02 tells them apart.",
+        ),
+    ] = None,
     seed: SeedOption = 0,
     again: Annotated[
         bool, typer.Option("--again", help="Compute also what the run's folder has already.")
@@ -44,6 +61,8 @@ def judge(
 
     Example: infodisent judge runs/fit
 
+    Example: infodisent judge runs/birds --parts cub:CUB_200_2011 --epsilon 0.4 --epsilon 0.02
+
     Example: infodisent judge --compare runs/infodisent runs/protopnet
     """
     from infodisent.files import replacing
@@ -52,11 +71,14 @@ def judge(
 
     architecture = module_from(module)
     names = _names(runs)
+    asked: dict[str, Any] = {"annotations": parts}
+    if epsilon:
+        asked["epsilons"] = tuple(dict.fromkeys(epsilon))
     judged: dict[str, dict[str, Any]] = {}
     for name, run in zip(names, runs, strict=True):
         judged[name] = judge_run(
             run, images=images, pictures=pictures, seed=seed, again=again,
-            images_root=images_root, module=architecture,
+            images_root=images_root, module=architecture, **asked,
         )  # fmt: skip
         if not compare:
             console.print(_title(name, judged[name]), markup=False, highlight=False, soft_wrap=True)
@@ -94,7 +116,8 @@ def _title(name: str, known: dict[str, Any]) -> str:
     count = known["judged_images"]
     text = f"{name}: {known['title']} on {known.get('backbone', 'a backbone')}, "
     text += f"{count['held out']} held-out images"
-    return text + (f", {count['pictures']} of them changed" if count["pictures"] else "")
+    text += f", {count['pictures']} of them changed" if count["pictures"] else ""
+    return text + (f", {count['annotated']} annotated" if count.get("annotated") else "")
 
 
 def _label(key: tuple[str, str]) -> str:

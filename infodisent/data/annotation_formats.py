@@ -1,10 +1,10 @@
 """Readers of the annotations that part and mask metrics need, by the format they come in.
 
-    cub:FOLDER          CUB-200-2011 as it is unpacked, with ``segmentations`` if they are there
-    funnybirds:FOLDER   FunnyBirds: dataset_*.json, images and part maps
-    coco:FILE           a COCO file, or a folder of them: PartImageNet, Pascal Parts …
-    scenes:FOLDER       what `infodisent.testing.scene_files.write_scenes` wrote
-    masks:FOLDER        a mask an image, of its name, in folders as the images are; 0 is background
+cub:FOLDER          CUB-200-2011 as it is unpacked, with ``segmentations`` if they are there
+funnybirds:FOLDER   FunnyBirds: dataset_*.json, images and part maps
+coco:FILE           a COCO file, or a folder of them: PartImageNet, Pascal Parts …
+scenes:FOLDER       what `infodisent.testing.scene_files.write_scenes` wrote
+masks:FOLDER        a mask an image, of its name, in folders as the images are; 0 is background
 """
 
 from __future__ import annotations
@@ -254,12 +254,12 @@ FORMATS: dict[str, Callable[[Path], Annotations]] = {
 
 def _numbered(path: Path) -> dict[str, str]:
     """A file of ``number name`` lines; a name may have spaces."""
-    return {number: name for number, name in _rows(path, 2)}
+    return dict(_rows(path, 2))
 
 
 def _rows(path: Path, columns: int) -> Iterator[list[str]]:
     """Lines of so many columns, the last of two with its spaces; others are damage."""
-    with open(path, encoding="utf-8") as lines:
+    with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             row = line.split(None, 1) if columns == 2 else line.split()
             if not row:

@@ -1,4 +1,4 @@
-"""What is known of photographs besides their class: parts, boxes, masks, in the formats people have.
+"""What is known of photographs besides their class: parts, boxes, masks.
 
 `infodisent.data.annotation_formats` reads CUB-200-2011, FunnyBirds, COCO files such as
 PartImageNet's, scenes, and plain folders of masks.

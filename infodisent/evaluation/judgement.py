@@ -49,6 +49,7 @@ class Measure:
 
 
 _CELLS, _PIXELS = "faithfulness, feature cells", "faithfulness, pixels"
+_PARTS, _WHERE = "annotated parts", "localisation, annotated masks"
 _SIZE, _MEANING, _CHANGE = "size of explanations", "meaning of units", "changed pictures"
 
 MEASURES: dict[str, Measure] = {
@@ -65,6 +66,12 @@ MEASURES: dict[str, Measure] = {
     "purity": Measure("channel purity (EPIC)", _MEANING, "higher"),
     "entropy": Measure("spatial entropy (PiPS), nats", _MEANING, "lower"),
     "duplicates": Measure("duplicate prototypes", _MEANING, "lower", "{:.1%}"),
+    "consistency": Measure("consistency of parts", _PARTS, "higher", "{:.1%}"),
+    "part_stability": Measure("stability of parts", _PARTS, "higher", "{:.1%}"),
+    "part_purity": Measure("purity of parts (PIP-Net)", _PARTS, "higher"),
+    "pointing": Measure("pointing game", _WHERE, "higher", "{:.1%}"),
+    "mass": Measure("mass accuracy", _WHERE, "higher"),
+    "rank": Measure("rank accuracy", _WHERE, "higher"),
     "pixel_deletion": Measure("deletion AUC", _PIXELS, "lower"),
     "pixel_insertion": Measure("insertion AUC", _PIXELS, "higher"),
     "same_places": Measure("units at their place in noise", _CHANGE, "higher", "{:.1%}"),
@@ -98,6 +105,15 @@ class Judgement:
     def add_number(self, measure: str, value: float | None, of: str = "", images: int = 0) -> None:
         """A figure without an interval."""
         self._append(measure, of, Interval(value, None, None, images))
+
+    def add_interval(self, measure: str, interval: Interval, of: str = "") -> None:
+        """A figure with an interval that is known already."""
+        self._append(measure, of, interval)
+
+    def extend(self, other: Judgement) -> None:
+        """Take the figures of another, and those of its notes that are new."""
+        self.rows += other.rows
+        self.notes += [note for note in other.notes if note not in self.notes]
 
     def _append(self, measure: str, of: str, interval: Interval) -> None:
         assert measure in MEASURES
