@@ -77,7 +77,7 @@ def scene_classifier(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "attach: what builds")
         model = attach(
-            kind(scenes, CELL, **options),
+            kind(scenes, **({"cell": CELL} | options)),
             len(scenes.classes),
             features="",
             rotate=False,
