@@ -49,6 +49,7 @@ class Request:
         model, names, class_index, top, top_opposing, task: as `explain` has them, with defaults.
         config: of the evaluation transform.
         options: of `load_picture`.
+        ready: images are tensors as the backbone is fed.
     """
 
     model: InfoDisentClassifier
@@ -59,6 +60,7 @@ class Request:
     task: str
     config: dict[str, Any]
     options: dict[str, Any]
+    ready: bool = False
 
 
 def make_request(
@@ -73,6 +75,7 @@ def make_request(
     page: int | None,
     *,
     class_name: str | None = None,
+    ready: bool = False,
 ) -> Request:
     """Check the arguments of `explain`; errors as there. Takes a checkpoint and wrappers apart."""
     model: Any = given
@@ -107,7 +110,7 @@ def make_request(
         options["intensity_range"] = check_range("explain", intensity_range)
     if page is not None:
         options["page"] = check_page("explain", page)
-    return Request(classifier, names, class_index, top, top_opposing, task, config, options)
+    return Request(classifier, names, class_index, top, top_opposing, task, config, options, ready)
 
 
 def _unwrapped(model: Any) -> Any:
