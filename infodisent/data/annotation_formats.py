@@ -74,9 +74,9 @@ def read_cub(folder: Path) -> Annotations:
     for image, *box in _rows(folder / "bounding_boxes.txt", 5):
         x, y, width, height = map(float, box)
         boxes[place[image]] = torch.tensor([x, y, x + width, y + height])
-    for image, part, x, y, visible in _rows(folder / "parts" / "part_locs.txt", 5):
+    for image, part, across, down, visible in _rows(folder / "parts" / "part_locs.txt", 5):
         if float(visible):
-            keypoints[place[image], column[part]] = torch.tensor([float(x), float(y)])
+            keypoints[place[image], column[part]] = torch.tensor([float(across), float(down)])
     files = tuple(names.values())
     masks = next(
         (at for at in (folder / "segmentations", folder.parent / "segmentations") if at.is_dir()),

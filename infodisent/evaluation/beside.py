@@ -48,7 +48,8 @@ def _closed(explainer: posthoc.Explainer) -> WholeModel:
         with torch.no_grad(), evaluating(model):
             maps = maps_of(model, images)
         found = explainer(model.head, maps, classes.to(maps.device))
-        return found.unflatten(1, model.grid_size(images.shape[2:])).float().cpu()
+        shaped: Tensor = found.unflatten(1, model.grid_size(images.shape[2:]))
+        return shaped.float().cpu()
 
     return explain
 
@@ -242,8 +243,7 @@ def chosen_methods(methods: Sequence[str] | str) -> tuple[str, ...]:
             f"beside: methods is {methods!r}, allowed are all, closed and {', '.join(BESIDE)}"
         )
     if any(name in SAMPLED for name in names):
-        for module in ("captum.attr", "pytorch_grad_cam", "sklearn"):
-            sampled.require_posthoc(module)
+        sampled.require_posthoc()
     return tuple(names)
 
 

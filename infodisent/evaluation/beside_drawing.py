@@ -34,7 +34,8 @@ def figure(beside: Beside) -> Figure:
     height = (2.95 if with_mask else 2.75) * rows
     drawn = NewFigure(figsize=(12.5, height + 3.2), facecolor="white", layout="constrained")
     FigureCanvasAgg(drawn)
-    above, below = drawn.subfigures(2, 1, height_ratios=[height, 3.0])
+    parts: Any = drawn.subfigures(2, 1, height_ratios=[height, 3.0])
+    above, below = parts
     panels = above.subplots(rows, columns, squeeze=False).flatten()
     for panel in panels:
         panel.set_axis_off()

@@ -100,7 +100,8 @@ def shifted(head: Head, maps: Tensor, classes: Tensor) -> Tensor:
     """Right, but three rows and columns of a square map away, ``[B, P]``."""
     side = round(maps.shape[1] ** 0.5)
     cells = evidence(head, maps, classes).unflatten(1, (side, side))
-    return cells.roll((3, 3), (1, 2)).flatten(1)
+    moved: Tensor = cells.roll((3, 3), (1, 2)).flatten(1)
+    return moved
 
 
 RIGHT: dict[str, Explainer] = {

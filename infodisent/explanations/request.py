@@ -78,13 +78,7 @@ def make_request(
     ready: bool = False,
 ) -> Request:
     """Check the arguments of `explain`; errors as there. Takes a checkpoint and wrappers apart."""
-    model: Any = given
-    if not isinstance(given, nn.Module) and isinstance(getattr(given, "model", None), nn.Module):
-        model = given.model
-        classes = classes if classes is not None else given.classes
-        transform = transform if transform is not None else given.transform
-        task = task if task is not None else getattr(given, "task", None)
-    model = _unwrapped(model)
+    model, classes, transform, task = taken_apart(given, classes, transform, task)
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"explain: model is a {type(given).__name__}, must be a model from infodisent.attach "
@@ -111,6 +105,22 @@ def make_request(
     if page is not None:
         options["page"] = check_page("explain", page)
     return Request(classifier, names, class_index, top, top_opposing, task, config, options, ready)
+
+
+def taken_apart(
+    given: Any,
+    classes: Sequence[str] | None,
+    transform: dict[str, Any] | None,
+    task: str | None,
+) -> tuple[Any, Sequence[str] | None, dict[str, Any] | None, str | None]:
+    """The classifier of what a user gives, and what of it is not given beside it."""
+    model = given
+    if not isinstance(given, nn.Module) and isinstance(getattr(given, "model", None), nn.Module):
+        model = given.model
+        classes = classes if classes is not None else given.classes
+        transform = transform if transform is not None else given.transform
+        task = task if task is not None else getattr(given, "task", None)
+    return _unwrapped(model), classes, transform, task
 
 
 def _unwrapped(model: Any) -> Any:

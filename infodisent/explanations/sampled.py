@@ -10,8 +10,8 @@ The extra ``posthoc`` brings captum, grad-cam and scikit-learn.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,14 +33,25 @@ KERNEL_WIDTH = 0.25
 """Of LIME's weights, over the cosine distance from the whole picture: lime's own default."""
 
 
-def require_posthoc(module: str) -> Any:
-    """Import a module of the extra; ModuleNotFoundError with the line that installs it."""
+@contextmanager
+def needs_posthoc() -> Iterator[None]:
+    """Imports of the extra: a ModuleNotFoundError of the block gets the line that installs it."""
     try:
-        return importlib.import_module(module)
+        yield
     except ModuleNotFoundError as missing:
         raise ModuleNotFoundError(
-            f"this explanation needs {missing.name or module}: pip install 'infodisent[posthoc]'"
+            f"this explanation needs {missing.name}: pip install 'infodisent[posthoc]'"
         ) from missing
+
+
+def require_posthoc() -> None:
+    """ModuleNotFoundError, with the line that installs it, unless the whole extra is there."""
+    with needs_posthoc():
+        import captum.attr
+        import pytorch_grad_cam
+        import sklearn
+
+        del captum, pytorch_grad_cam, sklearn
 
 
 def lime(
@@ -66,9 +77,12 @@ def lime(
         ModuleNotFoundError: the extra ``posthoc`` is not installed.
         ValueError: shapes differ, or `samples` is below 1.
     """
-    attr = require_posthoc("captum.attr")
-    models = require_posthoc("captum._utils.models.linear_model")
-    require_posthoc("sklearn.linear_model")
+    with needs_posthoc():
+        import sklearn  # captum solves with it
+        from captum._utils.models.linear_model import SkLearnRidge
+        from captum.attr import Lime
+
+        del sklearn
     check_positive("lime", "samples", samples)
 
     def nearness(original: Tensor, masked: Tensor, shown: Tensor, **_: Any) -> float:
@@ -76,9 +90,9 @@ def lime(
         return float(torch.exp(torch.tensor(-(distance**2) / (2 * KERNEL_WIDTH**2))))
 
     def explain(forward: Any, image: Tensor, mask: Tensor, label: int) -> Tensor:
-        method = attr.Lime(
+        method = Lime(
             lambda x: forward(x).softmax(1),
-            interpretable_model=models.SkLearnRidge(alpha=1.0),
+            interpretable_model=SkLearnRidge(alpha=1.0),
             similarity_func=nearness,
         )
         found: Tensor = method.attribute(
@@ -105,12 +119,15 @@ def kernel_shap(
     `infodisent.explanations.posthoc.shapley_cells` has the exact ones of the last map's.
     Arguments and errors as in `lime`.
     """
-    attr = require_posthoc("captum.attr")
-    require_posthoc("sklearn.linear_model")
+    with needs_posthoc():
+        import sklearn  # captum solves with it
+        from captum.attr import KernelShap
+
+        del sklearn
     check_positive("kernel_shap", "samples", samples)
 
     def explain(forward: Any, image: Tensor, mask: Tensor, label: int) -> Tensor:
-        found: Tensor = attr.KernelShap(forward).attribute(
+        found: Tensor = KernelShap(forward).attribute(
             image, baselines=0, target=label, feature_mask=mask,
             n_samples=samples, perturbations_per_eval=batch_size,
         )  # fmt: skip
@@ -160,14 +177,15 @@ def occlusion(
     Zeiler and Fergus, ECCV 2014. The window is two cells of the feature map wide and high, and
     moves by one. Arguments and errors as in `lime`.
     """
-    attr = require_posthoc("captum.attr")
+    with needs_posthoc():
+        from captum.attr import Occlusion
     images = _placed("occlusion", model, images, classes)
     rows, columns = model.grid_size(images.shape[2:])
     step = max(1, images.shape[2] // rows), max(1, images.shape[3] // columns)
     window = min(2 * step[0], images.shape[2]), min(2 * step[1], images.shape[3])
     with evaluating(model), torch.no_grad():
         found = [
-            attr.Occlusion(model).attribute(
+            Occlusion(model).attribute(
                 image[None], (images.shape[1], *window), strides=(images.shape[1], *step),
                 baselines=0, target=label, perturbations_per_eval=batch_size,
             )[:, 0]  # every colour has the window's whole fall
@@ -189,13 +207,14 @@ def integrated_gradients(
     Sundararajan, Taly and Yan, ICML 2017. Their sum is the logit less that of the empty picture,
     as far as `steps` points of the path allow. Other arguments and errors as in `lime`.
     """
-    attr = require_posthoc("captum.attr")
+    with needs_posthoc():
+        from captum.attr import IntegratedGradients
     check_positive("integrated_gradients", "steps", steps)
     images = _placed("integrated_gradients", model, images, classes)
     if not len(images):
         return torch.zeros(0, *images.shape[2:])
     with evaluating(model), torch.enable_grad():
-        found = attr.IntegratedGradients(model).attribute(
+        found = IntegratedGradients(model).attribute(
             images, baselines=0, target=classes.to(images.device), n_steps=steps,
             internal_batch_size=max(batch_size, len(images)),
         )  # fmt: skip
@@ -225,8 +244,9 @@ def original_gradcam(
             "original_gradcam: the original classifies its class token after the last layer, so "
             "its logits have no gradient at the map's pixels"
         )
-    library = require_posthoc("pytorch_grad_cam")
-    targets = require_posthoc("pytorch_grad_cam.utils.model_targets")
+    with needs_posthoc():
+        from pytorch_grad_cam import GradCAM
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     images = _placed("original_gradcam", model, images, classes)
     if not len(images):
         return torch.zeros(0, *images.shape[2:])
@@ -235,16 +255,18 @@ def original_gradcam(
 
     def to_grid(raw: Tensor) -> Tensor:
         rows = to_bpc(raw, model.input_fmt, model.num_prefix_tokens)
-        return rows.mT.unflatten(2, grid)
+        shaped: Tensor = rows.mT.unflatten(2, grid)
+        return shaped
 
     with evaluating(model), torch.enable_grad():
         if classes is None:
             with torch.no_grad():
                 classes = original(images).argmax(1)
-        chosen = [targets.ClassifierOutputTarget(int(label)) for label in classes]
-        with library.GradCAM(original, [original.map], reshape_transform=to_grid) as cam:
+        chosen = [ClassifierOutputTarget(int(label)) for label in classes]
+        with GradCAM(original, [original.map], reshape_transform=to_grid) as cam:
             found = cam(images.detach().clone().requires_grad_(), chosen)
-    return torch.from_numpy(found).float()
+    scaled: Tensor = torch.from_numpy(found).float()
+    return scaled
 
 
 class _Original(nn.Module):
@@ -286,7 +308,8 @@ def original_cam(
     if classes is None:
         classes = (maps.mean(1) @ weight.mT + bias).argmax(1)
     cells = torch.einsum("bpc,bc->bp", maps, weight[classes.to(weight.device)]) / maps.shape[1]
-    return cells.clamp_min(0).unflatten(1, model.grid_size(images.shape[2:])).float().cpu()
+    shaped: Tensor = cells.clamp_min(0).unflatten(1, model.grid_size(images.shape[2:]))
+    return shaped.float().cpu()
 
 
 def _placed(

@@ -102,7 +102,8 @@ def judge_run(
             "where with --images-root, or leave their figures out with --pictures 0"
         )
     independent = store.task == "multilabel"
-    known_parts, groups = None, ()
+    known_parts: AnnotatedImages | None = None
+    groups: tuple[int, ...] = ()
     if annotations is not None:
         known_parts, groups = _annotated(annotations, files, store, images, seed, loaded.transform)
     with bar(progress) as display:

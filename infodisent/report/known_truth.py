@@ -28,7 +28,8 @@ def known_truth_figure(known: KnownTruth, scenes: int = 3) -> Figure:
     """
     names = list(known.contest.figures)
     figure = Figure(figsize=(11, 1.75 * scenes + 2.9), facecolor="white", layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[1.75 * scenes, 2.6])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[1.75 * scenes, 2.6])
+    above, below = parts
     panels = above.subplots(scenes, len(names) + 1, squeeze=False)
     for row, line in enumerate(panels):
         picture = known.scenes.images[row].permute(1, 2, 0).numpy()
