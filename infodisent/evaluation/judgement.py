@@ -93,13 +93,16 @@ class Judgement:
             and the fields of `Interval`; low and high are None where the figure is no mean over
             images.
         notes: what was left out, and why.
+        values: of every image, ``[n]``, by measure and what it is of, where a figure is their mean.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    values: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
 
     def add(self, measure: str, values: Tensor, of: str = "", seed: int = 0) -> None:
         """A mean over images, ``[n]``."""
+        self.values[measure, of] = values.detach().cpu().float()
         self._append(measure, of, bootstrap(values, seed=seed))
 
     def add_number(self, measure: str, value: float | None, of: str = "", images: int = 0) -> None:
@@ -113,6 +116,7 @@ class Judgement:
     def extend(self, other: Judgement) -> None:
         """Take the figures of another, and those of its notes that are new."""
         self.rows += other.rows
+        self.values |= other.values
         self.notes += [note for note in other.notes if note not in self.notes]
 
     def _append(self, measure: str, of: str, interval: Interval) -> None:

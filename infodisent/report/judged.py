@@ -26,11 +26,12 @@ from infodisent.explanations.prototypes import relocate
 from infodisent.files import read_json, reading, write_json
 from infodisent.progress import bar
 from infodisent.report.annotated import AnnotatedImages
+from infodisent.report.pooled import write_images
 from infodisent.training import checkpoint
-from infodisent.training.folder import JUDGED, MODEL, open_run
+from infodisent.training.folder import JUDGED, MODEL, Run, open_run
 from infodisent.version import __version__
 
-FORMAT = 1
+FORMAT = 2
 _BATCH = 8
 """Pictures at a time."""
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -87,7 +88,7 @@ def judge_run(
     stored = run.folder / JUDGED
     if stored.is_file() and not again:
         known = read_judgement(run.folder)
-        if known["made_from"] == made_from:
+        if known["made_from"] == made_from and known["format"] == FORMAT:
             return known
     store, model = run.trained_store(), loaded.model
     test = _drawn(store.indices("val"), images, seed)
@@ -150,7 +151,10 @@ def judge_run(
         },
         "rows": _in_order(judged),
         "notes": judged.notes,
+        "recipe": _recipe(run),
+        "run_seed": run.metrics.get("config", {}).get("seed"),
     }
+    write_images(run.folder, judged, made_from)
     write_json(stored, result)
     return result
 
@@ -171,6 +175,19 @@ def read_judgement(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if newer:
         raise ValueError(f"{path} has format {known['format']}, this version reads up to {FORMAT}")
     return known
+
+
+def _recipe(run: Run) -> dict[str, Any]:
+    """What runs of one method have in common, whatever their seed."""
+    metrics = run.metrics
+    config = {k: v for k, v in metrics.get("config", {}).items() if k != "seed"}
+    images = metrics["images"]
+    return {
+        **{key: metrics.get(key) for key in ("backbone", "method", "head", "task")},
+        "config": config,
+        "classes": images["classes"],
+        "images": [images["train"], images["val"]],
+    }
 
 
 def _drawn(indices: Tensor, count: int, seed: int) -> Tensor:
@@ -271,7 +288,9 @@ def comparison_figure(judgements: Mapping[str, Mapping[str, Any]]) -> Figure:
         panel.set_axis_off()
     for panel, key in zip(panels, keys, strict=False):
         _draw(panel, key, tables)
-    figure.supxlabel("mean over images and its 95 % interval", fontsize=8, color="#555b66")
+    seeds = any("runs" in row for rows_ in tables.values() for row in rows_.values())
+    over = "images and seeds (a tick a seed)" if seeds else "images"
+    figure.supxlabel(f"mean over {over} and its 95 % interval", fontsize=8, color="#555b66")
     return figure
 
 
@@ -292,6 +311,8 @@ def _draw(
         row = tables[name].get(key)
         if row is None or row["mean"] is None:
             continue
+        for mean in row.get("runs", ()):  # of every seed, where several are pooled
+            panel.plot([mean], [place + 0.22], "|", color="#555b66", markersize=5)
         color, mark = _COLORS[place % len(_COLORS)], _MARKS[place % len(_MARKS)]
         if row["low"] is not None:
             panel.plot([row["low"], row["high"]], [place, place], color=color, linewidth=2)

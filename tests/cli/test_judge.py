@@ -26,6 +26,7 @@ from infodisent.explanations.posthoc import EXPLAINERS
 from infodisent.report import judged
 from infodisent.report.annotated import AnnotatedImages
 from infodisent.report.judged import by_measure, comparison_figure, judge_run, read_judgement
+from infodisent.report.pooled import pooled, read_images, seed_groups
 from infodisent.training.folder import WRITTEN
 from infodisent.training.run import open_run
 
@@ -241,3 +242,49 @@ def test_annotated_images_are_judged_on_parts_and_masks(tmp_path, run_folder, im
         (known / f"{name}.txt").write_text("")
     with pytest.raises(ValueError, match=r"none of the \d+ images is annotated"):
         judge_run(run_folder, annotations=f"cub:{known}", pictures=0, progress=False)
+
+
+def with_seed(folder, to, seed):
+    """The same run as if another seed had made it."""
+    shutil.copytree(folder, to)
+    metrics = json.loads((to / "metrics.json").read_text())
+    metrics["config"] = {**metrics.get("config", {}), "seed": seed}
+    (to / "metrics.json").write_text(json.dumps(metrics))
+    return to
+
+
+def test_seeds_of_one_method_are_pooled(tmp_path, run_folder):
+    runs = [with_seed(run_folder, tmp_path / f"s{seed}", seed) for seed in (0, 1)]
+    arguments = ["judge", *map(str, runs), "--pictures", "0", "--images", "3"]
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    assert "pooled: s0, s1 differ only in their seed (0, 1)" in done.output
+    assert "s0 … 2 seeds" in done.output
+    judgements = {run.name: read_judgement(run) for run in runs}
+    assert seed_groups(judgements) == [["s0", "s1"]]
+    images = [read_images(run, judgements[run.name]) for run in runs]
+    images[1] = {key: values + 1 for key, values in images[1].items()}
+    judgements["s1"]["rows"] = [
+        {**row, "mean": row["mean"] + 1} for row in judgements["s1"]["rows"]
+    ]
+    made = by_measure(pooled(list(judgements.values()), images))
+    row, own = made["deletion", "evidence"], by_measure(judgements["s0"])["deletion", "evidence"]
+    assert row["mean"] == pytest.approx(own["mean"] + 0.5, abs=1e-6)
+    assert row["runs"] == [own["mean"], own["mean"] + 1]
+    assert row["high"] - row["low"] > 0.9  # both seeds alike may be drawn
+    assert made["global_size", ""]["low"] == own_number(judgements, "global_size")
+    drawn = comparison_figure({"both": {"rows": [row]}})
+    assert "a tick a seed" in drawn.get_supxlabel()
+    assert len(drawn.axes[0].lines) == 4  # two seeds, the interval, the mean
+    judgements["s1"]["run_seed"] = 0  # the same seed twice is no second seed
+    assert seed_groups(judgements) == [["s0"], ["s1"]]
+    judgements["s1"] |= {"run_seed": 1, "recipe": {"method": "another"}}
+    assert seed_groups(judgements) == [["s0"], ["s1"]]
+    judgements["s1"]["made_from"] = {"images": 3}
+    with pytest.raises(ValueError, match="judge the run --again"):
+        read_images(runs[1], judgements["s1"])
+    assert "pooled" not in CliRunner().invoke(app, [*arguments, "--each"]).output
+
+
+def own_number(judgements, measure):
+    return by_measure(judgements["s0"])[measure, ""]["mean"]
