@@ -41,7 +41,7 @@ def judge(
             "--epsilon",
             min=0,
             help="Of the attack, in normalised pixels; several, each with its option. Default: "
-            "0.4, as published, which leaves nothing of most heads; 0.02 tells them apart.",
+            "0.4, as published, which leaves nothing of most heads; 0.01 tells them apart.",
         ),
     ] = None,
     seed: SeedOption = 0,
@@ -66,7 +66,7 @@ def judge(
 
     Example: infodisent judge runs/fit
 
-    Example: infodisent judge runs/birds --parts cub:CUB_200_2011 --epsilon 0.4 --epsilon 0.02
+    Example: infodisent judge runs/birds --parts cub:CUB_200_2011 --epsilon 0.4 --epsilon 0.01
 
     Example: infodisent judge --compare runs/infodisent runs/protopnet
     """

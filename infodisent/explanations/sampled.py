@@ -27,8 +27,8 @@ SAMPLES = 300
 """Masked pictures of LIME and of Kernel SHAP; lime's own default is 1000."""
 STEPS = 32
 """Points of the path of integrated gradients."""
-BATCH = 32
-"""Masked pictures at a time."""
+BATCH = 8
+"""Masked pictures at a time: on a CPU, larger batches leave its caches and take longer."""
 KERNEL_WIDTH = 0.25
 """Of LIME's weights, over the cosine distance from the whole picture: lime's own default."""
 
