@@ -37,7 +37,7 @@ from infodisent.data.pictures import load_picture
 from infodisent.evaluation.faithfulness import cell_curves, pixel_curves
 from infodisent.evaluation.images import maps_of
 from infodisent.evaluation.misalignment import EPSILON, STEPS, misalignment
-from infodisent.explanations.posthoc import evidence
+from infodisent.explanations.posthoc import evidence, shapley_cells
 from infodisent.explanations.unit_maps import UnitMaps
 from infodisent.files import write_json
 from infodisent.methods import Head
@@ -203,7 +203,7 @@ def contests(args: argparse.Namespace) -> list[dict[str, Any]]:
     head = model.head
     with torch.no_grad():
         classes = head(maps, input_fmt="NLC").argmax(1)
-    saliency = evidence(head, maps, classes)
+    saliency = shapley_cells(head, maps, classes).float()  # no two cells alike, whose order is free
     few = slice(0, min(args.loop_images, len(maps)))
     part = maps[few], saliency[few], classes[few]
     cell_curves(head, *part)  # warm

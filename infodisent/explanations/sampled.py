@@ -49,9 +49,16 @@ def require_posthoc() -> None:
     with needs_posthoc():
         import captum.attr
         import pytorch_grad_cam
-        import sklearn
 
-        del captum, pytorch_grad_cam, sklearn
+        del captum, pytorch_grad_cam
+        _check_solver()
+
+
+def _check_solver() -> None:
+    """captum solves with scikit-learn, whose import takes seconds: only where the rest is there."""
+    import sklearn
+
+    del sklearn
 
 
 def lime(
@@ -78,11 +85,10 @@ def lime(
         ValueError: shapes differ, or `samples` is below 1.
     """
     with needs_posthoc():
-        import sklearn  # captum solves with it
         from captum._utils.models.linear_model import SkLearnRidge
         from captum.attr import Lime
 
-        del sklearn
+        _check_solver()
     check_positive("lime", "samples", samples)
 
     def nearness(original: Tensor, masked: Tensor, shown: Tensor, **_: Any) -> float:
@@ -120,10 +126,9 @@ def kernel_shap(
     Arguments and errors as in `lime`.
     """
     with needs_posthoc():
-        import sklearn  # captum solves with it
         from captum.attr import KernelShap
 
-        del sklearn
+        _check_solver()
     check_positive("kernel_shap", "samples", samples)
 
     def explain(forward: Any, image: Tensor, mask: Tensor, label: int) -> Tensor:

@@ -27,7 +27,7 @@ def scene():
     return scene_classifier(scenes), scenes[5], scenes.classes
 
 
-def test_figures_of_a_scene_are_known(scene, tmp_path):
+def test_figures_of_a_scene_are_known(scene):
     model, drawn, classes = scene
     mask = torch.nn.functional.max_pool2d(drawn.masks.any(0)[None].float(), CELL)[0] > 0
     mask = mask.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)
@@ -48,7 +48,6 @@ def test_figures_of_a_scene_are_known(scene, tmp_path):
     assert figures["shapley"].deletion == pytest.approx(float(truth.deletion), abs=1e-5)
     assert figures["shapley"].insertion == pytest.approx(float(truth.insertion), abs=1e-5)
     json.dumps(beside.to_dict(), allow_nan=False)
-    beside.plot().savefig(tmp_path / "x.png", dpi=30)
     page = beside._repr_html_()
     assert page.count("<tr>") == 1 + len(CLOSED)
     assert "http" not in page
@@ -92,6 +91,7 @@ def test_every_method_of_the_extra(scene):
     assert sampled.saliency.shape == (64, 64)
 
 
+@pytest.mark.slow
 def test_command_writes_a_picture_an_image(tmp_path, run_folder, image_folder):
     masks = tmp_path / "masks" / "red"
     masks.mkdir(parents=True)
@@ -131,6 +131,7 @@ def test_everything_that_is_known_of_scenes_is_found():
         known_truth(count=7)
 
 
+@pytest.mark.slow
 def test_demo_of_known_truth(tmp_path, monkeypatch):
     from infodisent.evaluation import known_truth as module
 
