@@ -197,7 +197,10 @@ def inputs(args: argparse.Namespace) -> tuple[InfoDisentClassifier, Tensor, Tens
     return loaded.model.eval(), maps, torch.stack(pictures)
 
 
-def contests(args: argparse.Namespace) -> list[dict[str, Any]]:
+def contests(
+    args: argparse.Namespace, show: Callable[[dict[str, Any]], None] = lambda row: None
+) -> list[dict[str, Any]]:
+    """Every contest's row, shown as soon as it is known."""
     model, maps, pictures = inputs(args)
     model.requires_grad_(False)
     head = model.head
@@ -212,6 +215,7 @@ def contests(args: argparse.Namespace) -> list[dict[str, Any]]:
     def row(what: str, peer: str, own: float, theirs: float, error: float, bar: bool) -> None:
         kept = {"what": what, "beside": peer, "seconds": own, "their_seconds": theirs}
         rows.append({**kept, "ratio": theirs / own, "difference": error, "bar": bar})
+        show(rows[-1])
         if error > (2e-2 if "misalignment" in what else 1e-3):
             raise SystemExit(f"{what}: differs from {peer} by {error}")
 
@@ -239,6 +243,7 @@ def contests(args: argparse.Namespace) -> list[dict[str, Any]]:
             own, _ = timed(faint)
             kept = {"what": f"misalignment, pgd, ε {args.epsilon:g}", "beside": "–"}
             rows.append({**kept, "seconds": own / count})
+            show(rows[-1])
     with torch.no_grad():
         seen = maps_of(model, pictures)
         classes = head(seen, input_fmt="NLC").argmax(1)
@@ -254,6 +259,14 @@ def contests(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def show(row: dict[str, Any]) -> None:
+    line = f"{row['what']:28s} {row['beside']:24s} {row['seconds']:9.4f} s"
+    if "ratio" in row:
+        missed = "  below the bar" if row["bar"] and row["ratio"] < BAR else ""
+        line += f" {row['their_seconds']:9.4f} s {row['ratio']:7.1f} x{missed}"
+    print(f"{line}   1,000 images: {row['seconds'] * 1000 / 60:.1f} min", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run", type=Path, help="folder of a run; default: random data")
@@ -267,14 +280,7 @@ def main() -> None:
     args = parser.parse_args()
     ensure_torchvision()
     torch.set_num_threads(args.threads)
-    rows = contests(args)
-    for row in rows:
-        line = f"{row['what']:28s} {row['beside']:24s} {row['seconds']:9.4f} s"
-        if "ratio" in row:
-            missed = "  below the bar" if row["bar"] and row["ratio"] < BAR else ""
-            line += f" {row['their_seconds']:9.4f} s {row['ratio']:7.1f} x{missed}"
-        thousand = row["seconds"] * 1000 / 60
-        print(f"{line}   1,000 images: {thousand:.1f} min")
+    rows = contests(args, show)
     if args.json:
         write_json(args.json, {"machine": machine(), "threads": args.threads, "rows": rows})
 

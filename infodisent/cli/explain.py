@@ -144,8 +144,8 @@ def _write_beside(run: Path, names: list[str] | None, *, limit: int, **options: 
     ]
     count = len(written.results)
     table = Table(title=f"means of {count} image{'s' * (count > 1)}", title_justify="left")
-    table.add_column("method")
-    better = {"deletion": "deletion ↓", "seconds": "seconds ↓"}
+    table.add_column("method", no_wrap=True)
+    better = {"deletion": "deletion ↓", "seconds": "s ↓"}
     for key in columns:
         table.add_column(better.get(key, f"{key} ↑"), justify="right")
     for title, figures in means.items():

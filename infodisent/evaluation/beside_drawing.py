@@ -37,10 +37,10 @@ def figure(beside: Beside) -> Figure:
     parts: Any = drawn.subfigures(2, 1, height_ratios=[height, 3.0])
     above, below = parts
     panels = above.subplots(rows, columns, squeeze=False).flatten()
-    for panel in panels:
+    for panel in panels[tiles:]:
         panel.set_axis_off()
     title = f"{' '.join(beside.class_name.split())[:60]} ({beside.probability:.1%})"
-    drawn.suptitle(f"Why {title}, by every method", fontsize=12, parse_math=False)
+    above.suptitle(f"Why {title}, by every method", fontsize=12, parse_math=False)
     _outlined(panels[0], beside, beside.picture)
     panels[0].set_title("what the network sees", fontsize=9)
     best = {
@@ -54,8 +54,7 @@ def figure(beside: Beside) -> Figure:
         heat = heat / heat.max().clamp_min(1e-12)
         _outlined(panel, beside, heat_overlay(beside.picture, heat, 1))
         panel.set_title(method.title, fontsize=9, color=color, fontweight="bold")
-        panel.text(0.0, -0.03, _words(method, best), fontsize=8, va="top", linespacing=1.35,
-                   transform=panel.transAxes)  # fmt: skip
+        panel.set_xlabel(_words(method, best), fontsize=8, loc="left", linespacing=1.35)
     for chart, curve, way in zip(
         below.subplots(1, 2), ("deletion", "insertion"), ("lower is better", "higher is better")
     ):
@@ -66,6 +65,10 @@ def figure(beside: Beside) -> Figure:
 def _outlined(panel: Any, beside: Beside, picture: Any) -> None:
     """A picture with the object's outline, where it is known."""
     panel.imshow(picture)
+    panel.set_xticks([])
+    panel.set_yticks([])
+    for side in panel.spines.values():
+        side.set_visible(False)
     if beside.mask is not None and bool(beside.mask.any()) and not bool(beside.mask.all()):
         panel.contour(beside.mask.numpy().astype(float), levels=[0.5], colors="white",
                       linewidths=1.2)  # fmt: skip
