@@ -192,10 +192,10 @@ def _read(request: Request, source: ImageSource) -> _Seen:
         shown = to_picture(x, config)
         return _Seen(Picture(shown), x, CropGeometry.identity(shown.size), None)
     picture = load_picture(source, **request.options)
-    # a stream is read once, everything else again from where it is, so that nothing is kept twice
+    # a stream is read once and a PIL image may be closed; all else is read again from where it is
     again = (
         functools.partial(_photograph, picture)
-        if hasattr(source, "read") and not isinstance(source, Image.Image)
+        if hasattr(source, "read") or isinstance(source, Image.Image)
         else functools.partial(_photograph, source, **request.options)
     )
     geometry = crop_geometry(config, picture.image.size)

@@ -298,6 +298,9 @@ def test_the_photograph_is_read_again_from_where_it_was(tmp_path):
         e = explain(model, source)
         assert e.photograph().size == (90, 60)
         assert e.photograph().tobytes() == photo.tobytes()
+    with Image.open(tmp_path / "a.png") as opened:
+        e = explain(model, opened)
+    assert e.photograph().tobytes() == photo.tobytes()
     gone = explain(model, tmp_path / "a.png")
     (tmp_path / "a.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"a\.png"):
