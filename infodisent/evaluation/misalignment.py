@@ -167,8 +167,7 @@ class _Attack:
 
     def _activation(self, maps: Tensor, unit: Tensor | None = None) -> Tensor:
         """Each image's own unit at every pixel, ``[b, P]`` >= 0; `unit` for a part of the batch."""
-        values = self._units.values(maps.flatten(0, 1), self.unit if unit is None else unit)
-        table: Tensor = values.unflatten(0, maps.shape[:2])  # [b, P, b]
+        table = self._units.of_images(maps, self.unit if unit is None else unit)  # [b, P, b]
         own = table.diagonal(dim1=0, dim2=2)  # [P, b]
         return (self._sign * own.mT).clamp_min(0)
 

@@ -264,8 +264,7 @@ def _peaks(
             batch = slice(at, at + batch_size)
             maps = maps_of(model, images[batch])
             named, place = units[batch].clamp_min(0).unique(return_inverse=True)
-            values = maps_by_unit.values(maps.flatten(0, 1), named.to(maps.device))
-            values = values.unflatten(0, maps.shape[:2]).cpu()  # [b, P, named]
+            values = maps_by_unit.of_images(maps, named.to(maps.device)).cpu()  # [b, P, named]
             rows = values.mT.gather(1, place[..., None].expand(-1, -1, values.shape[1]))
             if where == "cell":
                 parts.append(_centres(rows.argmax(2), grid, images))
