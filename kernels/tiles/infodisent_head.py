@@ -65,11 +65,14 @@ def choose(
     channels to itself, on an H100's 132 multiprocessors. So tiles are small, or programs share the
     channels of one.
     """
-    sizes = batch, classes, channels, capability, processors
+
+    def clocks_of(option: tuple[Block, int]) -> float:
+        return time(*option, batch, classes, channels, capability, processors)
+
     options = [
         (block, split)
         for block in serving(SCORES, channels, products, capability)
         for split in splits
         if split == 1 or -(-channels // block.block_k) >= SHORTEST * split
     ]
-    return of_block(*min(options, key=lambda option: time(*option, *sizes)))
+    return of_block(*min(options, key=clocks_of))
