@@ -109,6 +109,7 @@ def explain_many(
     task: str | None = None,
     intensity_range: tuple[float, float] | None = None,
     page: int | None = None,
+    on_features: Callable[[Explanation, Tensor], None] | None = None,
 ) -> list[Explanation]:
     """`explain` for every image, each decoded once, several a backbone pass, with a progress bar.
 
@@ -119,6 +120,8 @@ def explain_many(
         on_error: called with an image that is missing or cannot be decoded and the error, and the
             image is left out of the result; by default the error is raised.
         progress: show the bar.
+        on_features: called with every explanation and the feature map ``[1, ...]`` that it is of,
+            in the head's own layout, for those who want more of it than an explanation holds.
 
     Raises:
         TypeError: `images` is one image instead of several.
@@ -155,7 +158,7 @@ def explain_many(
                         raise
                     on_error(images[i], error)
             if pictures:
-                explanations += _explain_pictures(request, pictures, names, counts)
+                explanations += _explain_pictures(request, pictures, names, counts, on_features)
             display.update(shown, advance=len(chunk))
     if progress:
         print_notes(counts)
@@ -167,6 +170,7 @@ def _explain_pictures(
     pictures: Sequence[Picture],
     true_names: Sequence[str | None],
     counts: Counter[str] | None = None,
+    on_features: Callable[[Explanation, Tensor], None] | None = None,
 ) -> list[Explanation]:
     """One backbone pass for all pictures, then each by itself; `counts` are kinds of notes."""
     model, config = request.model, request.config
@@ -202,6 +206,8 @@ def _explain_pictures(
                     **fields,
                 )
             )
+            if on_features is not None:
+                on_features(explanations[-1], features[i : i + 1])
     return explanations
 
 
