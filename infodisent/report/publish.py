@@ -21,8 +21,8 @@ from infodisent.report.notices import say, say_lost
 from infodisent.report.page import write_page
 from infodisent.report.pagedata import Side
 from infodisent.report.pictures import Pictures
-from infodisent.report.shelf import PROTOTYPE_SIDE
 from infodisent.report.sheet import draw_prototypes
+from infodisent.report.shelf import PROTOTYPE_SIDE
 from infodisent.report.sources import find_sources, limited
 from infodisent.report.table import check_folder
 from infodisent.training.checkpoint import Architecture, Checkpoint

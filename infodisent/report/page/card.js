@@ -21,8 +21,8 @@ class Card {
     this.element.replaceChildren(
       this.header(),
       make("div", { class: "body" },
-        make("div", { class: "subject" }, this.photograph(), this.tools(), this.about(),
-          this.classes()),
+        make("div", { class: "subject" }, make("div", {}, this.photograph(), this.tools(),
+          this.about(), this.classes())),
         make("div", { class: "evidence" }, this.question(), this.consequence(), rowsOf(this),
           allUnits(this))),
       this.path() || "", sumOf(this));
@@ -125,7 +125,7 @@ class Card {
     const top = run.top[side.sign > 0 ? 0 : 1][u];
     const limit = SETTINGS.scale === "training" && top > 0 ? top : side.value;
     this.caption.replaceChildren(
-      make("b", {}, run.name(u)), canvas ? " 0 " : " (no heat map is stored) ",
+      make("b", {}, run.nameOf(u)), canvas ? " 0 " : " (no heat map is stored) ",
       canvas ? make("i", { class: `ramp ${side.sign > 0 ? "supports" : "opposes"}` }) : "",
       canvas ? ` ${plain(limit, 2)}` : "");
     this.current = u;
@@ -177,8 +177,11 @@ class Card {
     }).length;
     const words = [];
     if (far && far.unusual) {
-      words.push(`its ${run.unit}s lie further from their usual values than those of ` +
-        `${percent(1 - far.rarity, far.rarity < 0.001 ? 2 : 1)} of the training images`);
+      const whose = far.rarity === 0 ? "any training image"
+        : `${percent(1 - far.rarity)} of the training images`;
+      words.push(`its ${run.unit}s lie further from their usual values than those of ${whose} ` +
+        `(${plain(far.distance, 1)} against ${plain(far.typical, 1)})`);
+      if (far.energy < 0.01) words.push("its logits are smaller than those of nearly all of them");
     }
     if (beyond && (!far || far.unusual))
       words.push(`${beyond} of the ${top.length} shown are stronger than in any training image`);

@@ -138,7 +138,7 @@ class Run {
     return { sign: positive ? 1 : -1, value: (positive ? image.pos : image.neg)[u], cell };
   }
 
-  name(u) { return `${this.unit} ${this.used[u]}`; }
+  nameOf(u) { return `${this.unit} ${this.used[u]}`; }
 }
 
 // The sum of one class, or of one class against another, unit by unit; it is exact: rest is

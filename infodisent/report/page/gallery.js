@@ -37,7 +37,7 @@ function classPanel(run, k) {
       : make("p", { class: "short" }, `This model does not weigh ${run.unit}s class by class.`),
     make("ol", { class: "meanings" }, units.slice(0, 8).map((u) => make("li", {},
       make("p", { class: "asked" }, make("a", { href: `#unit-${run.number}-${run.used[u]}` },
-        run.name(u)), make("small", {}, ` weight ${plain(weights[u])}`)),
+        run.nameOf(u)), make("small", {}, ` weight ${plain(weights[u])}`)),
       prototypeTiles(run, u, weights[u] < 0 ? 1 : 1, weights[u] < 0 ? "opposes" : "supports",
         false, 4)))),
     thumbs("Decided for it, rightly", run, of((image) => said(image) && image.right === true)),
@@ -60,7 +60,7 @@ function unitPanel(run, u) {
   const largest = weighted.length ? Math.abs(weighted[0][1]) : 1;
   const two = run.top[1][u] > 0;
   return [
-    make("h3", {}, run.name(u)),
+    make("h3", {}, run.nameOf(u)),
     make("div", { class: "sides" },
       make("div", {}, make("h4", { class: "supports" }, "strongest"),
         prototypeTiles(run, u, 1, "supports", false)),
@@ -99,7 +99,7 @@ function unitIndex(run) {
 
 function drawUnits(run, host) {
   const entry = (u, votes) => make("a", { href: `#unit-${run.number}-${run.used[u]}` },
-    run.name(u), make("small", {}, votes ? ` ${many(votes, "image")}` : ""));
+    run.nameOf(u), make("small", {}, votes ? ` ${many(votes, "image")}` : ""));
   host.replaceChildren(...unitIndex(run).map(({ u, same, votes }) => make("li", {}, entry(u, votes),
     same.length ? make("details", {},
       make("summary", {}, `${same.length} more on the same patch`),

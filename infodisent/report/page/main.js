@@ -17,7 +17,7 @@ function route() {
   if (kind === "image" && Number(first) >= 1 && Number(first) <= RUNS[0].images.length) {
     openTab("images");
     choose(Number(first) - 1);
-    document.querySelector("#list > .current")?.scrollIntoView({ block: "nearest" });
+    showCurrent();
     return;
   }
   if (kind === "class" && run.row.has(Number(second))) {
@@ -35,6 +35,17 @@ function route() {
     if (index.length) openGallery("unit", RUNS[0], index[0].u);
   } else openTab(kind === "model" ? "model" : "images");
   window.scrollTo(0, 0);
+}
+
+// Scroll the list, and only the list, to the chosen image.
+function showCurrent() {
+  const list = document.getElementById("list"), item = list.querySelector(".current");
+  if (!item) return;
+  const box = list.getBoundingClientRect(), own = item.getBoundingClientRect();
+  if (own.top < box.top || own.bottom > box.bottom)
+    list.scrollTop += own.top - box.top - box.height / 2;
+  if (own.left < box.left || own.right > box.right)
+    list.scrollLeft += own.left - box.left - box.width / 2;
 }
 
 function theme(dark) {

@@ -18,8 +18,8 @@ function whence(card, u) {
   const value = two ? `(${plain(image.pos[u])} ${MINUS} ${plain(image.neg[u])})` : plain(image.pos[u]);
   const weights = run.weights(a);
   if (!weights) return `its value here: ${value}`;
-  if (b === null) return `weight ${plain(weights[u])} × ${value}`;
-  return `weights (${plain(weights[u])} ${MINUS} ${plain(run.weights(b)[u])}) × ${value}`;
+  if (b === null) return `${plain(weights[u])} × ${value}`;
+  return `(${plain(weights[u])} ${MINUS} ${plain(run.weights(b)[u])}) × ${value}`;
 }
 
 // How strong it is beside the training image where it is strongest.
@@ -27,10 +27,9 @@ function beside(run, image, u) {
   const side = run.side(image, u), top = run.top[side.sign > 0 ? 0 : 1][u];
   if (!(top > 0)) return null;
   const part = side.value / top;
-  const text = `${percent(part, 0)} of the strongest training image`;
-  return part > 1.005
-    ? make("p", { class: "why beyond" }, `${text}: beyond all of them`)
-    : make("p", { class: "why" }, text);
+  const text = `${percent(part, 0)} of training maximum`;
+  const title = `The strongest training image has ${plain(top)}`;
+  return make("p", { class: part > 1.005 ? "why beyond" : "why", title }, text);
 }
 
 function offSwitch(card, u) {
@@ -48,13 +47,13 @@ function fullRow(card, u, number, folded) {
   const side = run.side(image, u), picture = pictureOf(run, image.number);
   const largest = Math.abs(sum.parts[sum.order[0]]);
   const cell = { cell: side.cell, grid: run.grid, kind };
-  const here = `Patch of ${image.name} that ${run.name(u)} points at`;
-  const heatName = `Heat map of ${run.name(u)} in ${image.name}`;
+  const here = `Patch of ${image.name} that ${run.nameOf(u)} points at`;
+  const heatName = `Heat map of ${run.nameOf(u)} in ${image.name}`;
   const enlarge = (title) => () =>
     openZoom(title, picture, { ...cell, canvas: heat(run, image, u, side.sign, SETTINGS.scale) });
   return make("li", {
     class: `row ${kind}${card.off.has(u) ? " off" : ""}`, "data-unit": run.used[u], tabindex: "0",
-    "aria-label": `${run.name(u)}, ${signed(value)}`, ...card.showing(u),
+    "aria-label": `${run.nameOf(u)}, ${signed(value)}`, ...card.showing(u),
   },
     make("div", { class: "numbers" },
       make("p", { class: "value" }, make("span", { class: "n" }, String(number)),
@@ -62,8 +61,8 @@ function fullRow(card, u, number, folded) {
       make("div", { class: "meter" },
         make("i", { style: { width: (100 * Math.abs(value)) / largest + "%" } })),
       make("p", { class: "why" }, make("a", { href: `#unit-${run.number}-${run.used[u]}` },
-        run.name(u))),
-      make("p", { class: "why" }, whence(card, u)),
+        run.nameOf(u))),
+      make("p", { class: "why", title: "weight × value here" }, whence(card, u)),
       beside(run, image, u), offSwitch(card, u)),
     make("div", { class: "here" },
       zoomButton(heatTile(run, image, u, side, kind), heatName, enlarge(heatName)),
@@ -71,7 +70,7 @@ function fullRow(card, u, number, folded) {
         : zoomButton(tile(picture, { ...cell, label: here }), here, enlarge(here))),
     folded !== undefined
       ? make("details", { class: "folded" },
-        make("summary", {}, `the same patches as ${run.name(folded)}`),
+        make("summary", {}, `the same patches as ${run.nameOf(folded)}`),
         prototypeTiles(run, u, side.sign, kind, SETTINGS.whole))
       : prototypeTiles(run, u, side.sign, kind, SETTINGS.whole));
 }
@@ -124,7 +123,7 @@ function allUnits(card) {
     },
       make("td", { class: "num" }, String(i + 1)),
       make("th", { scope: "row" },
-        make("a", { href: `#unit-${run.number}-${run.used[u]}` }, run.name(u))),
+        make("a", { href: `#unit-${run.number}-${run.used[u]}` }, run.nameOf(u))),
       make("td", { class: "num value" }, make("data", { value }, signed(value, 4))),
       make("td", { class: "num" }, whence(card, u)),
       make("td", {}, where), make("td", {}, offSwitch(card, u)));
@@ -158,7 +157,7 @@ function allUnits(card) {
 function addends(card) {
   const { run, sum } = card, shown = strongest(sum).all;
   const terms = shown.map((u, i) => ({
-    label: String(i + 1), name: run.name(u), kind: kindOf(sum.parts[u]),
+    label: String(i + 1), name: run.nameOf(u), kind: kindOf(sum.parts[u]),
     value: card.off.has(u) ? 0 : sum.parts[u],
   }));
   const listed = terms.reduce((total, term) => total + term.value, 0);

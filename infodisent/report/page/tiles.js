@@ -23,14 +23,14 @@ function frame(box, kind) {
   return [make("rect", { class: "halo", ...box }), make("rect", { class: `box ${kind}`, ...box })];
 }
 
-// A picture, or of it the patch of a cell with half a patch around it.
+// A picture, or of it the patch of a cell with a third of a patch around it.
 function tile(picture, { cell = null, grid, kind = "supports", whole = false, label }) {
   const [width, height] = picture.size;
   let view = [0, 0, width, height], box = null;
   if (cell !== null) {
     box = cellBox(cell, grid, picture.size);
     if (!whole) {
-      const w = Math.min(width, 2 * box.width), h = Math.min(height, 2 * box.height);
+      const w = Math.min(width, (5 / 3) * box.width), h = Math.min(height, (5 / 3) * box.height);
       const x = Math.min(Math.max(0, box.x - (w - box.width) / 2), width - w);
       const y = Math.min(Math.max(0, box.y - (h - box.height) / 2), height - h);
       view = [x, y, w, h];
@@ -74,7 +74,7 @@ function heat(run, image, u, sign, scale = "map") {
 // A small greyed picture with its heat map and box; without a stored map only the box.
 function heatTile(run, image, u, side, kind) {
   const picture = pictureOf(run, image.number), canvas = heat(run, image, u, side.sign);
-  const label = `Heat map of ${run.name(u)} in ${image.name}`;
+  const label = `Heat map of ${run.nameOf(u)} in ${image.name}`;
   const box = side.cell === null ? [] : frame(cellBox(side.cell, run.grid, picture.size), kind);
   return make("span", { class: "heattile" },
     make("img", { src: picture.uri, alt: "", class: canvas ? "grey" : "" }), canvas,
@@ -126,7 +126,7 @@ function prototypeTiles(run, u, sign, kind, whole, most = 5) {
     if (!seen.has(key)) seen.set(key, { entry, times: 0 });
     seen.get(key).times++;
   }
-  return make("ul", { class: "strip", "aria-label": `Prototypes of ${run.name(u)}` },
+  return make("ul", { class: "strip", "aria-label": `Prototypes of ${run.nameOf(u)}` },
     [...seen.values()].map(({ entry: [p, label, value, cell], times }) => {
       const picture = DATA.pictures[p];
       const text = picture.missing ? `${label}, ${picture.name}: ${picture.missing}`
