@@ -174,7 +174,9 @@ class Units(UnitTable):
         counted = torch.where(heavy != 0, truth.gather(0, row)[0] / heavy, 0.0)
         scale = truth.abs().amax().clamp_min(1e-12)
         close = (weights * counted - truth).abs().amax() <= _CLOSE * scale
-        return counted if bool(close) else None
+        # of two classes any sum is such a multiple: what counts must be the units' own values
+        own = (counted == 0) | torch.isclose(counted, pooled[0], rtol=_CLOSE, atol=1e-6)
+        return counted if bool(close) and bool(own.all()) else None
 
     def _mapped(
         self,

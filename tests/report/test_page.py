@@ -1,4 +1,4 @@
-"""The page without its scripts: sums, escapes, what it says of the model; and that it stands alone."""
+"""The page without its scripts: sums, escapes, what it says of the model; it stands alone."""
 
 from __future__ import annotations
 

@@ -70,8 +70,8 @@ class Card {
     return [zoomButton(this.stage, "Enlarge the photograph", () => {
       const u = this.pinned ?? null, side = u === null ? null : run.side(image, u);
       openZoom(image.name, picture, {
-        cell: side && side.cell, grid: run.grid, kind: u === null ? "supports" : kindOf(this.sum.parts[u]),
-        canvas: side && heat(run, image, u, side.sign, SETTINGS.scale),
+        cell: side && side.cell, grid: run.grid, kind: kindOf(side ? this.sum.parts[u] : 1),
+        canvas: side && heat(run, image, u, side.sign, kindOf(this.sum.parts[u]), SETTINGS.scale),
       });
     }), this.caption];
   }
@@ -112,7 +112,7 @@ class Card {
 
   aim(u) {
     const { run, image } = this, side = run.side(image, u), kind = kindOf(this.sum.parts[u]);
-    const canvas = heat(run, image, u, side.sign, SETTINGS.scale);
+    const canvas = heat(run, image, u, side.sign, kind, SETTINGS.scale);
     this.stage.querySelector("canvas")?.remove();
     if (canvas) {
       canvas.style.opacity = SETTINGS.opacity;
@@ -122,12 +122,10 @@ class Card {
     this.stage.dataset.unit = run.used[u];
     const box = side.cell === null ? [] : frame(cellBox(side.cell, run.grid, image.size), kind);
     this.aimed.replaceChildren(...box);
-    const top = run.top[side.sign > 0 ? 0 : 1][u];
-    const limit = SETTINGS.scale === "training" && top > 0 ? top : side.value;
-    this.caption.replaceChildren(
-      make("b", {}, run.nameOf(u)), canvas ? " 0 " : " (no heat map is stored) ",
-      canvas ? make("i", { class: `ramp ${side.sign > 0 ? "supports" : "opposes"}` }) : "",
-      canvas ? ` ${plain(limit, 2)}` : "");
+    const range = canvas && heatRange(run, image, u, side.sign, SETTINGS.scale);
+    this.caption.replaceChildren(make("b", {}, run.nameOf(u)),
+      ...(canvas ? [` ${plain(range.low, 2)} `, make("i", { class: `ramp ${kind}` }),
+        ` ${plain(range.high, 2)}`] : [" (no heat map is stored)"]));
     this.current = u;
   }
 
@@ -150,7 +148,7 @@ class Card {
         if (canvas) canvas.style.opacity = SETTINGS.opacity;
       },
     });
-    const options = [["map", "its largest value here"], ["training", "any training image"]];
+    const options = [["map", "its largest value here"], ["training", "training maximum"]];
     const scale = make("select", {
       class: "scale", "aria-label": "What full heat is",
       onchange: () => {
@@ -289,7 +287,7 @@ class Card {
             zoomButton(heatTile(run, image, u, side, step.kind), title, () =>
               openZoom(title, picture, {
                 cell: side.cell, grid: run.grid, kind: step.kind,
-                canvas: heat(run, image, u, side.sign),
+                canvas: heat(run, image, u, side.sign, step.kind),
               })),
             prototypeTiles(run, u, side.sign, step.kind, SETTINGS.whole, 1)) : null,
           make("p", { class: "answer" }, step.answer), make("p", { class: "change" }, step.change),

@@ -4,8 +4,11 @@ const SETTINGS = { whole: false, scale: "map", opacity: 0.85 };
 
 // Units shown in full: the strongest for, then against.
 function strongest(sum, most = 6, mostAgainst = 3) {
-  const supports = sum.order.filter((u) => sum.parts[u] > 0).slice(0, most);
-  const opposes = sum.order.filter((u) => sum.parts[u] < 0).slice(0, mostAgainst);
+  // what is nothing beside the largest is in the list of all only
+  const least = sum.order.length ? 1e-3 * Math.abs(sum.parts[sum.order[0]]) : 0;
+  const counts = sum.order.filter((u) => Math.abs(sum.parts[u]) > least);
+  const supports = counts.filter((u) => sum.parts[u] > 0).slice(0, most);
+  const opposes = counts.filter((u) => sum.parts[u] < 0).slice(0, mostAgainst);
   return { supports, opposes, all: [...supports, ...opposes] };
 }
 
@@ -39,7 +42,7 @@ function offSwitch(card, u) {
     onchange: () => card.toggle(u, !box.checked),
   });
   return make("label", { class: "counts", title: "Leave it out and see what the logits become" },
-    box, "counts");
+    box, "count it");
 }
 
 function fullRow(card, u, number, folded) {
@@ -50,7 +53,7 @@ function fullRow(card, u, number, folded) {
   const here = `Patch of ${image.name} that ${run.nameOf(u)} points at`;
   const heatName = `Heat map of ${run.nameOf(u)} in ${image.name}`;
   const enlarge = (title) => () =>
-    openZoom(title, picture, { ...cell, canvas: heat(run, image, u, side.sign, SETTINGS.scale) });
+    openZoom(title, picture, { ...cell, canvas: heat(run, image, u, side.sign, kind, SETTINGS.scale) });
   return make("li", {
     class: `row ${kind}${card.off.has(u) ? " off" : ""}`, "data-unit": run.used[u], tabindex: "0",
     "aria-label": `${run.nameOf(u)}, ${signed(value)}`, ...card.showing(u),

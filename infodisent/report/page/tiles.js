@@ -1,11 +1,15 @@
 // Pictures: patches enlarged, heat maps, and the window that enlarges any of them.
 
-const COLOURS = { 1: [[0, 114, 178], [186, 234, 255]], [-1]: [[213, 94, 0], [255, 232, 158]] };
+const COLOURS = {
+  supports: [[0, 114, 178], [186, 234, 255]], opposes: [[213, 94, 0], [255, 232, 158]],
+};
+
+const IMAGES = [...document.querySelectorAll("#list .pick img")];
 
 // The picture of an image as the network of a run sees it.
 function pictureOf(run, i) {
   const own = run.images[i].uri;
-  const uri = own || document.querySelector(`#image-${i + 1} .pick img`).getAttribute("src");
+  const uri = own || IMAGES[i].getAttribute("src");
   return { uri, size: run.images[i].size, name: run.images[i].name };
 }
 
@@ -40,30 +44,43 @@ function tile(picture, { cell = null, grid, kind = "supports", whole = false, la
     make("image", { href: picture.uri, width, height }), box ? frame(box, kind) : []);
 }
 
-// The heat map of one side of a unit, transparent where it is cold; null where none is stored.
-// "map": full heat is the map's largest value; "training": the largest of any training image.
-function heat(run, image, u, sign, scale = "map") {
+// What no heat and full heat are. "map": the smallest and largest value of this map, as far as
+// they are on the side shown; "training": nothing, and the largest value of any training image.
+function heatRange(run, image, u, sign, scale) {
   const at = image.mapped.get(u);
   if (at === undefined) return null;
   const values = image.maps.subarray(at * run.cells, (at + 1) * run.cells);
-  let largest = 0;
-  for (const v of values) largest = Math.max(largest, sign * v);
-  const strength = sign > 0 ? image.pos[u] : image.neg[u];
-  const limit = run.top[sign > 0 ? 0 : 1][u];
-  const factor = scale === "training" && limit > 0 ? Math.min(1, strength / limit) : 1;
-  const [rows, columns] = run.grid, [dark, light] = COLOURS[sign];
+  let least = Infinity, most = 0;
+  for (const v of values) {
+    least = Math.min(least, sign * v);
+    most = Math.max(most, sign * v);
+  }
+  const strength = sign > 0 ? image.pos[u] : image.neg[u], top = run.top[sign > 0 ? 0 : 1][u];
+  const unit = most > 0 ? strength / most : 0; // of one step of the stored map
+  return scale === "training" && top > 0
+    ? { values, unit, low: 0, high: top } : { values, unit, low: Math.max(0, least) * unit, high: strength };
+}
+
+// The heat map of the side of a unit that decides, transparent where it is cold, in the colour of
+// what it does to the class; null where none is stored.
+function heat(run, image, u, sign, kind, scale = "map") {
+  const range = heatRange(run, image, u, sign, scale);
+  if (range === null) return null;
+  const { values, unit, low, high } = range, [rows, columns] = run.grid;
+  const [dark, light] = COLOURS[kind];
   const small = make("canvas", { width: columns, height: rows });
   const pixels = new ImageData(columns, rows);
   for (let i = 0; i < values.length; i++) {
-    const heat = largest ? (Math.max(0, sign * values[i]) / largest) * factor : 0;
+    const part = high > low ? (sign * values[i] * unit - low) / (high - low) : 0;
+    const heat = Math.min(1, Math.max(0, part));
     for (let c = 0; c < 3; c++)
       pixels.data[4 * i + c] = dark[c] + (light[c] - dark[c]) * heat ** 1.5;
     pixels.data[4 * i + 3] = 255 * 0.92 * heat ** 0.75;
   }
   small.getContext("2d").putImageData(pixels, 0, 0);
-  const factorUp = Math.max(1, Math.round(256 / Math.max(rows, columns)));
+  const larger = Math.max(1, Math.round(256 / Math.max(rows, columns)));
   const canvas = make("canvas", {
-    class: "heatmap", width: columns * factorUp, height: rows * factorUp, "aria-hidden": "true",
+    class: "heatmap", width: columns * larger, height: rows * larger, "aria-hidden": "true",
   });
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
@@ -73,7 +90,7 @@ function heat(run, image, u, sign, scale = "map") {
 
 // A small greyed picture with its heat map and box; without a stored map only the box.
 function heatTile(run, image, u, side, kind) {
-  const picture = pictureOf(run, image.number), canvas = heat(run, image, u, side.sign);
+  const picture = pictureOf(run, image.number), canvas = heat(run, image, u, side.sign, kind);
   const label = `Heat map of ${run.nameOf(u)} in ${image.name}`;
   const box = side.cell === null ? [] : frame(cellBox(side.cell, run.grid, picture.size), kind);
   return make("span", { class: "heattile" },
