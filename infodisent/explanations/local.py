@@ -243,6 +243,8 @@ def _explain(
     weight = exact(head.class_weights()[int(target)])  # [M]
 
     def evidence_of(units: Tensor, added: Tensor) -> list[ChannelEvidence]:
+        if not len(units):
+            return []
         heats = head.maps(pixels, units).unflatten(0, grid).cpu()  # [gh, gw, n]
         return _evidence(units, weight, pool, added, heats, geometry)
 

@@ -127,7 +127,9 @@ class Units(UnitTable):
         parts = [table[k] if counted is None else self.weights[k] * counted.float() for k in keys]
         pixels = to_bpc(features, head.input_fmt, head.num_prefix_tokens)[0]
         units = self._mapped(torch.stack(parts), len(pixels), explanation)
-        values = self._maps.values(pixels, units.to(pixels.device)).mT.float().cpu()  # [n, P]
+        values = torch.zeros(0, len(pixels))  # [n, P]
+        if len(units):
+            values = self._maps.values(pixels, units.to(pixels.device)).mT.float().cpu()
         largest = values.abs().amax(1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
         self.images.append(
             ImageUnits(

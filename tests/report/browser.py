@@ -78,7 +78,7 @@ class Browser:
         self.errors.clear()
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=path.resolve().as_uri() + hash_)
-        self.wait("document.documentElement.dataset.ready === 'yes'")
+        self.wait("document.documentElement?.dataset.ready === 'yes'")
 
     def value(self, expression: str) -> Any:
         """Of a JavaScript expression in the page, JSON-able."""
@@ -111,8 +111,10 @@ class Browser:
     def place(self, selector: str) -> tuple[float, float]:
         """The middle of an element in the window, scrolled to."""
         where: tuple[float, float] = self.value(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            f"(async () => {{ const e = document.querySelector({json.dumps(selector)});"
             "e.scrollIntoView({block: 'center', behavior: 'instant'});"
+            # the browser aims at what it has painted
+            "for (const _ of '12') await new Promise(requestAnimationFrame);"
             "const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; "
             "})()"
         )

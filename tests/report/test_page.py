@@ -151,6 +151,7 @@ def hostile(explanations, prototypes):
     first = replace(
         explanations[0],
         class_name=EVIL,
+        class_index=0,
         classes=(EVIL, "b"),
         true_name=EVIL + "!",
         path=f"/tmp/{EVIL}.png",

@@ -67,7 +67,7 @@ function resetFilters() {
 function step(by) {
   const shown = visible(), at = shown.indexOf(LIST.chosen);
   const next = shown[Math.min(shown.length - 1, Math.max(0, at + by))];
-  if (next !== undefined) location.hash = `image-${next + 1}`;
+  if (next !== undefined) go(`image-${next + 1}`);
 }
 
 function choose(i) {

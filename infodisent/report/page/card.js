@@ -179,7 +179,7 @@ class Card {
         : `${percent(1 - far.rarity)} of the training images`;
       words.push(`its ${run.unit}s lie further from their usual values than those of ${whose} ` +
         `(${plain(far.distance, 1)} against ${plain(far.typical, 1)})`);
-      if (far.energy < 0.01) words.push("its logits are smaller than those of nearly all of them");
+      if (far.energy < 0.01) words.push("no class gets a score as large as for nearly all of them");
     }
     if (beyond && (!far || far.unusual))
       words.push(`${beyond} of the ${top.length} shown are stronger than in any training image`);
@@ -261,7 +261,7 @@ class Card {
     const still = run.classes[best] === image.predicted;
     return make("div", { class: "consequence", role: "status" },
       make("p", {}, make("b", {}, `Without ${many(off.size, run.unit)}: `),
-        `the logit of ${run.classes[this.a]} goes from ${plain(before)} to ${plain(after)}; ` +
+        `the ${run.score} of ${run.classes[this.a]} goes from ${plain(before)} to ${plain(after)}; ` +
         (run.multilabel ? "" : still ? `still ${image.predicted}.`
           : `the prediction becomes ${run.classes[best]}.`)),
       make("button", {

@@ -37,6 +37,12 @@ function route() {
   window.scrollTo(0, 0);
 }
 
+// Open an address at once: the event that tells of it may come after the next key.
+function go(address) {
+  location.hash = address;
+  route();
+}
+
 // Scroll the list, and only the list, to the chosen image.
 function showCurrent() {
   const list = document.getElementById("list"), item = list.querySelector(".current");
@@ -59,7 +65,7 @@ function keys(event) {
   if (event.target.getAttribute("role") === "tab" && /^Arrow(Left|Right)$/.test(event.key)) {
     const by = event.key === "ArrowRight" ? 1 : TABS.length - 1;
     const next = TABS[(TABS.indexOf(event.target.id.slice(4)) + by) % TABS.length];
-    location.hash = next;
+    go(next);
     document.getElementById(`tab-${next}`).focus();
     return;
   }
@@ -67,7 +73,7 @@ function keys(event) {
   const moves = { ArrowLeft: -1, ArrowRight: 1, k: -1, j: 1 };
   if (event.key in moves && !document.getElementById("images").hidden) step(moves[event.key]);
   else if (event.key === "/") {
-    location.hash = `image-${LIST.chosen + 1}`;
+    go(`image-${LIST.chosen + 1}`);
     field("search").focus();
   } else if (event.key === "d") field("theme").click();
   else return;
@@ -83,7 +89,7 @@ function start() {
     theme(document.documentElement.dataset.theme !== "dark"));
   for (const tab of TABS)
     document.getElementById(`tab-${tab}`).addEventListener("click", () => {
-      location.hash = tab === "images" ? `image-${LIST.chosen + 1}` : tab;
+      go(tab === "images" ? `image-${LIST.chosen + 1}` : tab);
     });
   startList();
   filterList();

@@ -36,12 +36,13 @@ function beside(run, image, u) {
 }
 
 function offSwitch(card, u) {
-  if (!card.run.removable) return null;
+  const { run } = card;
+  if (!run.removable) return null;
   const box = make("input", {
-    type: "checkbox", checked: !card.off.has(u), "data-unit": card.run.used[u],
+    type: "checkbox", checked: !card.off.has(u), "data-unit": run.used[u],
     onchange: () => card.toggle(u, !box.checked),
   });
-  return make("label", { class: "counts", title: "Leave it out and see what the logits become" },
+  return make("label", { class: "counts", title: `See the ${run.score}s without it` },
     box, "count it");
 }
 
@@ -131,7 +132,9 @@ function allUnits(card) {
       make("td", { class: "num" }, whence(card, u)),
       make("td", {}, where), make("td", {}, offSwitch(card, u)));
   };
-  const more = make("button", { type: "button", class: "button", onclick: () => grow() });
+  const more = make("button", {
+    type: "button", class: "button", hidden: true, onclick: () => grow(),
+  });
   const grow = () => {
     const next = sum.order.slice(done, done + step);
     body.append(...next.map((u, i) => line(u, done + i)));
@@ -141,7 +144,8 @@ function allUnits(card) {
   };
   const table = make("table", { class: "all" },
     make("thead", {}, make("tr", {},
-      ["", run.unit, "adds", "from", "row, column", ""].map((t) => make("th", { scope: "col" }, t)))),
+      ["", run.unit, "adds", "from", "row, column", ""].map((text, i) =>
+        make("th", { scope: "col", class: i === 2 || i === 3 ? "num" : "" }, text)))),
     body);
   const details = make("details", {
     class: "every", open: card.every,
@@ -150,7 +154,7 @@ function allUnits(card) {
       if (details.open && !done) grow();
     },
   },
-    make("summary", {}, `Show all ${many(sum.order.length, run.unit)} that count`),
+    make("summary", {}, `All ${many(sum.order.length, run.unit)} with a part in it`),
     make("div", { class: "scroll", tabindex: "0" }, table), more);
   return details;
 }
