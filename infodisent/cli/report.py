@@ -71,6 +71,7 @@ def report(
     failures: list[str] = []
     if images:
         reading: dict[str, Any] = {"intensity_range": intensity_range, "page": page}
+        reading["more"] = "a page holds no more"
         written, failures = report_sources(run, images, limit=MOST_IMAGES, **reading, **options)
     else:
         written = report_held_out(run, held_out, seed=seed, **options)

@@ -161,6 +161,7 @@ def report_sources(
     *,
     out: str | os.PathLike[str],
     limit: int = 64,
+    more: str = "--limit {} for all",
     wrong_only: bool = False,
     images_root: str | os.PathLike[str] | None = None,
     class_name: str | None = None,
@@ -179,6 +180,7 @@ def report_sources(
         names: see `infodisent.report.sources.find_sources`.
         out: folder for page and figures.
         limit: images to explain at most; what is left out is said.
+        more: how to get the rest, ``{}`` for how many there are.
         wrong_only: only images that the model gets wrong; their folders must name their classes.
         intensity_range, page: how files are read, see `infodisent.data.pictures.load_picture`.
         images_root, class_name, top, top_opposing, module, progress, extras: see
@@ -226,7 +228,7 @@ def report_sources(
     chosen = limited(sources, limit)
     if len(chosen) < len(sources.items):
         total = len(sources.items)
-        say(progress, f"{len(chosen):,} of {total:,} images are explained; --limit {total} for all")
+        say(progress, f"{len(chosen):,} of {total:,} images are explained; {more.format(total)}")
     written, unreadable = report_images(
         loaded,
         prototypes.relocated(run.metrics["images"].get("root", ""), images_root),

@@ -191,6 +191,6 @@ class Units(UnitTable):
         first = [c.channel for c in (*(s.evidence for s in e.decisions), *e.shown)]
         size = parts.abs().amax(0)
         order = size.argsort(descending=True, stable=True)
-        order = order[size[order] > 0].tolist()
-        chosen = list(dict.fromkeys([*first, *order]))[: max(room, len(set(first)))]
+        others = order[size[order] > 0].tolist()
+        chosen = list(dict.fromkeys([*first, *others]))[: max(room, len(set(first)))]
         return torch.tensor(chosen, dtype=torch.int64)

@@ -1,97 +1,21 @@
-"""The page as a reader uses it, in headless Chromium: every interaction, and its numbers.
+"""The page as a reader asks it, in headless Chromium: what it answers, to the digit.
 
-Pages are of three classes of squares that a colour tells apart, explained by a random head; beside
-it a tree of the same images.
+The page is of three classes of squares that a colour tells apart, explained by a random head, see
+`conftest`; beside it a tree of the same images.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-import infodisent
-from infodisent.data.extraction import extract
-from infodisent.data.images import scan_folder
-from infodisent.explanations.local import explain_many
-from infodisent.explanations.prototypes import find_prototypes
-from infodisent.report.familiarity import training_familiarity
-from infodisent.report.page import About, write_page
-from infodisent.report.pagedata import Side
-from infodisent.report.units import Units
+from infodisent.report.page import write_page
 
 from .browser import Browser, chromium
-from .conftest import randomise
+from .conftest import CLASSES, IMAGES
 from .test_page import EVIL, hostile
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
-CLASSES = ("blue", "green", "red")
-IMAGES = 9
-
-
-def explained(model, store, files, true):
-    units = Units(model.head, len(files))
-    options = {"classes": CLASSES, "true_names": true, "progress": False}
-    explanations = explain_many(model, files, on_features=units, **options)
-    prototypes = find_prototypes(model.head, store, k=3, progress=False)
-    return explanations, prototypes, units
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """The file, its explanations, its units and the head they are of."""
-    folder = tmp_path_factory.mktemp("page")
-    generator = np.random.default_rng(0)
-    for channel, name in ((2, "blue"), (1, "green"), (0, "red")):
-        (folder / "images" / name).mkdir(parents=True)
-        for i in range(12):
-            pixels = generator.integers(0, 60, (40, 40, 3), dtype=np.uint8)
-            pixels[8:20, 4 + i : 20 + i, channel] = 255
-            Image.fromarray(pixels).save(folder / "images" / name / f"{i:02d}.png")
-    torch.manual_seed(1)
-    model = infodisent.attach("test_resnet", 3).eval()
-    store = extract(model, scan_folder(folder / "images"), folder / "features", progress=False)
-    randomise(model.head)
-    names = [store.classes[i] for i in store.labels.tolist()]
-    chosen = [i for k in range(3) for i in range(12 * k, 12 * k + 3)]
-    files, true = [store.files[i] for i in chosen], [names[i] for i in chosen]
-    odd = folder / "images" / "white.png"
-    Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(odd)
-    files[-1] = str(odd)
-    explanations, prototypes, units = explained(model, store, files, true)
-    verdicts = {e.correct for e in explanations}
-    assert verdicts == {True, False}
-    torch.manual_seed(5)
-    tree = infodisent.attach("test_resnet", 3, method="prototree", depth=3).eval()
-    with torch.no_grad():
-        tree.head.leaves.copy_(3 * torch.rand(8, 3))
-    other, kept, table = explained(tree, store, files, true)
-    path = folder / "page.html"
-    familiarity = training_familiarity(model.head, store)
-    side = Side("first", explanations, prototypes, units, familiarity)
-    write_page(
-        path, explanations, prototypes, About(chosen="All."), side=side,
-        compared=[Side("a tree", other, kept, table)],
-    )  # fmt: skip
-    return path, explanations, units, other
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("browser")) as opened:
-        yield opened
-
-
-@pytest.fixture
-def opened(browser, page):
-    """The page just opened, light and without a pointer on it; no script may fail."""
-    browser.open(page[0])
-    yield browser
-    assert browser.errors == []
 
 
 def sum_of(browser, card=0):
@@ -130,62 +54,6 @@ def test_sums_of_every_image_are_the_logits(opened, page):
         assert values[-1] == pytest.approx(e.score_value, abs=1e-6)
         assert opened.one(".card h3 bdi") == e.class_name
         opened.press("ArrowRight")
-
-
-@pytest.mark.slow
-def test_next_and_previous(opened):
-    assert opened.one("#place") == f"1 of {IMAGES}"
-    assert opened.one("#previous", "disabled")
-    opened.click("#next")
-    opened.wait("location.hash === '#image-2'")
-    assert opened.one("#place") == f"2 of {IMAGES}"
-    opened.press("j")
-    opened.press("ArrowLeft")
-    opened.press("k")
-    opened.wait("document.getElementById('place').textContent.startsWith('1 of')")
-    assert opened.one("[aria-current] b") == "1"
-    opened.click(".item:nth-child(4) .pick")
-    opened.wait("location.hash === '#image-4'")
-    assert opened.one(".card", "dataset.image") == "4"
-    assert opened.value("scrollY") < 400  # the list's line is not what the window scrolls to
-
-
-@pytest.mark.slow
-def test_filters_search_and_order(opened, page):
-    _, explanations, _, _ = page
-
-    def shown():
-        return [int(i) + 1 for i in opened.all(".item:not([hidden])", "dataset.i")]
-
-    def those(test):
-        return [i for i, e in enumerate(explanations, 1) if test(e)]
-
-    opened.choose("#verdict", "wrong")
-    assert shown() == those(lambda e: e.correct is False)
-    assert opened.one(".card", "dataset.image") == str(shown()[0])
-    opened.choose("#verdict", "right")
-    assert shown() == those(lambda e: e.correct)
-    assert opened.one("#found") == f"{len(shown())} of {IMAGES} images"
-    opened.click("#reset")
-    assert shown() == list(range(1, IMAGES + 1))
-    opened.choose("#predicted", "1")
-    assert shown() == those(lambda e: e.predicted_name == "green")
-    opened.click("#reset")
-    opened.choose("#true", "2")
-    assert shown() == those(lambda e: e.true_name == "red")
-    opened.click("#reset")
-    opened.type("#search", "BLUE/01")
-    assert shown() == those(lambda e: "blue/01" in e.path)
-    opened.click("#reset")
-    unit = explanations[3].shown[0].channel
-    opened.type("#unit", str(unit))
-    assert shown() == those(lambda e: unit in [c.channel for c in e.shown])
-    opened.click("#reset")
-    opened.choose("#order", "unsure")
-    chances = [float(explanations[i - 1].probabilities.max()) for i in shown()]
-    assert chances == sorted(chances)
-    opened.type("#search", "no such thing")
-    assert shown() == []
 
 
 @pytest.mark.slow
@@ -302,22 +170,6 @@ def test_a_row_shows_its_heat_map_on_the_photograph(opened):
 
 
 @pytest.mark.slow
-def test_click_to_enlarge(opened):
-    for selector in (".stage", ".here .zoomer", ".strip .zoomer"):
-        opened.click(selector)
-        opened.wait("document.getElementById('zoom').open")
-        width = opened.value("document.querySelector('.zoomed').clientWidth")
-        assert width > 400
-        opened.value(
-            "(() => { const s = document.querySelector('#zoom input'); s.value = '3';"
-            "s.dispatchEvent(new Event('input')); })()"
-        )
-        assert opened.value("document.querySelector('.zoomed').clientWidth") > 2.9 * width
-        opened.press("Escape")
-        opened.wait("!document.getElementById('zoom').open")
-
-
-@pytest.mark.slow
 def test_patches_are_enlarged_and_whole_images_on_demand(opened):
     grid, patch = opened.value("JSON.parse(document.getElementById('data').textContent)"
                                ".runs[0].grid"), ".rows .strip .tile"  # fmt: skip
@@ -332,42 +184,6 @@ def test_patches_are_enlarged_and_whole_images_on_demand(opened):
         "Math.max(...JSON.parse(document.getElementById('data').textContent).pictures"
         ".map((p) => p.size[0]))"
     )
-
-
-@pytest.mark.slow
-def test_galleries_of_classes_and_units(opened, page):
-    _, explanations, units, _ = page
-    opened.click("#tab-classes")
-    opened.wait("!document.getElementById('classes').hidden")
-    name = explanations[0].class_name
-    assert opened.one("#class-panel h3") == name
-    for title, test in (
-        ("Decided for it, rightly", lambda e: e.predicted_name == name and e.correct),
-        ("Decided for it, wrongly", lambda e: e.predicted_name == name and not e.correct),
-        (
-            "Of this class, but decided otherwise",
-            lambda e: e.true_name == name and not e.correct,
-        ),
-    ):
-        count = sum(map(test, explanations))
-        titles = [t for t in opened.all("#class-panel .group h4") if t.startswith(f"{title} (")]
-        assert titles == ([f"{title} ({count})"] if count else [])
-    opened.click("#class-panel .meanings a")
-    opened.wait("!document.getElementById('units').hidden")
-    weights = opened.all("#unit-panel .weights .num")
-    unit = int(opened.value("location.hash").rsplit("-")[-1])
-    heaviest = max(abs(float(w)) for w in units.weights[:, unit])
-    assert abs(float(weights[0].replace("\N{MINUS SIGN}", "-"))) == pytest.approx(
-        heaviest, abs=1e-3
-    )
-    unit = explanations[2].shown[0].channel
-    opened.value(f"location.hash = 'unit-0-{unit}'")
-    opened.wait(f"document.querySelector('#unit-panel h3').textContent.endsWith(' {unit}')")
-    decided = {i for i, e in enumerate(explanations, 1) if unit in [c.channel for c in e.shown]}
-    links = opened.all("#unit-panel .thumbs a", "hash")
-    assert {int(link.rsplit("-")[-1]) for link in links} == decided
-    opened.click("#unit-panel .thumbs a")
-    opened.wait("!document.getElementById('images').hidden")
 
 
 @pytest.mark.slow
@@ -390,93 +206,3 @@ def test_two_images_and_two_runs_side_by_side(opened, page):
     assert opened.all(".card:nth-child(2) .counts") == []  # no unit of a tree may be left out
     opened.choose("#beside", "")
     assert opened.all(".card", "dataset.run") == ["0"]
-
-
-@pytest.mark.slow
-def test_light_dark_print_and_contrast(opened):
-    def contrast(foreground, background):
-        return opened.value(
-            "(() => { const lum = (c) => { const v = c.match(/\\d+/g).slice(0, 3).map((x) => {"
-            "x /= 255; return x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4; });"
-            "return 0.2126 * v[0] + 0.7152 * v[1] + 0.0722 * v[2]; };"
-            "const e = document.createElement('i'); document.body.append(e);"
-            f"e.style.color = 'var(--{foreground})';"
-            f"e.style.backgroundColor = 'var(--{background})';"
-            "const s = getComputedStyle(e), a = lum(s.color), b = lum(s.backgroundColor);"
-            "e.remove();"
-            "return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); })()"
-        )
-
-    pairs = [
-        ("ink", "bg"), ("soft", "bg"), ("soft", "card"), ("soft", "well"), ("for", "card"),
-        ("against", "card"), ("bad", "bad-bg"), ("warn", "warn-bg"), ("ink", "for-bg"),
-    ]  # fmt: skip
-    for dark in ("light", "dark"):
-        if opened.value("document.documentElement.dataset.theme") != dark:
-            opened.press("d")
-        assert opened.value("document.documentElement.dataset.theme") == dark
-        for pair in pairs:
-            assert contrast(*pair) >= 4.5, (dark, pair)
-    opened.click("#theme")
-    assert opened.one("#theme", "ariaPressed") == "false"
-    opened.call("Emulation.setEmulatedMedia", media="print")
-    assert opened.value("getComputedStyle(document.querySelector('.filters')).display") == "none"
-    assert opened.value("document.querySelector('.card').offsetHeight") > 300
-    opened.call(
-        "Emulation.setEmulatedMedia",
-        media="",
-        features=[{"name": "prefers-color-scheme", "value": "dark"}],
-    )
-    opened.call("Page.reload")
-    opened.wait("document.documentElement?.dataset.ready === 'yes'")
-    assert opened.value("document.documentElement.dataset.theme") == "dark"
-    opened.call("Emulation.setEmulatedMedia", media="", features=[])
-
-
-@pytest.mark.slow
-def test_keyboard_and_names_for_all(opened):
-    opened.press("/")
-    opened.wait("document.activeElement.id === 'search'")
-    opened.value("document.activeElement.blur()")
-    opened.value("document.getElementById('tab-images').focus()")
-    opened.press("ArrowRight")
-    opened.wait("!document.getElementById('classes').hidden")
-    assert opened.value("document.activeElement.id") == "tab-classes"
-    assert opened.all("[role=tab][aria-selected=true]", "id") == ["tab-classes"]
-    opened.value("location.hash = 'image-1'")
-    opened.wait("!document.getElementById('images').hidden")
-    nameless = opened.value(
-        "[...document.querySelectorAll('svg[role=img], input, select, button')].filter((e) =>"
-        "!e.closest('[hidden]') && !e.getAttribute('aria-label') && !e.closest('label')"
-        "&& !e.textContent.trim() && !e.title && !e.querySelector('[aria-label]'))"
-        ".map((e) => e.outerHTML)"
-    )
-    assert nameless == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [420, 1400])
-def test_nothing_runs_over_the_edge(opened, width):
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    opened.call("Emulation.setDeviceMetricsOverride", **size)
-    for part in ("image-1", "classes", "units", "model"):
-        opened.value(f"location.hash = '{part}'")
-        opened.wait(f"!document.getElementById('{part.replace('image-1', 'images')}').hidden")
-        assert opened.value("document.documentElement.scrollWidth") <= width
-    opened.value("location.hash = 'image-1'")
-    opened.call("Emulation.clearDeviceMetricsOverride")
-
-
-@pytest.mark.slow
-def test_it_reads_without_scripts(browser, page, tmp_path):
-    copy = tmp_path / "plain.html"
-    shutil.copy(page[0], copy)
-    browser.call("Emulation.setScriptExecutionDisabled", value=True)
-    try:
-        browser.call("Page.navigate", url=copy.as_uri())
-        browser.wait("document.querySelectorAll('article.static').length === 9")
-        assert browser.value("document.querySelector('article.static').offsetHeight") > 100
-        assert browser.value("document.querySelector('.filters').offsetHeight") == 0
-        assert json.loads(browser.one("#data"))["runs"][1]["name"] == "a tree"
-    finally:
-        browser.call("Emulation.setScriptExecutionDisabled", value=False)
