@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from infodisent.report.packing import packed, packed_rows, packed_steps, script_
 from infodisent.report.page import write_page
 from infodisent.report.pagedata import Side, page_data
 from infodisent.report.standing import held_out_standing
-from infodisent.report.units import FEWEST_MAPS, MAP_BYTES, Units
+from infodisent.report.units import FEWEST_MAPS, MAP_BYTES, ImageUnits, Units, UnitTable
 
 from .conftest import randomise
 
@@ -187,3 +188,36 @@ def test_standing_counts_images(store, tiny):
     right, count = table[0][0] + table[1][1], sum(map(sum, table))
     assert known.accuracy == pytest.approx(right / count)
     assert known.error == pytest.approx(math.sqrt(right * (count - right) / count**3))
+
+
+@pytest.mark.slow
+def test_a_page_of_a_thousand_images_is_bounded(tmp_path, gathered):
+    """1,280 units, all of which count, and photographs of noise, the worst that JPEG meets."""
+    explanations, prototypes, _ = gathered
+    size, cells, count, g = 1280, 49, 1000, torch.Generator().manual_seed(0)
+    rows = {
+        name: getattr(prototypes, name)[:, torch.arange(size) % prototypes.channels]
+        for side in ("pos", "neg")
+        for name in (f"{side}_value", f"{side}_image", f"{side}_index")
+    }
+    prototypes = replace(prototypes, grid=(7, 7), **rows)
+    noise = np.random.default_rng(0).integers(0, 256, (count, 224, 224, 3), dtype=np.uint8)
+    many = [
+        replace(
+            explanations[i % 14], picture=Image.fromarray(noise[i]), supporting=(), opposing=(),
+            rest_count=size, path=f"{i}.png",
+        )
+        for i in range(count)
+    ]  # fmt: skip
+    table = UnitTable(torch.rand(2, size), torch.zeros(2).double(), torch.arange(size), True, True)
+    kept = max(FEWEST_MAPS, MAP_BYTES // (count * cells))
+    for e in many:
+        pos, neg = torch.rand(2, size, generator=g)
+        index = torch.randint(0, cells, (2, size), dtype=torch.int32, generator=g)
+        maps = torch.randint(-127, 128, (kept, cells), dtype=torch.int8, generator=g)
+        table.images.append(
+            ImageUnits(e.logits.double(), pos - neg, {}, pos, neg, *index, torch.arange(kept), maps)
+        )
+    path = tmp_path / "page.html"
+    write_page(path, many, prototypes, side=Side("r", many, prototypes, table))
+    assert 40e6 < path.stat().st_size < 66e6

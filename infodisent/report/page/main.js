@@ -83,7 +83,6 @@ function keys(event) {
 function start() {
   // an address names what is open; the browser must not also scroll to a line of the list
   for (const item of LIST.items) item.removeAttribute("id");
-  document.documentElement.classList.add("js");
   theme(window.matchMedia("(prefers-color-scheme: dark)").matches);
   field("theme").addEventListener("click", () =>
     theme(document.documentElement.dataset.theme !== "dark"));
