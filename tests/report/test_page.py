@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import base64
+import fnmatch
 import hashlib
 import io
 import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from infodisent.report.page import MATRIX_CLASSES, About, write_page
+import infodisent
+from infodisent.report.page import MATRIX_CLASSES, SCRIPTS, About, write_page
 from infodisent.report.pagedata import Side
 from infodisent.report.standing import Standing
 
@@ -263,3 +266,14 @@ def test_what_was_done_to_an_image_stands_below_it(tmp_path, made):
     text, page = render(tmp_path, [e], prototypes)
     assert "the middle 77 %" in page.items["image-1"]["text"]
     assert "&lt;b&gt;grey" in text
+
+
+def test_sources_of_the_page_are_packaged():
+    folder = Path(infodisent.__file__).parent
+    project = (folder.parent / "pyproject.toml").read_text(encoding="utf-8")
+    patterns = re.search(r"package-data\]\ninfodisent = \[(.*?)\]", project, re.S)[1].split(", ")
+    sources = [folder / "report" / "page.html.j2", *(folder / "report" / "page").iterdir()]
+    assert len(sources) > len(SCRIPTS)
+    for source in sources:
+        name = source.relative_to(folder).as_posix()
+        assert any(fnmatch.fnmatch(name, pattern.strip('"')) for pattern in patterns), name

@@ -40,7 +40,7 @@ def test_the_page_runs_whatever_the_names(tmp_path, gathered):
         assert abs(sum(values[:-1]) - values[-1]) < 1e-6
         assert values[-1] == pytest.approx(explanations[0].logit, abs=1e-5)
         assert EVIL in browser.one(".card h3")
-        browser.value("location.hash = 'classes'")
+        browser.value("location.hash = 'of-classes'")
         browser.wait("!document.getElementById('classes').hidden")
         assert browser.errors == []
 

@@ -10,9 +10,11 @@ function openTab(name) {
   }
 }
 
-// Addresses: #image-3, #class-0-2 and #unit-0-117 (run, number), or a part's name.
+// Addresses: #image-3, #class-0-2 and #unit-0-117 (run, number), or a part of the page as in
+// #of-classes. None is the id of an element, which the browser would scroll to by itself.
 function route() {
-  const [, kind, first, second] = location.hash.match(/^#([a-z]+)(?:-(\d+))?(?:-(\d+))?$/) || [];
+  const [, part] = location.hash.match(/^#of-([a-z]+)$/) || [];
+  const [, kind, first, second] = location.hash.match(/^#([a-z]+)-(\d+)(?:-(\d+))?$/) || [];
   const run = RUNS[second === undefined ? 0 : Number(first)] || RUNS[0];
   if (kind === "image" && Number(first) >= 1 && Number(first) <= RUNS[0].images.length) {
     openTab("images");
@@ -26,14 +28,14 @@ function route() {
   } else if (kind === "unit" && run.place.has(Number(second))) {
     openTab("units");
     openGallery("unit", run, run.place.get(Number(second)));
-  } else if (kind === "classes") {
+  } else if (part === "classes") {
     openTab("classes");
     openGallery("class", RUNS[0], RUNS[0].images[LIST.chosen].explained);
-  } else if (kind === "units") {
+  } else if (part === "units") {
     openTab("units");
     const index = unitIndex(RUNS[0]);
     if (index.length) openGallery("unit", RUNS[0], index[0].u);
-  } else openTab(kind === "model" ? "model" : "images");
+  } else openTab(part === "model" ? "model" : "images");
   window.scrollTo(0, 0);
 }
 
@@ -56,7 +58,7 @@ function showCurrent() {
 
 function theme(dark) {
   document.documentElement.dataset.theme = dark ? "dark" : "light";
-  field("theme").setAttribute("aria-pressed", String(dark));
+  field("theme").textContent = dark ? "Light" : "Dark";
 }
 
 function keys(event) {
@@ -65,7 +67,7 @@ function keys(event) {
   if (event.target.getAttribute("role") === "tab" && /^Arrow(Left|Right)$/.test(event.key)) {
     const by = event.key === "ArrowRight" ? 1 : TABS.length - 1;
     const next = TABS[(TABS.indexOf(event.target.id.slice(4)) + by) % TABS.length];
-    go(next);
+    go(`of-${next}`);
     document.getElementById(`tab-${next}`).focus();
     return;
   }
@@ -88,7 +90,7 @@ function start() {
     theme(document.documentElement.dataset.theme !== "dark"));
   for (const tab of TABS)
     document.getElementById(`tab-${tab}`).addEventListener("click", () => {
-      go(tab === "images" ? `image-${LIST.chosen + 1}` : tab);
+      go(tab === "images" ? `image-${LIST.chosen + 1}` : `of-${tab}`);
     });
   startList();
   filterList();
