@@ -14,9 +14,10 @@ from PIL import Image
 
 from infodisent import report
 from infodisent.explanations.local import explain_many
-from infodisent.report import Pictures, marks, prototype_box, segments, signed, terms
+from infodisent.report import Pictures, marks, prototype_box, segments, sheet, signed, terms
 from infodisent.report.figure import explanation_figure, prototypes_figure, save_figure
 from infodisent.report.page import write_page
+from infodisent.training.run import open_run
 
 
 def test_figure(tmp_path, made):
@@ -171,3 +172,19 @@ def test_figures_of_other_heads_and_bad_arguments(made):
     match = f"a head with {channels} channels, the explanation of one with {channels + 1}"
     with pytest.raises(ValueError, match=match):
         explanation_figure(other, prototypes)
+
+
+def test_a_sheet_names_the_class_and_weight_of_every_channel(tmp_path, run_folder, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(sheet, "save_figure", lambda figure, path: drawn.append(figure))
+    sheet.draw_prototypes(run_folder, "2,5", out=tmp_path / "p.png", progress=False)
+    texts = [t.get_text() for t in drawn[0].texts]
+    loaded, prototypes, _ = open_run(run_folder)
+    weight = loaded.model.head.class_weights().detach()
+    for channel in (2, 5):
+        heaviest = max(range(2), key=lambda k: abs(float(weight[k, channel])))
+        at = texts.index(str(channel))
+        words = [loaded.classes[heaviest], f"weight {float(weight[heaviest, channel]):.3f}"]
+        assert texts[at + 1 : at + 4] == ["channel", *words]
+    with pytest.raises(ValueError, match="1 captions were given for 2 channels"):
+        prototypes_figure(prototypes, [0, 1], captions=["a"])
