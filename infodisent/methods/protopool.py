@@ -64,8 +64,7 @@ class ProtoPoolHead(PrototypeHead):
         input_fmt: layout of the map: NCHW, NHWC, NCL or NLC.
         num_prefix_tokens: leading tokens of a token map that are not pixels.
         pool_size: prototypes M; default: 10 K, at least 20. Published: 202 for 200 classes, with
-            a backbone that trains; with a frozen one that is too few (flowers17, one seed: 78 % of
-            held-out images right with 20, 90 with 170).
+            a backbone that trains; with a frozen one that is too few.
         slots: of a class.
         dimension: D.
         similarity: "cosine" or "l2", see above.
@@ -76,7 +75,7 @@ class ProtoPoolHead(PrototypeHead):
         wrong_weight: strength of the last layer's magnitudes for other classes' slots.
         bias: of the last layer; a multi-label set needs it, and it starts at the labels' log-odds.
         drop_rate: dropout on the focal similarities in the last stage; not published, without
-            it that layer learns the training images by heart (flowers17: 90 instead of 93 %).
+            it that layer learns the training images by heart.
         device, dtype: of the parameters.
 
     Raises:
