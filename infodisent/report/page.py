@@ -5,9 +5,9 @@ by the template; what scripts show besides is one JSON block, see `pagedata`, an
 ``page/``. File and class names come from outside: the template escapes all of them, scripts set
 them as text only, and the page's own content policy allows no script but these.
 
-Size: at most 66 MB for 1,000 images and a head of 1,280 units; of solar cells 42 MB. Photographs
+Size: at most 75 MB for 1,000 images and a head of 1,280 units; of solar cells 42 MB. Photographs
 take up to 30 KB each (6 KB as a rule), unit values up to 16 KB; heat maps of all images together
-16 MB (`units.MAP_BYTES`, as base64), training images 6 MB (`shelf.PROTOTYPE_PICTURES`).
+16 MB (`units.MAP_BYTES`, as base64), training images 12 MB (`shelf.PROTOTYPE_PICTURES`).
 """
 
 from __future__ import annotations

@@ -30,6 +30,8 @@ MOST_WEIGHTS = 3_000_000
 """Class weights that a page holds; of more only the classes that its images may be."""
 _IMPORTANT = 12
 """Units of an image and class whose prototypes come first."""
+_SHOWN = 5
+"""What a unit of the explained class counts beside one of the next likeliest class."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,13 +133,16 @@ def _wanted(explanations: Sequence[Explanation], units: UnitTable) -> list[int]:
     used = set(units.used.tolist())
     votes: Counter[int] = Counter()
     for i, e in enumerate(explanations):
-        votes.update(c.channel for c in (*e.shown, *(s.evidence for s in e.decisions)))
+        for c in (*e.shown, *(s.evidence for s in e.decisions)):
+            votes[c.channel] += _SHOWN
         for k in {e.class_index, *e.logits.topk(min(2, len(e.logits))).indices.tolist()}:
             parts = units.contributions(i, k)
             if parts is not None:
                 best = parts.abs().topk(min(_IMPORTANT, len(parts)))
                 pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                votes.update(u for u, value in pairs if value)
+                for unit, value in pairs:
+                    if value:
+                        votes[unit] += _SHOWN if k == e.class_index else 1
     heavy = units.weights.topk(min(3, units.weights.shape[1]), dim=1).indices.flatten().tolist()
     rest = units.weights.amax(0).argsort(descending=True, stable=True).tolist()
     order = [u for u, _ in votes.most_common()]

@@ -11,15 +11,16 @@ from infodisent.report.pictures import Pictures
 from infodisent.report.view import short_name
 
 PROTOTYPE_SIDE = 224
-PROTOTYPE_PICTURES = 400
-"""Of a page: about 4 MB."""
+PROTOTYPE_PICTURES = 600
+"""Of a page, and half as many again for units that would have none: at most 12 MB."""
 
 
 class Shelf:
     """Pictures in the order they are first asked for.
 
     Args:
-        most: different pictures at most; units that would need more get none.
+        most: different pictures of all units together; of units that come later only the first of
+            each side, up to half as many again, and what is there anyway.
 
     Attributes:
         pictures: of each the data URI, the size, the name, and why it is a placeholder or "".
@@ -45,23 +46,19 @@ class Shelf:
         """
         found: dict[int, list[list[list[Any]]]] = {}
         for unit in wanted:
-            kept = [prototypes.of(unit, sign) for sign in (1, -1)]
-            files = {p.file for sides in kept for p in sides}
-            new = [file for file in files if (side, file) not in self._places]
-            if new and len(self.pictures) + len(new) > self._most and self.pictures:
-                continue
-            found[unit] = [
-                [
-                    [
-                        self._place(side, p.file, pictures),
-                        p.label_name,
-                        round(p.value, 5),
-                        p.pixel[0] * prototypes.grid[1] + p.pixel[1],
-                    ]
-                    for p in sides
-                ]
-                for sides in kept
-            ]
+            every = [prototypes.of(unit, sign) for sign in (1, -1)]
+            kept = []
+            for sides in every:
+                fitting = []
+                for p in sides:
+                    room = self._most if fitting else self._most * 3 // 2
+                    if (side, p.file) in self._places or len(self.pictures) < room:
+                        cell = p.pixel[0] * prototypes.grid[1] + p.pixel[1]
+                        place = self._place(side, p.file, pictures)
+                        fitting.append([place, p.label_name, round(p.value, 5), cell])
+                kept.append(fitting)
+            if any(kept) or not any(every):
+                found[unit] = kept
         return found
 
     def _place(self, side: int, file: str, pictures: Pictures) -> int:

@@ -19,8 +19,11 @@ from infodisent.report.familiarity import Familiarity, training_familiarity
 from infodisent.report.packing import packed, packed_rows, packed_steps, script_json
 from infodisent.report.page import write_page
 from infodisent.report.pagedata import Side, page_data
+from infodisent.report.pictures import Pictures
+from infodisent.report.shelf import Shelf
 from infodisent.report.standing import held_out_standing
 from infodisent.report.units import FEWEST_MAPS, MAP_BYTES, ImageUnits, Units, UnitTable
+from infodisent.report.view import short_name
 
 from .conftest import randomise
 
@@ -148,6 +151,20 @@ def test_packed_numbers_come_back():
     text = script_json({"</script>": "<!--\u2028&\udcff"})
     assert not set("<>&\u2028") & set(text)
     assert json.loads(text) == {"</script>": "<!--\u2028&\udcff"}
+
+
+def test_a_full_shelf_keeps_the_first_of_every_side(gathered):
+    _, prototypes, _ = gathered
+    shelf = Shelf(most=4)
+    found = shelf.units(0, prototypes, Pictures(prototypes.transform, 32), range(40))
+    assert 4 <= len(shelf.pictures) <= 6
+    assert [len(side) for side in found[0]] == [len(prototypes.of(0, s)) for s in (1, -1)]
+    for unit, sides in found.items():
+        for sign, side in zip((1, -1), sides, strict=True):
+            files = [(p.file, p.value) for p in prototypes.of(unit, sign)]
+            read = [shelf.pictures[place]["name"] for place, *_ in side]
+            assert set(read) <= {short_name(file) for file, _ in files}
+    assert sum(len(side) for sides in found.values() for side in sides) > 40  # shared ones stay
 
 
 def test_distance_to_the_training_images():
