@@ -237,9 +237,15 @@ class PIPNetHead(Head):
         *,
         input_fmt: str | None = None,
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Presences, and the scores ``[B, P, M]`` that views are compared by."""
-        scores = self.prototype_scores(x, input_fmt)
-        return self._pool(scores).pooled, {"scores": scores}
+        """Presences, and how far an image's two views agree at every pixel, ``[2n, P]``.
+
+        Maps i and i + n are two views of one image.
+        """
+        layout = self.layout(input_fmt)
+        rows = to_bpc(x, layout["input_fmt"], layout["num_prefix_tokens"]).to(self.weight.dtype)
+        layer = self.layer if isinstance(self.layer, nn.Linear) else None
+        views = ops.softmax_views(rows, *(() if layer is None else (layer.weight, layer.bias)))
+        return views.value, {"alignment": views.alignment}
 
     def loss(
         self,
@@ -259,9 +265,9 @@ class PIPNetHead(Head):
                 "PIPNetHead: images with several labels are not for this method, whose training "
                 "scores log1p((W p)^2) are never negative"
             )
-        if "scores" not in batch.extra or batch.pooled is None:
+        if "alignment" not in batch.extra or batch.pooled is None:
             return self.classification * objective(logits, batch.labels)
-        agreement = alignment(batch.extra["scores"])
+        agreement = batch.extra["alignment"].mean()  # of both views: half of either's mean
         occurrence = presence(batch.pooled)
         if batch.stage == "pretraining":
             done = math.floor(batch.progress * self.pretraining + 1e-9) + 1
@@ -304,18 +310,6 @@ def found(
 ) -> Tensor:
     """The presences, those below 0.1 as 0."""
     return torch.where(pooled >= FOUND, pooled, torch.zeros_like(pooled))
-
-
-def alignment(
-    scores: Tensor,  # [2n, P, M]; rows i and i + n are two views of one image
-) -> Tensor:
-    """``L_A`` of `PIPNetHead.loss`, a scalar, without a dense softmax."""
-    one, other = scores.tensor_split(2)
-    sides = (
-        ops.softmax_alignment(a, b, input_fmt="NLC").mean()
-        for a, b in ((one, other.detach()), (one.detach(), other))
-    )
-    return 0.5 * sum(sides, torch.zeros((), device=scores.device))
 
 
 def presence(

@@ -51,7 +51,7 @@ def test_every_kind_of_tile_is_checked(products, capability, processors):
 def test_every_kind_of_tile_of_the_views_is_checked(products, capability, processors):
     cases = coverage.view_cases(products, capability, processors)
     draw = random.Random(1)
-    for _ in range(1500):
+    for _ in range(600):
         pixels, prototypes = draw.randint(1, 1500), draw.randint(1, 3000)
         size = draw.choice(BATCHES), pixels, prototypes, draw.randint(1, 1024)
         for number in (1, 2):
@@ -60,6 +60,7 @@ def test_every_kind_of_tile_of_the_views_is_checked(products, capability, proces
     for (_, number), case in cases.items():
         assert pool.count(case.tiles, case.batch, case.pixels, case.prototypes) > 1
         assert case.views == number
+    assert {number for kind, number in cases if kind.split} == {1, 2}
 
 
 @pytest.mark.parametrize(("capability", "processors"), MACHINES)

@@ -27,6 +27,7 @@ from infodisent.testing import (
     require,
 )
 from tests.kernels.rotate_pool_cases import BF16, F16, F32, rounding
+from tests.simulator import prototype_cases
 from tests.simulator.triton import Case
 
 Change = Callable[[Tiles, int], Tiles]
@@ -342,6 +343,9 @@ CASES: dict[str, Case] = {
     "views half across, two widths": _views(
         "half", 3, 70, 33, 30, ("dot", "cosine"), _across(64, 32)
     ),
+    "views half shared": _views("half", 3, 49, 200, 30, ("l2",), _split(3)),
+    "views half shared, across": _views("half", 3, 70, 128, 30, ("dot",), _across(64, split=2)),
+    "views tf32x3 shared, two": _views("tf32x3", 2, 49, 128, 30, ("cosine", "l2"), _split(2)),
     "views tf32x3": _views("tf32x3", 2, 49, 64, 30, ("cosine", "l2")),
     "softmax half": _softmax("half", 3, 49, 64, 150),
     "softmax half hidden": _softmax("half", 3, 49, 72, 70, hidden=True),
@@ -352,6 +356,7 @@ CASES: dict[str, Case] = {
     "softmax of a map": _softmax("half", 2, 70, 80, None, hidden=True),
     "softmax of a map, float32": _softmax("tf32x3", 2, 35, 300, None),
     "softmax of a map, NCHW": _softmax("tf32x3", 2, 70, 70, None, nchw=True),
+    **prototype_cases.CASES,
     "backward half 49": _backward("half", 4, 49, 128),
     "backward half 196, C=256": _backward("half", 2, 196, 256),
     "backward half one channel": _backward("half", 2, 20, 1),
