@@ -49,7 +49,7 @@ class Shelf:
             every = [prototypes.of(unit, sign) for sign in (1, -1)]
             kept = []
             for sides in every:
-                fitting = []
+                fitting: list[list[Any]] = []
                 for p in sides:
                     room = self._most if fitting else self._most * 3 // 2
                     if (side, p.file) in self._places or len(self.pictures) < room:

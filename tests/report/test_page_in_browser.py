@@ -63,7 +63,7 @@ def test_unlike_training_images(opened, page):
     assert "Unlike the training images" in opened.one(".card .warning")
     opened.choose("#verdict", "")
     opened.click(".item:first-child .pick")
-    opened.wait("location.hash === '#image-1'")
+    opened.wait("document.querySelector('.card').dataset.image === '1'")
     assert opened.all(".card .warning") == []
     assert "of training maximum" in opened.one(".row")
 
@@ -195,7 +195,7 @@ def test_two_images_and_two_runs_side_by_side(opened, page):
     opened.choose("#beside", "run-1")
     assert opened.all(".card", "dataset.run") == ["0", "1"]
     opened.click("#next")
-    opened.wait("location.hash === '#image-2'")
+    opened.wait("document.querySelector('.card').dataset.image === '2'")
     assert opened.all(".card", "dataset.image") == ["2", "2"]  # the run stays
     values = sum_of(opened, 1)
     assert values[-1] == pytest.approx(other[1].score_value, abs=1e-5)
