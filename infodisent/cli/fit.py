@@ -300,7 +300,9 @@ def fit(
         from infodisent.report.publish import report_run
 
         print_result("open", report_run(run, count=explain))
-    print_result("next", f"infodisent explain IMAGE --run {shlex.quote(str(run.folder))}")
+    folder_text = shlex.quote(str(run.folder))
+    print_result("next", f"infodisent explain IMAGE --run {folder_text}")
+    print_result("or", f"infodisent report --run {folder_text}")
     return ranks.stop()
 
 

@@ -121,6 +121,7 @@ def explain_many(
     intensity_range: tuple[float, float] | None = None,
     page: int | None = None,
     ready: bool = False,
+    on_features: Callable[[Explanation, Tensor], None] | None = None,
 ) -> list[Explanation]:
     """`explain` for every image, each decoded once, several a backbone pass, with a progress bar.
 
@@ -132,6 +133,8 @@ def explain_many(
         on_error: called with an image that is missing or cannot be decoded and the error, and the
             image is left out of the result; by default the error is raised.
         progress: show the bar.
+        on_features: called with every explanation and the feature map ``[1, ...]`` that it is of,
+            in the head's own layout, for those who want more of it than an explanation holds.
 
     Raises:
         TypeError: `images` is one image instead of several.
@@ -169,7 +172,7 @@ def explain_many(
                         raise
                     on_error(images[i], error)
             if pictures:
-                explanations += _explain_pictures(request, pictures, names, counts)
+                explanations += _explain_pictures(request, pictures, names, counts, on_features)
             display.update(shown, advance=len(chunk))
     if progress:
         print_notes(counts)
@@ -212,6 +215,7 @@ def _explain_pictures(
     pictures: Sequence[_Seen],
     true_names: Sequence[str | None],
     counts: Counter[str] | None = None,
+    on_features: Callable[[Explanation, Tensor], None] | None = None,
 ) -> list[Explanation]:
     """One backbone pass for all pictures, then each by itself; `counts` are kinds of notes."""
     model, config = request.model, request.config
@@ -249,6 +253,8 @@ def _explain_pictures(
                     **fields,
                 )
             )
+            if on_features is not None:
+                on_features(explanations[-1], features[i : i + 1])
     return explanations
 
 
@@ -284,6 +290,8 @@ def _explain(
     weight = exact(head.class_weights()[int(target)])  # [M]
 
     def evidence_of(units: Tensor, added: Tensor) -> list[ChannelEvidence]:
+        if not len(units):
+            return []
         heats = head.maps(pixels, units).unflatten(0, grid).cpu()  # [gh, gw, n]
         return _evidence(units, weight, pool, added, heats, geometry)
 
