@@ -299,7 +299,7 @@ def clocks(
     return cost.clocks(tiles, items, work(pixels, channels, products), capability, processors)
 
 
-def _splits(
+def splits(
     tiles: Tiles, number: int, channels: int, products: str, capability: int, processors: int
 ) -> list[Tiles]:
     """The tiles whole, and with their channels shared by several programs.
@@ -335,7 +335,7 @@ def candidates(
         for images, widths in _packings(shape, least, batch, pixels):
             whole = _of_shape(shape, images, widths)
             number = count(whole, batch, pixels, channels)
-            options += _splits(whole, number, channels, products, capability, processors)
+            options += splits(whole, number, channels, products, capability, processors)
             loop = images > 0 and number > processors and cost.unit(capability) == 90
             if loop and shape.channels * whole.columns == PERSISTENT and products == "half":
                 options.append(replace(whole, persistent=True))

@@ -49,7 +49,7 @@ def candidates(
     shared: list[Tiles] = []
     for tiles in whole:
         number = pool.count(tiles, batch, pixels, prototypes)
-        shared += pool._splits(tiles, number, channels, products, capability, processors)
+        shared += pool.splits(tiles, number, channels, products, capability, processors)
     return shared
 
 
