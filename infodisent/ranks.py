@@ -143,8 +143,12 @@ def total(
 
 def gathered(
     rows: Tensor,  # [n, ...], of any n
+    whole: int | None = None,
 ) -> Tensor:
     """The rows of all processes behind each other, by rank; undoes `piece`.
+
+    With `whole`, the number of rows of all of them, each process must have those that `piece` gives
+    it of so many; without, they tell each other how many they have, one more message.
 
     With gradients: each process must go on to compute the same from the whole. The gradient of its
     own rows is then `world` times what one process would have, so that the mean over processes of
@@ -153,8 +157,25 @@ def gathered(
     """
     if world() == 1:
         return rows
-    whole: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
-    return whole
+    sizes = _sizes(rows) if whole is None else _sizes_of_pieces(whole)
+    if sizes[rank()] != len(rows):
+        raise ValueError(f"gathered: {len(rows)} rows, of {whole} this process has {sizes[rank()]}")
+    together: Tensor = _Gather.apply(rows, sizes)  # type: ignore[no-untyped-call]
+    return together
+
+
+def _sizes(rows: Tensor) -> list[int]:
+    """How many rows every process has, by asking them."""
+    counts = [0] * world()
+    counts[rank()] = len(rows)
+    sizes: list[int] = total(torch.tensor(counts, device=rows.device)).tolist()
+    return sizes
+
+
+def _sizes_of_pieces(whole: int) -> list[int]:
+    """How many of `whole` rows `piece` gives every process: the first have one more."""
+    each, more = divmod(whole, world())
+    return [each + (number < more) for number in range(world())]
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
@@ -162,21 +183,22 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     if world() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
+    # what is reduced is memory: one process may have its weights channels-last, another not
+    rows = [gradient.contiguous() for gradient in gradients]
     with _others():
-        waiting = [dist.all_reduce(gradient, async_op=True) for gradient in gradients]
+        waiting = [dist.all_reduce(row, async_op=True) for row in rows]
         for work in waiting:
             if work is not None:
                 work.wait()
-    for gradient in gradients:
+    for gradient, row in zip(gradients, rows, strict=True):
+        if row is not gradient:
+            gradient.copy_(row)
         gradient.div_(world())
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        counts = [0] * world()
-        counts[rank()] = len(rows)
-        sizes = total(torch.tensor(counts, device=rows.device)).tolist()
+    def forward(ctx: Any, rows: Tensor, sizes: list[int]) -> Tensor:
         most = max(sizes)
         padded = rows.new_zeros(most, *rows.shape[1:])
         padded[: len(rows)] = rows
@@ -187,9 +209,9 @@ class _Gather(torch.autograd.Function):
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         own = gradients[0][ctx.first : ctx.first + ctx.count]
-        return own * world()
+        return own * world(), None
 
 
 @contextlib.contextmanager

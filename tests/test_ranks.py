@@ -36,6 +36,16 @@ def gradients(count):
     return [loss.detach(), step.before.grad, step.behind.grad]
 
 
+def known_sizes(rows):
+    """Pieces of a whole of a known size are gathered without asking for sizes."""
+    plain = ranks._sizes
+    ranks._sizes = None  # to call it would fail
+    assert torch.equal(ranks.gathered(ranks.piece(rows), len(rows)), rows)
+    ranks._sizes = plain
+    with pytest.raises(ValueError, match="of 5000 this process has"):
+        ranks.gathered(rows, 5000)
+
+
 def check_everything():
     """What every process of several does."""
     ranks.start()
@@ -51,11 +61,23 @@ def check_everything():
     for count in (9, 1):  # fewer rows than processes, too
         rows = torch.arange(2 * count).view(count, 2)
         assert torch.equal(ranks.gathered(ranks.piece(rows)), rows)
+        known_sizes(rows)
         together = gradients(count) if count > 1 else []
         if together:
             torch.save(together, f"{sys.argv[1]}/{me}.pt")
+    layouts(me)
     ranks.barrier()
     ranks.stop()
+
+
+def layouts(me):
+    """Weights that one process has channels-last, and the others not."""
+    weight = torch.zeros(2, 3, 2, 2).contiguous(
+        memory_format=torch.contiguous_format if me else torch.channels_last
+    )
+    weight.requires_grad_().grad = torch.empty_like(weight).copy_(torch.arange(24).view(2, 3, 2, 2))
+    ranks.average_gradients([weight])
+    assert torch.equal(weight.grad.flatten(), torch.arange(24.0))
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])

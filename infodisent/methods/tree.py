@@ -187,10 +187,13 @@ class TreeHead(InfoDisentHead):
         """
         weights = super().class_weights()
         inner = self.channel >= 0
-        node = inner.nonzero().flatten()
+        # of all nodes, whose number is known: steps of a training ask, and wait for nothing
+        node = torch.arange(len(inner), device=inner.device)
         children = 2 * node + 1 - node // self._nodes * self._nodes
-        step = (self.chances[children + 1] - self.chances[children]) * self.share[inner, None]
-        grown = torch.zeros_like(weights.mT).index_add(0, self.channel[inner], step.to(weights))
+        children = children.clamp_max(len(self.chances) - 2)
+        step = (self.chances[children + 1] - self.chances[children]) * self.share[:, None]
+        step = torch.where(inner[:, None], step, 0).to(weights)
+        grown = torch.zeros_like(weights.mT).index_add(0, self.channel.clamp_min(0), step)
         return torch.where(self.grown, grown.mT / self.trees, weights)
 
     def used_units(self) -> Tensor:

@@ -22,7 +22,9 @@ MODEL, STATE, METRICS, PROTOTYPES, FEATURES, VIEWS, TRAINED_FEATURES = (
     "features-trained",
 )
 JUDGED, JUDGED_IMAGES = "judge.json", "judge-images.safetensors"
-WRITTEN = (STATE, MODEL, PROTOTYPES, METRICS, JUDGED, JUDGED_IMAGES)
+PROFILE = "profile"
+TABLE = "training.csv"
+WRITTEN = (STATE, MODEL, PROTOTYPES, METRICS, JUDGED, JUDGED_IMAGES, TABLE)
 DRAWN = ("report.html", "curve.png", "prototypes*.png", "figures/*.png")
 """What is drawn of a run, as patterns: of another model it would lie."""
 

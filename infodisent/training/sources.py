@@ -9,6 +9,7 @@ from torch import Tensor
 
 from infodisent.data.reader import block_order, read_ahead
 from infodisent.data.store import FeatureStore
+from infodisent.devices import sent
 
 IN_ANY_ORDER = 1 << 34
 """Bytes of maps up to which images come in any order: 16 GiB, which the system's cache may hold.
@@ -29,7 +30,7 @@ def stored_batches(
     files = store.files_of_maps()
     if files is None:  # in memory
         for positions in batches:
-            yield store.gather(positions, dtype=None).to(device)
+            yield sent(store.gather(positions, dtype=None), device)
         return
     size = max((len(positions) for positions in batches), default=1)
     blocks = in_blocks(store)

@@ -16,8 +16,8 @@ from infodisent.explanations.predictions import predict_images
 from infodisent.methods.pipnet import PIPNetHead
 from infodisent.methods.stages import LoopOptions, Stage, TrainingBatch
 from infodisent.report.table import json_row
-from infodisent.training import epochs
 from infodisent.training import fit as fitting
+from infodisent.training import steps
 from infodisent.training.config import FitConfig
 from infodisent.training.fit import fit_head, new_head
 from infodisent.training.run import evaluate_run, fit, open_run
@@ -210,9 +210,9 @@ def test_interrupted_training_ends_the_same(tmp_path, store, views, monkeypatch,
 
 
 def test_views_of_several_processes_stay_pairs(monkeypatch):
-    monkeypatch.setattr(epochs.ranks, "world", lambda: 2)
-    monkeypatch.setattr(epochs.ranks, "gathered", lambda rows: torch.cat([rows, rows + 10]))
-    whole = epochs._everyones(torch.tensor([1, 2, 101, 102]), 2)  # two images in two views
+    monkeypatch.setattr(steps.ranks, "world", lambda: 2)
+    monkeypatch.setattr(steps.ranks, "gathered", lambda rows, whole: torch.cat([rows, rows + 10]))
+    whole = steps.everyones(torch.tensor([1, 2, 101, 102]), 2)  # two images in two views
     assert whole.tolist() == [1, 2, 11, 12, 101, 102, 111, 112]
 
 
