@@ -191,8 +191,17 @@ def fit(
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
     extract_batch: Annotated[int, typer.Option(min=1, help="Images per backbone pass.")] = 32,
     feature_dtype: Annotated[
-        str, typer.Option(help="Of the stored features; one of float16, bfloat16, float32.")
+        str,
+        typer.Option(
+            help="Of the stored features; one of float16, bfloat16, float32, float8 (1 byte)."
+        ),
     ] = "float16",
+    extract_amp: Annotated[
+        str, typer.Option(help="Precision of backbone passes; one of none, bf16, fp16.")
+    ] = "none",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Run the backbone through torch.compile.")
+    ] = False,
     device: Annotated[
         str | None,
         typer.Option(help="cpu, cuda, cuda:1 … or mps; default: cuda if present."),
@@ -329,6 +338,8 @@ def fit(
         batch_size=extract_batch,
         num_workers=workers,
         dtype=feature_dtype,
+        extract_amp=extract_amp,
+        compiled=compiled,
         probe=probe,
         view_pairs=view_pairs,
         train_backbone=train_backbone,

@@ -70,10 +70,12 @@ def judge(
 
     Example: infodisent judge --compare runs/infodisent runs/protopnet
     """
+    from infodisent import ranks
     from infodisent.files import replacing
     from infodisent.progress import console
     from infodisent.report.judged import comparison_figure, judge_run
 
+    ranks.start()
     architecture = module_from(module)
     names = _names(runs)
     asked: dict[str, Any] = {"annotations": parts}
@@ -85,14 +87,17 @@ def judge(
             run, images=images, pictures=pictures, seed=seed, again=again,
             images_root=images_root, module=architecture, **asked,
         )  # fmt: skip
-        if not compare:
+        if not compare and ranks.leads():
             _print_run(name, known)
             print_result("stored", run / "judge.json")
-    merged = judged if each else _pooled(judged, dict(zip(names, runs, strict=True)), seed)
-    for name in merged if not compare else ():
+    leads = ranks.leads()
+    merged = judged
+    if leads and not each:
+        merged = _pooled(judged, dict(zip(names, runs, strict=True)), seed)
+    for name in merged if leads and not compare else ():
         if name not in judged:
             _print_run(name, merged[name])
-    if compare:
+    if leads and compare:
         judged = merged
         for name, known in judged.items():
             console.print(_title(name, known), markup=False, highlight=False, soft_wrap=True)
@@ -102,6 +107,7 @@ def judge(
         with replacing(out) as temporary:
             comparison_figure(judged).savefig(temporary, dpi=150, format="png")
         print_result("picture", out)
+    ranks.stop()
 
 
 def _print_run(name: str, known: dict[str, Any]) -> None:

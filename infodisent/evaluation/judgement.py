@@ -1,7 +1,8 @@
 """Every figure of a model's explanations that needs no annotations, with intervals over images.
 
 `judge_features` needs stored maps alone; `judge_pictures` runs the backbone on changed pictures.
-What a head has no closed form for is left out, and said.
+What a head has no closed form for is left out, and said. Several processes (`infodisent.ranks`)
+have every so-and-so-many-th batch each, and all come to the figures of all batches.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infodisent import ranks
 from infodisent.classifier import InfoDisentClassifier
 from infodisent.data.store import FeatureStore
 from infodisent.evaluation.disentanglement import channel_purity, spatial_entropy
@@ -155,13 +157,12 @@ def judge_features(
     head.eval()
     judged, independent = Judgement(), store.task == "multilabel"
     other = shuffled(head, seed)  # see head_randomisation
-    columns: dict[tuple[str, str], list[Tensor]] = {}
-
-    def keep(measure: str, values: Tensor, of: str = "") -> None:
-        columns.setdefault((measure, of), []).append(values.detach().cpu().double())
-
-    for maps, labels, _ in store.batches(test, _BATCH):
-        x = maps.to(head.device)
+    found = _Columns()
+    keep = found.keep
+    own = ranks.share(list(enumerate(test.split(_BATCH))))
+    read = store.read([positions for _, positions in own], head.device)
+    for (found.batch, positions), maps in zip(own, read, strict=True):
+        x, labels = maps.float(), store.labels[positions]
         pooled = head.pool(x, input_fmt="NLC").pooled
         classes = head.classify(pooled).argmax(1)
         if not independent:
@@ -176,23 +177,52 @@ def judge_features(
             judged.attempt(lambda: _cells(head, x, classes, name, independent, other, keep))  # noqa: B023
         advance(len(maps))
 
-    of_training = (_counted(maps, advance) for maps, _, _ in store.batches(train, _BATCH))
-    judged.attempt(lambda: keep("purity", channel_purity(head, of_training)))
+    divided = len(train) >= ranks.world()
+    mine = ranks.piece(train) if divided else train
+    of_training = (_counted(maps, advance) for maps, _, _ in store.batches(mine, _BATCH))
+    purities: list[Tensor] = []
+    judged.attempt(lambda: purities.append(channel_purity(head, of_training, divided=divided)))
     used, sparsity = global_size(head)
     judged.add_number("global_size", used)
     judged.add_number("sparsity", sparsity)
-    purity = columns.pop(("purity", ""), None)
-    if purity is not None:
-        judged.add_number("purity", float(torch.cat(purity).mean()), images=len(train))
+    if purities:
+        judged.add_number("purity", float(purities[0].mean()), images=len(train))
+    columns = found.everyones()
     proved = columns.pop(("exact", ""), None)
-    if proved is not None and (part := float(torch.cat(proved).mean())) < 1:
+    if proved is not None and (part := float(proved.mean())) < 1:
         judged.notes.append(
             f"units that keep the prediction: the smallest set for {part:.0%} of the images, for "
             "the others the smallest that was found"
         )
     for (measure, of), values in columns.items():
-        judged.add(measure, torch.cat(values), of, seed)
+        judged.add(measure, values, of, seed)
     return judged
+
+
+class _Columns:
+    """Values of images by figure, batch by batch.
+
+    Attributes:
+        batch: number of the batch, over all processes, that values are of.
+    """
+
+    def __init__(self) -> None:
+        self.batch = 0
+        self._columns: dict[tuple[str, str], list[tuple[int, Tensor]]] = {}
+
+    def keep(self, measure: str, values: Tensor, of: str = "") -> None:
+        """Add the values of the batch's images, ``[b]``."""
+        column = self._columns.setdefault((measure, of), [])
+        column.append((self.batch, values.detach().cpu().double()))
+
+    def everyones(self) -> dict[tuple[str, str], Tensor]:
+        """Values of all images, ``[n]``, in their order, whichever process had them."""
+        whole: dict[tuple[str, str], list[tuple[int, Tensor]]] = {}
+        for columns in ranks.everyones(self._columns):
+            for key, parts in columns.items():
+                whole.setdefault(key, []).extend(parts)
+        ordered = {key: sorted(parts, key=lambda part: part[0]) for key, parts in whole.items()}
+        return {key: torch.cat([values for _, values in parts]) for key, parts in ordered.items()}
 
 
 def _counted(maps: Tensor, advance: Callable[[int], None]) -> Tensor:
@@ -241,7 +271,8 @@ def judge_pictures(
 
     Args:
         model: set to evaluation mode.
-        batches: images as the backbone is fed, ``[b, 3, H, W]``, and their labels.
+        batches: images as the backbone is fed, ``[b, 3, H, W]``, and their labels; the same ones in
+            every process.
         independent: labels are several an image; misalignment, which asks for one, is left out.
         epsilons: of the attacks, see `misalignment`; rows of another than the published one name
             it.
@@ -249,13 +280,12 @@ def judge_pictures(
         advance: called with the number of images done.
     """
     model.eval()
-    judged = Judgement()
-    columns: dict[tuple[str, str], list[Tensor]] = {}
-
-    def keep(measure: str, values: Tensor, of: str = "") -> None:
-        columns.setdefault((measure, of), []).append(values.detach().cpu().double())
-
+    judged, columns = Judgement(), _Columns()
+    keep = columns.keep
     for number, (images, labels) in enumerate(batches):
+        if number % ranks.world() != ranks.rank():
+            continue
+        columns.batch = number
         draw = seed + number  # each batch other noise
         stable = noise_stability(model, images, seed=draw)
         keep("same_places", stable.places)
@@ -276,8 +306,8 @@ def judge_pictures(
         advance(len(images))
     if independent:
         judged.notes.append("misalignment asks for one class an image, so labels have none")
-    for (measure, of), values in columns.items():
-        judged.add(measure, torch.cat(values), of, seed)
+    for (measure, of), values in columns.everyones().items():
+        judged.add(measure, values, of, seed)
     return judged
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from infodisent import ranks
 from infodisent.backbones.backbone import evaluating
 from infodisent.backbones.preprocess import transform_config, transform_from
 from infodisent.classifier import InfoDisentClassifier
@@ -83,6 +84,9 @@ def predict_images(
 ) -> list[Prediction]:
     """Predict images in batches; those that cannot be read come back with the reason.
 
+    Several processes (`infodisent.ranks`) predict every so-and-so-many-th image each, and all get
+    the whole list.
+
     Args:
         model: from `infodisent.attach`, or what `infodisent.load` returns, which lends its classes,
             transform and task; runs in evaluation mode, on its device.
@@ -121,29 +125,35 @@ def predict_images(
     asked = {"intensity_range": intensity_range, "page": page}
     config |= {name: value for name, value in asked.items() if value is not None}
     decode: Callable[[Image.Image], Any] = transform_from(config)
-    loader = DataLoader(
-        ImageDataset(paths, decode, config), batch_size, num_workers=num_workers, collate_fn=collate
+    own = ranks.share(range(len(paths)))
+    loader: Any = DataLoader(
+        ImageDataset([paths[i] for i in own], decode, config),
+        batch_size,
+        num_workers=num_workers,
+        collate_fn=collate,
     )
     counts: Counter[str] = Counter()
     rows: dict[int, Prediction] = {}
     skipped = 0
     with bar(progress) as display, evaluating(classifier), torch.no_grad():
-        display_task = display.add_task("predict", total=len(paths), note="")
+        display_task = display.add_task("predict", total=len(own), note="")
         for good, batch, bad, notes in loader:
             counts.update(notes)
             if batch is not None:
                 made = _predict_batch(classifier, batch, names, task)
-                for i, fields in zip(good, made, strict=True):
-                    rows[i] = Prediction(_path(paths[i]), true[i], **fields)
-            rows.update(
-                (i, Prediction(_path(paths[i]), true[i], error=reason)) for i, reason in bad
-            )
+                for at, fields in zip(good, made, strict=True):
+                    rows[own[at]] = Prediction(_path(paths[own[at]]), true[own[at]], **fields)
+            for at, reason in bad:
+                path = _path(paths[own[at]])
+                rows[own[at]] = Prediction(path, true[own[at]], error=reason)
             skipped += len(bad)
             note = f"{skipped} unreadable" if skipped else ""
             display.update(display_task, advance=len(good) + len(bad), note=note)
+    counts = sum(ranks.everyones(counts), start=Counter())
     if progress:
         print_notes(counts)
-    return [rows[i] for i in range(len(paths))]
+    every = {i: row for part in ranks.everyones(rows) for i, row in part.items()}
+    return [every[i] for i in range(len(paths))]
 
 
 def _path(source: ImageSource) -> str:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from infodisent import ranks
 from infodisent.backbones.preprocess import transform_from
 from infodisent.data.annotation_formats import read_annotations
 from infodisent.data.images import ImageDataset
@@ -54,7 +55,8 @@ def judge_run(
 ) -> dict[str, Any]:
     """Figures of a run's explanations on its held-out images, also written to its ``judge.json``.
 
-    What is there already of the same model and arguments is read back.
+    What is there already of the same model and arguments is read back. Several processes
+    (`infodisent.ranks`) divide the work; the leading one writes.
 
     Args:
         folder: of the run.
@@ -154,8 +156,10 @@ def judge_run(
         "recipe": _recipe(run),
         "run_seed": run.metrics.get("config", {}).get("seed"),
     }
-    write_images(run.folder, judged, made_from)
-    write_json(stored, result)
+    if ranks.leads():
+        write_images(run.folder, judged, made_from)
+        write_json(stored, result)
+    ranks.barrier()
     return result
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from infodisent import ranks
 from infodisent.explanations.prototypes import find_prototypes
 from infodisent.report.figure import prototypes_figure, save_figure
 from infodisent.report.notices import say_lost
@@ -33,6 +34,8 @@ def draw_prototypes(
     progress: bool = True,
 ) -> Path:
     """Draw what channels of a run mean; finds the prototypes anew if more are asked for.
+
+    Several processes (`infodisent.ranks`) search together; the leading one draws and writes.
 
     Args:
         folder: of the run.
@@ -69,7 +72,10 @@ def draw_prototypes(
     keep = min(keep, run.metrics["images"]["train"])
     if keep > prototypes.k:
         prototypes = find_prototypes(loaded.model.head, run.store, k=keep, progress=progress)
-        prototypes.save(run.folder / PROTOTYPES)
+        if ranks.leads():
+            prototypes.save(run.folder / PROTOTYPES)
+    if not ranks.leads():
+        return target
     prototypes = prototypes.relocated(run.metrics["images"].get("root", ""), images_root)
     pictures = Pictures(prototypes.transform)
     unit = loaded.model.head.unit
