@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -52,6 +54,22 @@ def _absent(device: torch.device) -> str | None:
     if device.type == "mps" and not torch.backends.mps.is_available():
         return "there is no Apple GPU, or this torch is built without mps"
     return None
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`, which the caller does not wait for: from pinned memory to a GPU."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def autocast(
+    precision: torch.dtype | None, device: torch.device
+) -> contextlib.AbstractContextManager[Any]:
+    """Products in `precision` within the block; nothing changes for None."""
+    if precision is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=precision)
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

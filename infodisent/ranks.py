@@ -183,12 +183,16 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     if world() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
+    # what is reduced is memory: one process may have its weights channels-last, another not
+    rows = [gradient.contiguous() for gradient in gradients]
     with _others():
-        waiting = [dist.all_reduce(gradient, async_op=True) for gradient in gradients]
+        waiting = [dist.all_reduce(row, async_op=True) for row in rows]
         for work in waiting:
             if work is not None:
                 work.wait()
-    for gradient in gradients:
+    for gradient, row in zip(gradients, rows, strict=True):
+        if row is not gradient:
+            gradient.copy_(row)
         gradient.div_(world())
 
 

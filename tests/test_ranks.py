@@ -65,8 +65,19 @@ def check_everything():
         together = gradients(count) if count > 1 else []
         if together:
             torch.save(together, f"{sys.argv[1]}/{me}.pt")
+    layouts(me)
     ranks.barrier()
     ranks.stop()
+
+
+def layouts(me):
+    """Weights that one process has channels-last, and the others not."""
+    weight = torch.zeros(2, 3, 2, 2).contiguous(
+        memory_format=torch.contiguous_format if me else torch.channels_last
+    )
+    weight.requires_grad_().grad = torch.empty_like(weight).copy_(torch.arange(24).view(2, 3, 2, 2))
+    ranks.average_gradients([weight])
+    assert torch.equal(weight.grad.flatten(), torch.arange(24.0))
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])

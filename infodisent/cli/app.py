@@ -24,12 +24,14 @@ from infodisent.cli.methods import methods
 from infodisent.cli.plan import plan
 from infodisent.cli.predict import predict
 from infodisent.cli.prototypes import prototypes
+from infodisent.cli.report import report
 from infodisent.cli.threads import settle_threads
 from infodisent.cli.tune import tune
 from infodisent.progress import console, forgiving_streams
 
 COMMANDS = (
-    demo, fit, evaluate, judge, predict, explain, prototypes, methods, plan, bench, tune, doctor
+    demo, fit, evaluate, judge, predict, explain, report, prototypes, methods, plan, bench, tune,
+    doctor,
 )  # fmt: skip
 """In the order of the help."""
 RESUMING = ("demo", "fit")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +23,7 @@ from infodisent.cli.options import (
     OverwriteOption,
     ParametrizationOption,
     SeedOption,
+    pairs_of,
 )
 from infodisent.cli.preprocessing import (
     CropModeOption,
@@ -137,6 +137,37 @@ def fit(
             min=1, help="Stop after so many epochs without a lower validation loss; keep the best."
         ),
     ] = None,
+    amp: Annotated[
+        str,
+        typer.Option(
+            help="Precision of a training step's products; one of none, bf16, fp16. Weights and "
+            "losses stay float32; matters most with --train-backbone."
+        ),
+    ] = "none",
+    accumulate: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Pass a step's images in so many parts, with as much less memory; the step is "
+            "the same.",
+        ),
+    ] = 1,
+    ema: Annotated[
+        float,
+        typer.Option(
+            help="Decay, in [0, 1), of a moving average of the weights, which is what is kept; 0 "
+            "for none."
+        ),
+    ] = 0.0,
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help="Of the learning rates; one of method (its own), cosine, linear, constant."
+        ),
+    ] = "method",
+    warmup: Annotated[
+        float, typer.Option(help="Part of a stage's steps, in [0, 1), in which the rates rise.")
+    ] = 0.0,
     nonneg: Annotated[
         str | None,
         typer.Option(
@@ -189,9 +220,18 @@ def fit(
     explain: Annotated[
         int, typer.Option(min=0, help="Explain so many held-out images on a page; 0 for none.")
     ] = 0,
-    tensorboard: Annotated[
-        Path | None, typer.Option(help="Folder for TensorBoard's files, written every epoch.")
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Write every epoch's figures into the run: csv or tensorboard; may be given again."
+        ),
     ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="TensorBoard's files in this folder instead.")
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Profile a few steps: a trace and a table.")
+    ] = False,
     features: Annotated[
         Path | None,
         typer.Option(help="Keep the features in this folder, which several runs may share."),
@@ -220,6 +260,7 @@ def fit(
     from infodisent.training import run as training
     from infodisent.training.fit import FitConfig
     from infodisent.training.maps import LIVE_BATCH
+    from infodisent.training.tracking import check_logs
     from infodisent.training.tracking import tensorboard as tensorboard_callback
 
     ranks.start()  # where torchrun has started several processes
@@ -241,8 +282,14 @@ def fit(
         logit_adjustment=logit_adjustment,
         validation=validation,
         patience=patience,
+        amp=amp,
+        accumulate=accumulate,
+        ema=ema,
+        schedule=schedule,
+        warmup=warmup,
     )
-    augmentation = Augmentation.of(_pairs("--augment", augment or []))
+    check_logs("fit", log or ())
+    augmentation = Augmentation.of(pairs_of("--augment", augment or []))
     given: dict[str, Any] = {"nonneg": nonneg, "bias": bias}
     if parametrization != "exp":
         given["parametrization"] = parametrization
@@ -298,6 +345,8 @@ def fit(
         train_backbone=train_backbone,
         augmentation=augmentation,
         callbacks=callbacks,
+        log=tuple(log or ()),
+        profile=profile,
         overwrite=overwrite,
     )
     if not ranks.leads():
@@ -307,11 +356,15 @@ def fit(
         notice(text)
     print_result("model", run.folder / training.MODEL)
     print_result("curve", _draw_curve(run.folder, run.metrics))
+    if profile:
+        print_result("profile", run.folder / "profile")
     if explain:
         from infodisent.report.publish import report_run
 
         print_result("open", report_run(run, count=explain))
-    print_result("next", f"infodisent explain IMAGE --run {shlex.quote(str(run.folder))}")
+    folder_text = shlex.quote(str(run.folder))
+    print_result("next", f"infodisent explain IMAGE --run {folder_text}")
+    print_result("or", f"infodisent report --run {folder_text}")
     return ranks.stop()
 
 
@@ -325,23 +378,9 @@ def method_options(method: str, pairs: list[str], given: dict[str, Any]) -> dict
     from infodisent.methods import check_options
 
     options = {name: value for name, value in given.items() if value is not None}
-    options |= _pairs("--option", pairs)
+    options |= pairs_of("--option", pairs)
     check_options(method, options)
     return options
-
-
-def _pairs(option: str, pairs: list[str]) -> dict[str, Any]:
-    """``name=value`` pairs; ValueError for one without ``=``."""
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise ValueError(f"{option} is {pair!r}, must be name=value")
-        try:
-            values[name] = json.loads(value)
-        except json.JSONDecodeError:
-            values[name] = value  # a word
-    return values
 
 
 def _class_weights(given: str) -> str | list[float]:

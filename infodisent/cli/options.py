@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,3 +41,17 @@ def check_allowed(command: str, name: str, given: list[str], allowed: tuple[str,
     unknown = [value for value in given if value not in allowed]
     if unknown:
         raise ValueError(f"{command}: {name} is {unknown[0]!r}, allowed here: {', '.join(allowed)}")
+
+
+def pairs_of(option: str, pairs: list[str]) -> dict[str, Any]:
+    """``name=value`` pairs; ValueError for one without ``=``."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{option} is {pair!r}, must be name=value")
+        try:
+            values[name] = json.loads(value)
+        except json.JSONDecodeError:
+            values[name] = value  # a word
+    return values

@@ -196,7 +196,7 @@ class ShardWriter:
         weight = next(self.backbone.parameters())
         loader: Any = DataLoader(
             self.dataset,
-            batch_sampler=batches,
+            batch_sampler=[list(batch) for batch in batches],
             num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=weight.device.type == "cuda",

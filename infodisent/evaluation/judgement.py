@@ -7,7 +7,8 @@ have every so-and-so-many-th batch each, and all come to the figures of all batc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ from infodisent.evaluation.disentanglement import channel_purity, spatial_entrop
 from infodisent.evaluation.faithfulness import cell_curves, pixel_curves
 from infodisent.evaluation.images import maps_of
 from infodisent.evaluation.intervals import Interval, bootstrap
-from infodisent.evaluation.misalignment import ATTACKS, misalignment
+from infodisent.evaluation.misalignment import ATTACKS, EPSILON, misalignment
 from infodisent.evaluation.sizes import active_size, global_size, pipnet_size, sufficient_size
 from infodisent.evaluation.stability import noise_stability, rank_correlation, shuffled
 from infodisent.explanations.posthoc import EXPLAINERS
@@ -50,6 +51,7 @@ class Measure:
 
 
 _CELLS, _PIXELS = "faithfulness, feature cells", "faithfulness, pixels"
+_PARTS, _WHERE = "annotated parts", "localisation, annotated masks"
 _SIZE, _MEANING, _CHANGE = "size of explanations", "meaning of units", "changed pictures"
 
 MEASURES: dict[str, Measure] = {
@@ -66,6 +68,12 @@ MEASURES: dict[str, Measure] = {
     "purity": Measure("channel purity (EPIC)", _MEANING, "higher"),
     "entropy": Measure("spatial entropy (PiPS), nats", _MEANING, "lower"),
     "duplicates": Measure("duplicate prototypes", _MEANING, "lower", "{:.1%}"),
+    "consistency": Measure("consistency of parts", _PARTS, "higher", "{:.1%}"),
+    "part_stability": Measure("stability of parts", _PARTS, "higher", "{:.1%}"),
+    "part_purity": Measure("purity of parts (PIP-Net)", _PARTS, "higher"),
+    "pointing": Measure("pointing game", _WHERE, "higher", "{:.1%}"),
+    "mass": Measure("mass accuracy", _WHERE, "higher"),
+    "rank": Measure("rank accuracy", _WHERE, "higher"),
     "pixel_deletion": Measure("deletion AUC", _PIXELS, "lower"),
     "pixel_insertion": Measure("insertion AUC", _PIXELS, "higher"),
     "same_places": Measure("units at their place in noise", _CHANGE, "higher", "{:.1%}"),
@@ -87,18 +95,31 @@ class Judgement:
             and the fields of `Interval`; low and high are None where the figure is no mean over
             images.
         notes: what was left out, and why.
+        values: of every image, ``[n]``, by measure and what it is of, where a figure is their mean.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    values: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
 
     def add(self, measure: str, values: Tensor, of: str = "", seed: int = 0) -> None:
         """A mean over images, ``[n]``."""
+        self.values[measure, of] = values.detach().cpu().float()
         self._append(measure, of, bootstrap(values, seed=seed))
 
     def add_number(self, measure: str, value: float | None, of: str = "", images: int = 0) -> None:
         """A figure without an interval."""
         self._append(measure, of, Interval(value, None, None, images))
+
+    def add_interval(self, measure: str, interval: Interval, of: str = "") -> None:
+        """A figure with an interval that is known already."""
+        self._append(measure, of, interval)
+
+    def extend(self, other: Judgement) -> None:
+        """Take the figures of another, and those of its notes that are new."""
+        self.rows += other.rows
+        self.values |= other.values
+        self.notes += [note for note in other.notes if note not in self.notes]
 
     def _append(self, measure: str, of: str, interval: Interval) -> None:
         assert measure in MEASURES
@@ -242,6 +263,7 @@ def judge_pictures(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     independent: bool = False,
+    epsilons: Sequence[float] = (EPSILON,),
     seed: int = 0,
     advance: Callable[[int], None] = lambda images: None,
 ) -> Judgement:
@@ -252,6 +274,8 @@ def judge_pictures(
         batches: images as the backbone is fed, ``[b, 3, H, W]``, and their labels; the same ones in
             every process.
         independent: labels are several an image; misalignment, which asks for one, is left out.
+        epsilons: of the attacks, see `misalignment`; rows of another than the published one name
+            it.
         seed: of noise, random starts and bootstraps.
         advance: called with the number of images done.
     """
@@ -266,10 +290,11 @@ def judge_pictures(
         stable = noise_stability(model, images, seed=draw)
         keep("same_places", stable.places)
         keep("same_prediction", stable.prediction)
-        for attack in () if independent else ATTACKS:
-            found = misalignment(model, images, labels, attack=attack, seed=draw)
+        for attack, epsilon in () if independent else itertools.product(ATTACKS, epsilons):
+            found = misalignment(model, images, labels, attack=attack, epsilon=epsilon, seed=draw)
+            of = attack if epsilon == EPSILON else f"{attack}, ε {epsilon:g}"
             for measure in ("plc", "prc", "pac", "ac"):
-                keep(measure, getattr(found, measure), attack)
+                keep(measure, getattr(found, measure), of)
         with torch.no_grad():
             maps = maps_of(model, images)
             classes = model.head(maps, input_fmt="NLC").argmax(1)

@@ -288,6 +288,16 @@ class Head(OwnLoop, nn.Module, abc.ABC):
         """Terms added to the loss of a batch: a scalar, or None for nothing."""
         return None
 
+    @property
+    def loss_adds_up(self) -> bool:
+        """Whether loss and penalty of a batch are the means of its parts' (by their images).
+
+        So it is here, unless a method has a loss of its own, reads the units, or learns in `learn`:
+        parts of a step may then not be treated one by one, see `FitConfig.accumulate`.
+        """
+        own = type(self)
+        return own.loss is Head.loss and own.learn is Head.learn and not self.loss_needs_pool
+
     def learn(
         self,
         logits: Tensor,  # [n, K]

@@ -50,8 +50,8 @@ class EPICHead(Head):
     Adam at 0.001; images of a channel count as prototypes of a side only where its mean is of that
     side; contributions of either sign are shown. Where the norm of a model's head sits after its
     pool (ConvNeXt), the paper norms pixels by the pooled vector's statistics; here the map is
-    normed at every pixel and a classifier is trained on it. `FitConfig.patience` would end the
-    rotation's training early, since the objective does not change in it.
+    normed at every pixel and a classifier is trained on it. `FitConfig.patience` is of the
+    classifier's training alone: the objective does not change in the rotation's.
 
     Besides the attributes of `Head` it has ``rotation`` and ``fc``, a `StandardisedLinear` (an
     identity without classes).
@@ -198,7 +198,7 @@ class EPICHead(Head):
 
     def _constant(self) -> Tensor:
         """U without a gradient, which logits do not have: they are the same for all U."""
-        if self._of_step is not None:
+        if self._of_step is not None and self.training:
             return self._of_step
         with torch.no_grad():
             u: Tensor = self.rotation()
@@ -294,8 +294,8 @@ class EPICHead(Head):
         """A classifier at `lr` unless it is given; the rotation, for purity, at `rotation_lr`."""
         classifies = [{"params": list(self.fc.parameters()), "lr": config.lr}]
         turns = [{"params": list(self.rotation.parameters()), "lr": config.rotation_lr}]
-        classifier = Stage("classifier", classifies, pool_is_fixed=True)
-        rotation = Stage("rotation", turns)
+        classifier = Stage("classifier", classifies, pool_is_fixed=True, stops_early=True)
+        rotation = Stage("rotation", turns, stops_early=False)  # no logit changes in it
         given = isinstance(self.fc, StandardisedLinear) and bool(self.fc.given)
         return (rotation,) if given else (classifier, rotation)
 
@@ -309,6 +309,8 @@ class EPICHead(Head):
 
     def start_epoch(self, stage: Stage, epoch: int, epochs: int, batches: Batches) -> None:
         """Every `refresh` epochs: which images are prototypes of which channels."""
+        # U of a whole epoch where it does not change: no step compares it with the last one's
+        self._of_step = None if stage.name == "rotation" else self.rotation().detach()
         if stage.name != "rotation" or epoch % self.refresh:
             return
         part = epoch / max(1, (epochs - 1) // self.refresh * self.refresh)
@@ -370,7 +372,8 @@ class EPICHead(Head):
 
     def after_step(self) -> None:
         """See `Rotation.after_step`."""
-        self._of_step = None
+        if self.rotation.A.requires_grad:
+            self._of_step = None
         self.rotation.after_step()
 
     def no_weight_decay(self) -> set[str]:

@@ -32,7 +32,7 @@ class ProtoQuantHead(Head):
         in_features: channels C of the map.
         num_classes: classes K; 0 leaves the codes' probabilities as output.
         codes: size M of the codebook.
-        temperature: of the softmax; published: 0.1 (flowers17, one seed: at most 91.2 % right).
+        temperature: of the softmax; published: 0.1.
         sparsity, bias: strength of the classes' mean sum of weights; whether logits have a bias.
         device, dtype, **options: of the parameters; those of `Head`, such as ``drop_rate``.
 

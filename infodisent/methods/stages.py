@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,13 +10,30 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from infodisent import ranks
+
 Objective = Callable[[Tensor, Tensor], Tensor]
 """Logits ``[n, K]`` and labels to the mean loss of the images, see
 `infodisent.training.objective.Objective`."""
 
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor, Tensor]]]
 """Starts one pass over the training images: maps ``[n, P, C]``, labels ``[n]``, positions ``[n]``,
-on the head's device."""
+on the head's device. Of several processes each passes over all of them; what can be merged is
+divided by `part_of`."""
+
+
+def part_of(batches: Batches) -> Batches:
+    """Passes over this process's part of the images alone; together all are seen once.
+
+    What such a pass finds has to be merged with what the other processes find, by
+    `infodisent.ranks`, so that every process goes on with the same.
+    """
+    part: Batches | None = getattr(batches, "part", None)
+    if part is not None:
+        return part
+    if ranks.world() == 1:
+        return batches
+    return lambda: itertools.islice(batches(), ranks.rank(), None, ranks.world())
 
 
 @dataclass(frozen=True)
@@ -109,6 +127,9 @@ class Stage:
             learning rate is; a cosine to zero by default.
         views: maps of every image in a step: 1, or 2 for losses that compare two views. Then maps
             and labels of a step have 2n rows, see `TrainingBatch`.
+        stops_early: whether `FitConfig.patience` ends it, where the validation loss, which is of
+            the objective, no longer falls; False for a stage that minimises something else, None
+            for the last stage only.
     """
 
     name: str
@@ -117,6 +138,7 @@ class Stage:
     pool_is_fixed: bool = False
     rate: Callable[[float], float] = cosine
     views: int = 1
+    stops_early: bool | None = None
 
     def parameters(self) -> list[nn.Parameter]:
         """All parameters that train."""

@@ -8,6 +8,8 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from infodisent import ranks
 from infodisent.explanations.prototypes import find_prototypes
 from infodisent.report.figure import prototypes_figure, save_figure
@@ -77,10 +79,31 @@ def draw_prototypes(
     prototypes = prototypes.relocated(run.metrics["images"].get("root", ""), images_root)
     pictures = Pictures(prototypes.transform)
     unit = loaded.model.head.unit
-    figure = prototypes_figure(prototypes, chosen, k=keep, unit=unit, pictures=pictures)
+    figure = prototypes_figure(
+        prototypes,
+        chosen,
+        k=keep,
+        unit=unit,
+        pictures=pictures,
+        captions=_captions(loaded.model.head.class_weights().detach(), loaded.classes, chosen),
+    )
     save_figure(figure, target)
     say_lost(pictures, progress)
     return target
+
+
+def _captions(
+    weight: Tensor,  # [K, M]
+    classes: Sequence[str],
+    channels: Sequence[int],
+) -> list[str]:
+    """For each channel the class that it counts most for, and its weight."""
+    captions = []
+    for channel in channels:
+        column = weight[:, channel]
+        heaviest = int(column.abs().argmax())
+        captions.append(f"{classes[heaviest]}\nweight {float(column[heaviest]):.3f}")
+    return captions
 
 
 def _sheet_name(channels: Sequence[int] | None, keep: int) -> str:

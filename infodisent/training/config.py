@@ -8,11 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from infodisent.checks import check_choice
 from infodisent.methods.stages import LoopOptions, TrainingStatistics
 
 CLASS_WEIGHTS = ("none", "balanced")
 SAMPLERS = ("shuffle", "balanced")
+PRECISIONS = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What products are computed in, by the name that `FitConfig.amp` has for it."""
+SCHEDULES = ("method", "cosine", "linear", "constant")
 SMALL_FEATURES = 0.5
 """Mean of the max-pooled map below which the weights' rate grows. EfficientNet-Lite0 on photographs
 of solar cells has 0.57, small networks of random weights 0.07."""
@@ -64,7 +69,25 @@ class FitConfig:
         validation: part of the *training* images, in [0, 1), that is held out to score every epoch:
             of every class the same part, groups (`FeatureStore.groups`) never divided. 0 for none.
         patience: stop where the validation loss has not been lower for so many epochs, and keep the
-            weights of the best; None never stops. Of a head with several stages the last one stops.
+            weights of the best; None never stops. Of a head with several stages those stop, each by
+            itself, that say so (`Stage.stops_early`), which is the last one if none does.
+        amp: precision of the products in a step (`torch.autocast`): "none", that of the weights and
+            maps; "bf16"; "fp16", whose loss is scaled (`torch.amp.GradScaler`). Weights, losses and
+            penalties stay float32. It matters where a backbone or an embedding trains: what is
+            pooled from stored half-precision maps is computed from them in any case.
+        accumulate: parts that the images of a step are divided into, one after the other through
+            backbone and pool, which takes as much less memory. `batch_size` stays that of the step,
+            and the step what it is, up to the order of sums: where loss and penalty are means over
+            the images their gradients are added up; any other loss sees all images at once, and
+            the pool of each part is computed a second time for its gradient. Only what a pool
+            draws at random (``pooling="gumbel"``) is drawn otherwise.
+        ema: decay, in [0, 1), of the exponential moving average of the weights that train; 0 for
+            none. After t steps of a stage it is ``min(ema, (1 + t) / (10 + t))``, so that the
+            beginning is forgotten in short trainings, too. The average, with the head's constraints
+            (`Head.after_step`), is what is validated, kept, and what the next stage starts from.
+        schedule: of the learning rates over a stage: "method", the head's own; "cosine" or
+            "linear", to zero; "constant".
+        warmup: part of a stage's steps, in [0, 1), in which the rates rise to the schedule, evenly.
 
     Raises:
         TypeError, ValueError: an option that is not allowed, named.
@@ -83,9 +106,14 @@ class FitConfig:
     validation: float = 0.0
     patience: int | None = None
     backbone_lr: float = 1e-4
+    amp: str = "none"
+    accumulate: int = 1
+    ema: float = 0.0
+    schedule: str = "method"
+    warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "seed", "patience"):
+        for name in ("epochs", "batch_size", "seed", "patience", "accumulate"):
             value = getattr(self, name)
             if value is None:
                 continue
@@ -94,7 +122,7 @@ class FitConfig:
             object.__setattr__(self, name, int(value))  # NumPy's integers, too
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"FitConfig: seed is {self.seed}, must be in [0, 2**32)")
-        for name in ("epochs", "batch_size", "patience"):
+        for name in ("epochs", "batch_size", "patience", "accumulate"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"FitConfig: {name} is {value}, must be >= 1")
@@ -103,11 +131,18 @@ class FitConfig:
             value = 0.0 if name in _AUTOMATIC and given is None else self._number(name)
             if not (0 <= value < math.inf):
                 raise ValueError(f"FitConfig: {name} is {value}, must be finite and >= 0")
-        for name in ("label_smoothing", "validation"):
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"FitConfig: accumulate is {self.accumulate}, must be <= batch_size "
+                f"({self.batch_size}): parts of a step's images"
+            )
+        for name in ("label_smoothing", "validation", "ema", "warmup"):
             value = self._number(name)
             if not 0 <= value < 1:
                 raise ValueError(f"FitConfig: {name} is {value}, must be in [0, 1)")
         check_choice("FitConfig", "sampler", self.sampler, SAMPLERS)
+        check_choice("FitConfig", "amp", self.amp, tuple(PRECISIONS))
+        check_choice("FitConfig", "schedule", self.schedule, SCHEDULES)
         if self.patience is not None and not self.validation:
             raise ValueError(
                 f"FitConfig: patience is {self.patience}, which needs validation > 0: a part of "
@@ -144,6 +179,11 @@ class FitConfig:
         """What a head may read of the options: with `statistics`, and ``lr`` a number."""
         rate = weights_rate(self.lr, statistics.feature_scale)
         return LoopOptions(rate, self.rotation_lr, self.l1, statistics)
+
+    @property
+    def precision(self) -> torch.dtype | None:
+        """What products are computed in, None for that of the weights and maps."""
+        return PRECISIONS[self.amp]
 
     @property
     def statistics(self) -> TrainingStatistics | None:

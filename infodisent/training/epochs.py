@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,14 +13,18 @@ from torch import Tensor, nn
 
 from infodisent import ranks
 from infodisent.data.store import FeatureStore
-from infodisent.devices import seed_generators
+from infodisent.devices import seed_generators, sent
 from infodisent.evaluation.accuracy import pool_features
 from infodisent.methods import Head, Stage
-from infodisent.methods.stages import TrainingBatch, TrainingOptions
+from infodisent.methods.stages import TrainingOptions
+from infodisent.training.averaging import Average
 from infodisent.training.config import FitConfig
 from infodisent.training.maps import Maps
+from infodisent.training.meter import Meter, Report
 from infodisent.training.objective import Objective, draw_epoch
+from infodisent.training.schedule import scheduler
 from infodisent.training.state import SavedState
+from infodisent.training.steps import Figures, Step, Tools, grad_scaler
 from infodisent.training.validation import stopped, validate
 
 History = list[dict[str, float]]
@@ -38,8 +42,9 @@ class Training:
         objective: the loss, without the head's penalty.
         validation: positions of the images that score every epoch, ``[m]``; may be empty.
         history: of the epochs done; grows.
-        advance: told after every step the stage's name, the loss and the penalty in it.
-        keep: called after every epoch with the optimiser.
+        advance: told of every few steps, see `Report`.
+        keep: called after every epoch with what moves the weights.
+        tick: called after every step.
     """
 
     head: Head
@@ -50,8 +55,9 @@ class Training:
     objective: Objective
     validation: Tensor
     history: History
-    advance: Callable[[str, float, float], None]
-    keep: Callable[[torch.optim.Optimizer], None]
+    advance: Report
+    keep: Callable[[Tools], None]
+    tick: Callable[[], object] = field(default=lambda: None)
 
     def stage(
         self,
@@ -69,62 +75,87 @@ class Training:
         Args:
             stage: what trains.
             first: number of its first epoch.
-            epochs: how many it has; the rate's cosine is over these.
+            epochs: how many it has; the rate's schedule is over these.
             saved: where an interrupted run stopped.
             more: these epochs go on with a stage that had ended, from its weights.
             patience: end where the validation loss does not fall for so long.
             since: the first epoch that counts for patience.
         """
         head, begun = self.head, len(self.history) - first
-        groups = self._groups(stage)
-        rates = [(group["lr"], group.pop("rate", stage.rate)) for group in groups]
-        optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-        if begun and saved is not None:
-            saved.restore_optimizer(optimizer)
-        elif not begun and not more:
+        steps = math.ceil(len(self.train) / self.config.batch_size)
+        goes_on = saved if begun else None
+        tools = self._tools(stage, begun * steps, epochs * steps, goes_on)
+        if goes_on is None and not more:
             self._seed(first)
             head.eval()
             with torch.no_grad():
-                head.start_stage(stage, self._batches)
-        fixed, store = stage.pool_is_fixed, self.maps.store
+                head.start_stage(stage, self.batches)
+        if self.config.ema:  # of what the stage starts from
+            trained = [p for group in tools.optimizer.param_groups for p in group["params"]]
+            at = begun * steps
+            tools.average = Average(head, trained, self.config.ema, at, goes_on)
+        fixed, store, scored = stage.pool_is_fixed, self.maps.store, self.validation
         pooled = _PooledRows(head, store, self.train) if fixed else None
-        scored = self.validation
         held = pool_features(head, store, scored) if fixed and len(scored) else None
-        steps = math.ceil(len(self.train) / self.config.batch_size)
         with _training_only(head, stage.parameters()):
             for epoch in range(begun, epochs):
                 if stopped(self.history[since:], patience):
                     break
-                # every epoch has its own seed, so that a resumed run needs no generator's state
-                self._seed(first + epoch)
-                order = draw_epoch(store, self.train, self.config.sampler)
-                head.eval()
-                with torch.no_grad():
-                    head.start_epoch(stage, epoch, epochs, self._batches)
-                head.train()
-                total = correct = 0.0
-                batches = self._epoch(stage, first + epoch, order)
-                for step, (batch, own) in enumerate(batches):
-                    done = (epoch * steps + step) / (epochs * steps)
-                    for group, (peak, rate) in zip(optimizer.param_groups, rates, strict=True):
-                        group["lr"] = peak * rate(done)
-                    units = None if pooled is None else pooled[batch].to(head.device)
-                    loss, right, penalty = self._step(stage, done, batch, own, units, optimizer)
-                    total += loss * len(batch)
-                    correct += right
-                    self.advance(stage.name, loss, penalty)
-                if not math.isfinite(total):
-                    raise ValueError(
-                        f"fit_head: the loss is {total} in epoch {first + epoch + 1}; lower lr "
-                        f"({self.options.lr}) or rotation_lr ({self.config.rotation_lr})"
-                    )
-                count = len(self.train)
-                figures = {"loss": total / count, "accuracy": correct / count}
+                figures = self._run_epoch(stage, first, epoch, epochs, pooled, tools)
                 if len(scored):
-                    figures |= validate(head, store, scored, self.objective, held)
+                    with tools.averaged():
+                        figures |= validate(head, store, scored, self.objective, held)
                 # a last digit that differs on another processor must not make one stop earlier
                 self.history.append(ranks.told(figures))
-                self.keep(optimizer)
+                if epoch + 1 == epochs or stopped(self.history[since:], patience):
+                    tools.settle()
+                self.keep(tools)
+
+    def _tools(self, stage: Stage, done: int, steps: int, saved: SavedState | None) -> Tools:
+        """What moves the weights of a stage of so many steps, some of which may be done."""
+        groups = self._groups(stage)
+        rates = [group.pop("rate", stage.rate) for group in groups]
+        scaler = grad_scaler(self.config, self.head.device)
+        # the fused one asks no GPU whether a gradient in float16 was finite
+        fused = True if scaler.is_enabled() else None
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=fused)
+        if saved is not None:
+            saved.restore_optimizer(optimizer)
+            saved.restore_scaler(scaler)
+        return Tools(optimizer, scheduler(optimizer, rates, self.config, steps, done), scaler)
+
+    def _run_epoch(
+        self,
+        stage: Stage,
+        first: int,
+        epoch: int,
+        epochs: int,
+        pooled: _PooledRows | None,
+        tools: Tools,
+    ) -> dict[str, float]:
+        """The steps of an epoch of a stage; loss and accuracy over them."""
+        head, count = self.head, len(self.train)
+        # every epoch has its own seed, so that a resumed run needs no generator's state
+        self._seed(first + epoch)
+        order = draw_epoch(self.maps.store, self.train, self.config.sampler)
+        head.eval()
+        with torch.no_grad():
+            head.start_epoch(stage, epoch, epochs, self.batches)
+        head.train()
+        of_epoch = math.ceil(count / self.config.batch_size)
+        total = epochs * of_epoch
+        advice = f"lower lr ({self.options.lr}) or rotation_lr ({self.config.rotation_lr})"
+        meter = Meter(stage.name, head.device, self.advance, f"epoch {first + epoch + 1}; {advice}")
+        batches = self._epoch(stage, first + epoch, order)
+        for step, (batch, own) in enumerate(batches, epoch * of_epoch):
+            units = None if pooled is None else sent(pooled[batch], head.device)
+            figures = self._step(stage, step / total, batch, own, units, tools)
+            meter.add(figures, len(batch))
+            if step + 1 < total:
+                tools.scheduler.step()
+            self.tick()
+        meter.read()
+        return {"loss": meter.loss / count, "accuracy": meter.right / count}
 
     def _groups(self, stage: Stage) -> list[dict[str, Any]]:
         """Parameter groups of a stage: the head's, and the backbone's where maps have gradients."""
@@ -141,7 +172,7 @@ class Training:
         number: int,
         order: Tensor,  # [n] int64
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Positions of every step's images, and this process's maps unless the pool is fixed."""
+        """Positions of every step's images, and this process's rows unless the pool is fixed."""
         size = self.config.batch_size
         if stage.pool_is_fixed:
             return ((positions, None) for positions in order.split(size))
@@ -152,41 +183,13 @@ class Training:
         stage: Stage,
         done: float,
         positions: Tensor,  # [n] int64
-        maps: Tensor | None,  # of this process's part of the positions, [m, P, C] or [2m, P, C]
+        rows: Tensor | None,  # of this process's part of the positions, see `Maps.epoch`
         units: Tensor | None,  # [n, M], where the pool is fixed
-        optimizer: torch.optim.Optimizer,
-    ) -> tuple[float, float, float]:
-        """One step; the mean loss of its images, how many were right before it, the penalty."""
-        head, views = self.head, 1 if maps is None else stage.views
-        labels = self.maps.store.labels[positions].to(head.device)
-        labels = labels.repeat(views, *(1,) * (labels.ndim - 1))
-        extra: Mapping[str, Tensor] = {}
-        if maps is None:
-            assert units is not None
-            logits = head.classify(units)
-        elif head.loss_needs_pool or ranks.world() > 1:
-            units, extra = head.training_pool(maps, input_fmt="NLC")
-            units = _everyones(units, views)
-            extra = {name: _everyones(value, views) for name, value in extra.items()}
-            logits = head.classify(units)
-        else:
-            logits = head(maps, input_fmt="NLC")
-        where = positions.to(head.device)
-        batch = TrainingBatch(labels, units, extra, stage.name, done, where)
-        loss = head.loss(self.objective, logits, batch)
-        penalty = head.penalty(self.options, batch)
-        if penalty is not None:
-            loss = loss + penalty
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if maps is not None:
-            ranks.average_gradients([p for g in optimizer.param_groups for p in g["params"]])
-        optimizer.step()
-        head.after_step()
-        with torch.no_grad():
-            head.learn(logits.detach(), batch)
-        added = 0.0 if penalty is None else penalty.item()
-        return loss.item(), self.objective.right(logits, labels) / views, added
+        tools: Tools,
+    ) -> Figures:
+        """One step, see `Step`."""
+        run = Step(self.head, self.maps, self.objective, self.options, self.config, stage, tools)
+        return run(done, positions, rows, units)
 
     def _seed(self, epoch: int) -> None:
         seed_generators(self.config.seed * 100_003 + epoch, self.head.device)
@@ -195,13 +198,41 @@ class Training:
         """What the head does after the last epoch."""
         self.head.eval()
         with torch.no_grad():
-            self.head.finish(self._batches)
+            self.head.finish(self.batches)
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        device = self.head.device
-        batches = self.maps.store.batches(self.train, self.config.batch_size, dtype=None)
-        for maps, labels, positions in batches:
-            yield maps.to(device), labels.to(device), positions.to(device)
+    @property
+    def batches(self) -> TrainingPass:
+        """What a head may pass over."""
+        return TrainingPass(self.maps.store, self.train, self.config.batch_size, self.head.device)
+
+
+@dataclass(frozen=True)
+class TrainingPass:
+    """`infodisent.methods.stages.Batches` of a training.
+
+    Attributes:
+        store: of the maps.
+        train: positions of the training images, ``[n]`` int64.
+        batch_size: images of a batch.
+        device: where they are wanted.
+    """
+
+    store: FeatureStore
+    train: Tensor
+    batch_size: int
+    device: torch.device
+
+    def __call__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """A pass over all images."""
+        return self._over(self.train)
+
+    def part(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """A pass over this process's part of them, see `infodisent.methods.stages.part_of`."""
+        return self._over(ranks.piece(self.train))
+
+    def _over(self, positions: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for maps, labels, at in self.store.batches(positions, self.batch_size, dtype=None):
+            yield tuple(sent(part, self.device) for part in (maps, labels, at))  # type: ignore[misc]
 
 
 class _PooledRows:
@@ -222,16 +253,6 @@ class _PooledRows:
         positions: Tensor,  # [n] int64
     ) -> Tensor:
         return self._rows[self._row_of[positions]]
-
-
-def _everyones(
-    value: Tensor,  # [views · m, ...]
-    views: int,
-) -> Tensor:
-    """The rows of all processes, ``[views · n, ...]``, the views still behind each other."""
-    if ranks.world() == 1:
-        return value
-    return torch.cat([ranks.gathered(view) for view in value.tensor_split(views)])
 
 
 @contextlib.contextmanager

@@ -20,12 +20,15 @@ from infodisent.methods import DEFAULT, Head, build_head
 from infodisent.methods.stages import TrainingStatistics
 from infodisent.progress import bar
 from infodisent.training.config import FitConfig
+from infodisent.training.course import Course
 from infodisent.training.epochs import Training as _Training
-from infodisent.training.maps import LiveMaps, Maps, StoredMaps, restore_state, state_of
+from infodisent.training.maps import LiveMaps, Maps, StoredMaps
 from infodisent.training.objective import class_counts, class_pull, objective
 from infodisent.training.objective import feature_scale as _feature_scale
+from infodisent.training.profiling import profiled
 from infodisent.training.state import RECIPE, SavedState, identity, save_state
-from infodisent.training.validation import best_epoch, split_validation, stopped
+from infodisent.training.steps import Tools
+from infodisent.training.validation import split_validation
 
 __all__ = ["Callback", "FitConfig", "fit_head", "new_head"]
 
@@ -70,6 +73,7 @@ def fit_head(
     live: LiveMaps | None = None,
     state: str | os.PathLike[str] | None = None,
     callbacks: Sequence[Callback] = (),
+    profile: str | os.PathLike[str] | None = None,
     progress: bool = True,
     label: str = "train head",
 ) -> list[dict[str, float]]:
@@ -81,6 +85,9 @@ def fit_head(
 
     Several processes (`infodisent.ranks`) pool a part of every batch each; what one process would
     do comes out, up to the order of sums. Dropout draws the same numbers everywhere.
+
+    No step waits for the device: loss and accuracy are summed there and read every few steps, when
+    a loss that is no number ends the training.
 
     Args:
         head: its initial weights are used, see `new_head`; trained on the device it is on.
@@ -96,7 +103,7 @@ def fit_head(
             the stage where it stopped, and ends exactly where an uninterrupted run ends; a state of
             other options is refused. A *finished* run goes on if ``config.epochs`` is larger: the
             added epochs start from its weights (the best, under `patience`) with a new optimiser
-            and a cosine of their own, which is not what one run of so many epochs gives.
+            and a schedule of their own, which is not what one run of so many epochs gives.
         callbacks: called after every epoch that is trained here, in order; of several processes
             by the leading one. TensorBoard::
 
@@ -108,6 +115,8 @@ def fit_head(
                 run = wandb.init(project="solar cells")
                 callbacks=[lambda epoch, figures: run.log(figures, step=epoch)]
 
+        profile: a folder for what torch's profiler says of a few steps, see
+            `infodisent.training.profiling.profiled`; of several processes the leading one's.
         progress: show a progress bar.
         label: what the bar calls the work.
 
@@ -149,7 +158,7 @@ def fit_head(
         )
     pull = class_pull(store, train, chosen, loss)
     pull = pull if recipe > 1 else torch.ones_like(pull)
-    known = chosen.knowing(TrainingStatistics(scale, pull))
+    known = chosen.knowing(TrainingStatistics(scale, pull.to(head.device)))
     steps = math.ceil(len(train) / config.batch_size)
     epochs = config.epochs or max(15, math.ceil(120 / steps))
     maps: Maps = StoredMaps(store, views) if live is None else live
@@ -160,84 +169,44 @@ def fit_head(
     # a method of one stage takes the number that is given, though it has one of its own
     own = config.epochs if len(stages) == 1 else None
     schedule = [(stage.name, own or stage.epochs or epochs) for stage in stages]
-    total = sum(count for _, count in schedule)
     run = identity(head, store, given, config, schedule, recipe, maps.made_from(stages))
-    # what earlier runs with fewer epochs had in the last stage: each has a cosine of its own
-    parts: list[int] = []
     if saved is not None:
         saved.check(run)
         saved.restore_head(head, maps.module)
-        parts = saved.parts
     elif loss.multilabel:
         positive = class_counts(store, train)
         head.start_offsets(((positive + 0.5) / (len(train) - positive + 0.5)).log())
-    history = [] if saved is None else list(saved.history)
-    last = total - schedule[-1][1]  # the first epoch of the last stage
-    best: dict[str, Tensor] = {} if saved is None else saved.best
     with bar(progress) as display, own_generators(head.device):
-        more = f" ({total - sum(parts) - last} more epochs, a new cosine)" if parts else ""
-        task = display.add_task(
-            label + more, total=total * steps, completed=len(history) * steps, note=""
-        )
+        course = Course(head, maps, config, stages, schedule, saved, display, steps)
+        course.show(label, loss.name)
 
-        def advance(name: str, value: float, penalty: float) -> None:
-            where = f"epoch {len(history) + 1}/{total}"
-            where += f" ({name})" if len(stages) > 1 else ""
-            note = f"{where} loss {value:.3f}"
-            if penalty:
-                note += f" = {loss.name} {value - penalty:.3f} + penalty {penalty:.3f}"
-            display.update(task, advance=1, note=note)
-
-        def keep(optimizer: torch.optim.Optimizer) -> None:
-            nonlocal best
-            done = history[last:]
-            if config.patience is not None and done and best_epoch(done) == len(done) - 1:
-                best = state_of(head, maps)
+        def keep(tools: Tools) -> None:
+            course.epoch_ended(tools)
             if state is not None and ranks.leads():
-                # only what there is: a plain run's file is that of earlier versions
-                extra: dict[str, Any] = {"best": best} if best else {}
-                extra |= {"parts": parts} if parts else {}
-                extra |= {} if maps.module is None else {"backbone": maps.module}
-                save_state(Path(state), run, head, optimizer, history, **extra)
-            for callback in callbacks if ranks.leads() else ():
-                callback(len(history), dict(history[-1]))
-
-        training = _Training(
-            head,
-            maps,
-            train,
-            config,
-            known,
-            loss,
-            validation,
-            history,
-            advance,
-            keep,
-        )
-        first = 0
-        for stage, (_, count) in zip(stages[:-1], schedule[:-1], strict=True):
-            if len(history) < first + count:
-                training.stage(stage, first, count, saved)
-            first += count
-        for number, count in enumerate([*parts, schedule[-1][1] - sum(parts)]):
-            if len(history) < first + count and not stopped(history[last:], config.patience):
-                if number and best and len(history) == first:
-                    restore_state(head, maps, best)  # what the earlier epochs ended with
-                training.stage(
-                    stages[-1],
-                    first,
-                    count,
-                    saved,
-                    more=number > 0,
-                    patience=config.patience,
-                    since=last,
+                save_state(
+                    Path(state), run, head, tools.optimizer, course.history, **course.extra(tools)
                 )
-            first += count
-        display.update(task, completed=total * steps)
-    if best:
-        restore_state(head, maps, best)
+            for callback in callbacks if ranks.leads() else ():
+                callback(len(course.history), dict(course.history[-1]))
+
+        with profiled(profile if ranks.leads() else None, head.device) as tick:
+            training = _Training(
+                head,
+                maps,
+                train,
+                config,
+                known,
+                loss.to(head.device),
+                validation,
+                course.history,
+                course.advance,
+                keep,
+                tick,
+            )
+            course.run(training)
+        display.update(course.task, completed=course.total * steps)
     training.finish()
-    return history
+    return course.history
 
 
 def _as_version_01(config: FitConfig) -> FitConfig:

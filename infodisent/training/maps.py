@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from infodisent.data.prefetch import prefetched
 from infodisent.data.shards import CACHED
 from infodisent.data.store import FeatureStore
 from infodisent.data.views import ViewStore, extract_views
+from infodisent.devices import autocast, sent
 from infodisent.layout import to_bpc
 from infodisent.methods import Stage
 from infodisent.methods.stages import LoopOptions
@@ -33,8 +35,9 @@ LIVE_BATCH = 64
 """Images of a step with a backbone that trains, where no number is given."""
 
 Batch = tuple[Tensor, Tensor]
-"""Positions ``[n]`` int64 of a step's images, and their maps ``[n, P, C]`` or ``[2n, P, C]``, of
-several processes those of this one's part."""
+"""Positions ``[n]`` int64 of a step's images, and rows of which their maps are made, ``[n, ...]``
+or ``[2n, ...]``, of several processes those of this one's part: the maps themselves, ``[n, P, C]``,
+or images ``[n, channels, H, W]``. See `StoredMaps.made`."""
 
 
 class StoredMaps:
@@ -83,6 +86,13 @@ class StoredMaps:
         maps = stored_batches(source, rows, device, window)
         yield from zip(order.split(batch_size), maps, strict=True)
 
+    def made(
+        self,
+        rows: Tensor,  # [n, P, C]
+    ) -> Tensor:
+        """The maps of a batch's rows, or of some of them, ``[n, P, C]``: the rows themselves."""
+        return rows
+
     def check(
         self,
         views: int,
@@ -118,14 +128,17 @@ class LiveMaps:
         augmentation: of the images.
         seed: of the copies.
         num_workers: decoding processes; 0 decodes in this one, between the steps.
+        precision: of the backbone's products, see `FitConfig.amp`.
+
+    Of several processes each decodes and passes its part of every step's images; a copy follows
+    from the image and the epoch, not from who makes it.
 
     Attributes:
         store: its maps are those of the images as they are now; nothing is kept.
         module: the backbone.
 
     Raises:
-        ValueError: `store` was made with other weights than the backbone has, or there are several
-            processes.
+        ValueError: `store` was made with other weights than the backbone has.
     """
 
     def __init__(
@@ -136,20 +149,21 @@ class LiveMaps:
         *,
         seed: int = 0,
         num_workers: int = 0,
+        precision: torch.dtype | None = None,
     ) -> None:
-        if ranks.world() > 1:
-            raise ValueError(
-                f"LiveMaps: {ranks.world()} processes train, a backbone that trains takes one"
-            )
         if store.meta["made_from"].get("weights") != weights_digest(backbone):
             raise ValueError(
                 f"LiveMaps: {store.path} holds the maps of other weights than the backbone to be "
                 "trained has; give the model as it was before training"
             )
         backbone.unfreeze()
+        # as an extraction leaves it, also in a process that had nothing left to extract: other
+        # kernels would round otherwise, and a run that goes on must end as one that was not cut
+        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         backbone.eval()
         self.module: Backbone | None = backbone
-        self.store: FeatureStore = LiveStore(store, backbone)
+        self.store: FeatureStore = LiveStore(store, backbone, precision)
+        self._precision = precision
         self._augmentation = augmentation
         self._backbone, self._seed, self._num_workers = backbone, seed, num_workers
         self._config = store.meta["transform"]
@@ -164,26 +178,44 @@ class LiveMaps:
         device: torch.device,
     ) -> Iterator[Batch]:
         """The steps of one epoch, see `StoredMaps.epoch`; copies follow from seed and epoch."""
-        del device  # the backbone's
-        files = self.store.files
+        files, batches = [self.store.files[i] for i in order.tolist()], order.split(batch_size)
+        mine = [ranks.piece(at).tolist() for at in torch.arange(len(order)).split(batch_size)]
         copies = [
-            Copy(files[position], (self._seed, number, at), view)
-            for at, position in enumerate(order.tolist())
+            Copy(files[at], (self._seed, number, at), view)
+            for part in mine
+            for at in part
             for view in range(views)
         ]
+        ends = itertools.accumulate(len(part) * views for part in mine)
+        steps = [range(end - len(part) * views, end) for part, end in zip(mine, ends, strict=True)]
         loader: Any = DataLoader(
             CopyDataset(copies, self._config, self._augmenter),
-            batch_size * views,
+            batch_sampler=[list(step) for step in steps if len(step)],
             num_workers=self._num_workers,
             collate_fn=collate,
             generator=torch.Generator(),  # it draws a seed, which must not be of the epoch's
         )
         # not in a thread: copies are drawn from the generator that dropout draws from
-        for positions, read in zip(order.split(batch_size), loader, strict=True):
-            images = _whole(read)
+        read = iter(loader)
+        for positions, step in zip(batches, steps, strict=True):
+            if not len(step):  # fewer images than processes
+                yield positions, torch.empty(0, *self._config["input_size"], device=device)
+                continue
+            images = _whole(next(read))
             if views == VIEWS:  # pairs lie side by side
                 images = torch.cat([images[0::2], images[1::2]])
-            yield positions, _rows(self._backbone, images)
+            yield positions, sent(images, device)
+
+    def made(
+        self,
+        rows: Tensor,  # [n, channels, H, W]
+    ) -> Tensor:
+        """The maps of images, ``[n, P, C]``, with gradients where they are on."""
+        if len(rows):
+            return _rows(self._backbone, rows, self._precision)
+        # a pass all the same, so that every weight has a gradient, of zeros
+        one = rows.new_zeros(1, *rows.shape[1:])
+        return _rows(self._backbone, one, self._precision)[:0]
 
     def check(
         self,
@@ -229,11 +261,17 @@ def training_maps(
     views = max(stage.views for stage in model.head.stages(LoopOptions()))
     if live:
         maps = LiveMaps(
-            store, model.backbone, augmentation, seed=config.seed, num_workers=num_workers
+            store,
+            model.backbone,
+            augmentation,
+            seed=config.seed,
+            num_workers=num_workers,
+            precision=config.precision,
         )
         if progress:
             steps = math.ceil(len(store.indices("train")) / config.batch_size)
-            console.print(step_cost(model.backbone, store, config.batch_size, views, steps))
+            at_once = math.ceil(config.batch_size / (config.accumulate * ranks.world()))
+            console.print(step_cost(model.backbone, store, at_once, views, steps))
         return None, maps
     if views == 1:
         return None, None
@@ -267,7 +305,8 @@ def step_cost(
     Args:
         backbone: that trains.
         store: says what images it takes.
-        batch_size: images of a step; views: of every image; steps: of an epoch.
+        batch_size: images that one process passes at once; views: of every image; steps: of an
+            epoch.
     """
     weight = next(backbone.parameters())
     size = tuple(store.meta["transform"]["input_size"])
@@ -299,11 +338,14 @@ class LiveStore(FeatureStore):
     Args:
         store: has the images, labels and sizes.
         backbone: on its device.
+        precision: of its products, see `FitConfig.amp`.
     """
 
-    def __init__(self, store: FeatureStore, backbone: Backbone) -> None:
+    def __init__(
+        self, store: FeatureStore, backbone: Backbone, precision: torch.dtype | None = None
+    ) -> None:
         self.__dict__.update(store.__dict__)
-        self._backbone, self._resident = backbone, None
+        self._backbone, self._precision, self._resident = backbone, precision, None
 
     @torch.no_grad()
     def gather(
@@ -316,7 +358,7 @@ class LiveStore(FeatureStore):
         dataset = CopyDataset(copies, self.meta["transform"])
         loader: Any = DataLoader(dataset, CACHED, collate_fn=collate, generator=torch.Generator())
         weight = next(self._backbone.parameters())
-        maps = [_rows(self._backbone, _whole(read)) for read in prefetched(loader)]
+        maps = [_rows(self._backbone, _whole(read), self._precision) for read in prefetched(loader)]
         if not maps:
             return torch.empty(0, self.pixels, self.channels, dtype=dtype or weight.dtype)
         return torch.cat(maps).to(dtype or weight.dtype)
@@ -363,8 +405,11 @@ def _whole(read: Sequence[Any]) -> Tensor:
 def _rows(
     backbone: Backbone,
     images: Tensor,  # [n, channels, H, W]
+    precision: torch.dtype | None,
 ) -> Tensor:
     """Maps ``[n, P, C]``, with gradients where they are on."""
     weight = next(backbone.parameters())
     images = images.to(weight.device, weight.dtype, memory_format=torch.channels_last)
-    return to_bpc(backbone(images), backbone.input_fmt, backbone.num_prefix_tokens)
+    with autocast(precision, weight.device):
+        raw = backbone(images)
+    return to_bpc(raw, backbone.input_fmt, backbone.num_prefix_tokens)

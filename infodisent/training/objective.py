@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,18 @@ class Objective:
         """For people."""
         return "binary cross-entropy" if self.multilabel else "cross-entropy"
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is a mean over the images: weights of classes are divided by their sum."""
+        return self.multilabel or self.weights is None
+
+    def to(self, device: torch.device) -> Objective:
+        """The same with its numbers on `device`, where a step need not wait for them."""
+        weights, adjustment = (
+            None if part is None else part.to(device) for part in (self.weights, self.adjustment)
+        )
+        return dataclasses.replace(self, weights=weights, adjustment=adjustment)
+
     def __call__(
         self,
         logits: Tensor,  # [n, K]
@@ -68,11 +81,12 @@ class Objective:
         self,
         logits: Tensor,  # [n, K]
         labels: Tensor,  # [n] int64, or [n, K] float32
-    ) -> float:
-        """How many images are right; multi-label: the part of each image's labels that is."""
+    ) -> Tensor:
+        """How many images are right, a scalar on their device; multi-label: the part of each
+        image's labels that is."""
         if self.multilabel:
-            return ((logits > 0) == (labels > 0.5)).float().mean(1).sum().item()
-        return (logits.argmax(1) == labels).sum().item()
+            return ((logits > 0) == (labels > 0.5)).float().mean(1).sum()
+        return (logits.argmax(1) == labels).sum()
 
 
 def class_counts(

@@ -20,21 +20,21 @@ from infodisent.data.augmentation import Augmentation
 from infodisent.data.extraction import extract
 from infodisent.data.images import ImageSet, all_for_testing, as_image_set
 from infodisent.data.notices import print_notices
-from infodisent.data.store import FeatureStore
 from infodisent.devices import pick_device
-from infodisent.evaluation.accuracy import Evaluation, evaluate_head, linear_probe, original_head
-from infodisent.evaluation.multilabel import MultilabelEvaluation
+from infodisent.evaluation.accuracy import evaluate_head, linear_probe, original_head
 from infodisent.evaluation.original import Mapped, original_classifier
 from infodisent.explanations.prototypes import find_prototypes
 from infodisent.files import locked, write_json
 from infodisent.methods.stages import LoopOptions
 from infodisent.training import checkpoint
+from infodisent.training.course import stops_early
 from infodisent.training.fit import Callback, FitConfig, fit_head, new_head
 from infodisent.training.folder import (
     DRAWN,
     FEATURES,
     METRICS,
     MODEL,
+    PROFILE,
     PROTOTYPES,
     STATE,
     TRAINED_FEATURES,
@@ -44,9 +44,9 @@ from infodisent.training.folder import (
     open_run,
 )
 from infodisent.training.maps import LIVE_BATCH, trained, training_maps
-from infodisent.training.objective import class_counts
+from infodisent.training.metrics import Rows, described, worst_classes
+from infodisent.training.tracking import LOGS, check_logs, loggers, write_history
 from infodisent.training.validation import best_epoch
-from infodisent.version import __version__
 
 __all__ = [
     "MODEL",
@@ -58,11 +58,6 @@ __all__ = [
     "open_run",
     "pick_device",
 ]
-
-Rows = list[tuple[str, Evaluation | MultilabelEvaluation]]
-"""The comparison: a head's title and its figures."""
-WORST = 5
-"""Classes of lowest recall that ``metrics.json`` names."""
 
 
 class _Laps:
@@ -97,6 +92,8 @@ def fit(
     train_backbone: bool = False,
     augmentation: Augmentation | None = None,
     callbacks: Sequence[Callback] = (),
+    log: Sequence[str] = (),
+    profile: bool = False,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Run:
@@ -131,6 +128,9 @@ def fit(
             training, also to go on with an interrupted run.
         augmentation: of the copies; default `infodisent.data.augmentation.Augmentation()`.
         callbacks: called after every epoch of the head, see `fit_head`; not for the comparisons.
+        log: how every epoch's figures are written, of `infodisent.training.tracking.LOGS`: "csv",
+            a table ``training.csv``; "tensorboard", the folder ``tensorboard``.
+        profile: write what torch's profiler says of a few steps to the folder ``profile``.
         overwrite: replace a run of other images, weights or options.
         progress: show progress bars.
 
@@ -139,6 +139,7 @@ def fit(
     """
     config = config or (FitConfig(batch_size=LIVE_BATCH) if train_backbone else FitConfig())
     check_positive("fit", "view_pairs", view_pairs)
+    check_logs("fit", log)
     folder = Path(out)
     with ranks.leader_first():
         images = as_image_set(images, out, seed=config.seed, overwrite=overwrite, progress=progress)
@@ -174,6 +175,8 @@ def fit(
             keep,
             probe,
             tuple(callbacks),
+            tuple(log),
+            profile,
             progress,
             original_classes,
             view_pairs,
@@ -191,6 +194,8 @@ class _Choices:
     keep: int
     probe: bool
     callbacks: tuple[Callback, ...]
+    log: tuple[str, ...]
+    profile: bool
     progress: bool
     original_classes: Mapped | None
     view_pairs: int
@@ -258,9 +263,12 @@ def _fit(
         views=views,
         live=live,
         state=state,
-        callbacks=chosen.callbacks,
+        callbacks=(*chosen.callbacks, *(loggers(chosen.log, folder) if ranks.leads() else ())),
+        profile=folder / PROFILE if chosen.profile else None,
         progress=progress,
     )
+    if "csv" in chosen.log and ranks.leads():  # of a run that was killed between two writes
+        write_history(folder / LOGS["csv"], history)
     if live is not None:
         trained(model.backbone)
         laps.lap("train")
@@ -285,7 +293,7 @@ def _fit(
         rows.append((title, evaluate_head(ablation, store, test)))
         laps.lap(f"train {title}")
 
-    metrics = _metrics(model, images, store, rows)
+    metrics = described(model, images, store, rows)
     metrics["train_backbone"] = live is not None
     metrics |= {"config": config.as_dict(), "head": options, "history": history}
     metrics["head_notices"] = list(model.head.notices())
@@ -294,7 +302,8 @@ def _fit(
     if store.path != folder / FEATURES:  # beside the run it is found after both have moved
         places = [os.path.relpath(store.path, folder), str(store.path.absolute())]
         metrics["features_folder"] = places
-    if config.patience is not None and len(model.head.stages(LoopOptions())) == 1:
+    stages = model.head.stages(LoopOptions())
+    if config.patience is not None and len(stages) == 1 and stops_early(stages, 0):
         metrics["kept_epoch"] = best_epoch(history) + 1
     if ranks.leads():
         checkpoint.save(
@@ -309,49 +318,6 @@ def _fit(
         write_json(folder / METRICS, metrics)
     ranks.barrier()
     return Run(folder, metrics)
-
-
-def _metrics(
-    model: InfoDisentClassifier,
-    images: ImageSet,
-    store: FeatureStore,
-    rows: Rows,
-) -> dict[str, Any]:
-    train = store.indices("train")
-    return {
-        "version": __version__,
-        "torch": torch.__version__,
-        "backbone": model.spec["name"] or type(model.backbone.model).__name__,
-        "method": model.head.method,
-        "unit": model.head.unit,
-        "score": model.head.score,
-        "task": store.task,
-        "channels": store.channels,
-        "features": store.meta["made_from"],
-        "images": {
-            "root": images.root,
-            "classes": list(images.classes),
-            "train": store.splits.count("train"),
-            "val": store.splits.count("val"),
-            "train_per_class": class_counts(store, train).tolist(),
-            "skipped": [list(s) for s in store.skipped],
-            "notices": list(images.notices),
-        },
-        "rows": [{"head": name, **result.as_dict()} for name, result in rows],
-        "worst_classes": {name: _worst(result, images.classes) for name, result in rows},
-    }
-
-
-def _worst(
-    result: Evaluation | MultilabelEvaluation, classes: Sequence[str]
-) -> list[dict[str, Any]]:
-    """The classes of lowest recall, worst first, with their images (labels: their positives)."""
-    scored: list[dict[str, Any]] = [
-        {"class": name, "recall": recall, "images": count}
-        for name, recall, count in zip(classes, result.recall, result.counts, strict=True)
-        if recall is not None
-    ]
-    return sorted(scored, key=lambda entry: entry["recall"])[:WORST]
 
 
 def evaluate_run(
@@ -385,7 +351,7 @@ def evaluate_run(
         return {
             **run.metrics,
             "rows": [{"head": n, **r.as_dict()} for n, r in rows],
-            "worst_classes": {n: _worst(r, store.classes) for n, r in rows},
+            "worst_classes": {n: worst_classes(r, store.classes) for n, r in rows},
         }
     others = all_for_testing(images, loaded.classes, loaded.task)
     if progress:
@@ -394,4 +360,4 @@ def evaluate_run(
     store = extract(loaded.model, others, run.folder / name, overwrite=True, progress=progress)
     head, everything = loaded.model.head, torch.arange(len(store))
     rows = [(head.title, evaluate_head(head, store, everything))]
-    return _metrics(loaded.model, others, store, rows)
+    return described(loaded.model, others, store, rows)

@@ -59,6 +59,9 @@ def save_state(
     best: dict[str, Tensor] | None = None,
     parts: Sequence[int] = (),
     backbone: nn.Module | None = None,
+    average: Sequence[Tensor] = (),
+    scaler: dict[str, Any] | None = None,
+    lengths: Sequence[int] = (),
 ) -> None:
     """Write weights, the current stage's optimiser and the history, at once or not at all.
 
@@ -69,6 +72,9 @@ def save_state(
         best: the state of the best epoch, where there is early stopping.
         backbone: where it trains, too.
         parts: epochs of the last stage that finished runs of fewer epochs had.
+        average: of the weights, in their optimiser's order.
+        scaler: state of the loss's scaler, JSON-able.
+        lengths: epochs of the stages that have ended, where one has stopped early.
     """
     tensors = {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
@@ -76,7 +82,10 @@ def save_state(
     if backbone is not None:
         tensors |= {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in (best or {}).items()}
+    tensors |= {f"average.{number}": value for number, value in enumerate(average)}
     metadata = {**run, "history": history} | ({"parts": list(parts)} if parts else {})
+    metadata |= {"scaler": scaler} if scaler else {}
+    metadata |= {"lengths": list(lengths)} if lengths else {}
     write_tensors(path, tensors, metadata)
 
 
@@ -91,6 +100,7 @@ class SavedState:
         history: of the epochs that are done.
         parts: epochs of the last stage in finished runs that this one goes on from, oldest first.
         best: the state of the best epoch; empty without early stopping.
+        lengths: epochs of the stages that have ended, where one has stopped early.
 
     Raises:
         ValueError: the file is damaged.
@@ -104,6 +114,7 @@ class SavedState:
         self.history: list[dict[str, float]] = self._then.get("history", [])
         self.parts: list[int] = list(self._then.get("parts", []))
         self.best = self._part("best.")
+        self.lengths: list[int] = list(self._then.get("lengths", []))
 
     def check(self, run: dict[str, Any]) -> None:
         """Whether it is of a run, or of one that this run is longer than: adds to `parts` then.
@@ -122,7 +133,8 @@ class SavedState:
             then.setdefault("stages", run["stages"])
         if isinstance(then.get("config"), dict):
             then["config"] = same_options(run["config"], then["config"])
-        if _goes_further(run, then, len(self.history)):
+        ended = [*self.lengths, *(n for _, n in then.get("stages", [])[len(self.lengths) :])]
+        if _goes_further(run, then, sum(ended) == len(self.history)):
             self.parts.append(then["stages"][-1][1] - sum(self.parts))
             then |= {"stages": run["stages"]}
             then["config"]["epochs"] = run["config"]["epochs"]
@@ -162,17 +174,30 @@ class SavedState:
             saved["state"].setdefault(int(index), {})[key] = value.clone()
         optimizer.load_state_dict(saved)
 
+    def restore_scaler(self, scaler: torch.amp.GradScaler) -> None:
+        """Load what the loss's scaler had learned of the gradients' size."""
+        if scaler.is_enabled():
+            scaler.load_state_dict(self._then.get("scaler", {}))
 
-def _goes_further(now: dict[str, Any], then: dict[str, Any], done: int) -> bool:
+    def restore_average(self, values: Sequence[Tensor]) -> None:
+        """Load the averages of the interrupted stage; ValueError where they don't fit."""
+        saved = self._part("average.")
+        if [saved[n].shape for n in sorted(saved, key=int)] != [value.shape for value in values]:
+            raise ValueError(f"{self._path} does not fit the head: other averages")
+        for number, value in enumerate(values):
+            value.copy_(saved[str(number)])
+
+
+def _goes_further(now: dict[str, Any], then: dict[str, Any], ended: bool) -> bool:
     """Whether `now` is the same run, which has ended, with more epochs in its last stage."""
     stages, before = now["stages"], then.get("stages")
     return (
-        isinstance(before, list)
+        ended
+        and isinstance(before, list)
         and len(before) == len(stages)
         and before[:-1] == stages[:-1]
         and before[-1][0] == stages[-1][0]
         and before[-1][1] < stages[-1][1]
-        and sum(count for _, count in before) == done
     )
 
 

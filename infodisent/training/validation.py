@@ -110,7 +110,7 @@ def validate(
             pooled = units[at].to(head.device)
         logits = head.classify(pooled).float().cpu()
         loss += objective(logits, labels).item() * len(at)
-        right += objective.right(logits, labels)
+        right += objective.right(logits, labels).item()
         if objective.multilabel:
             for side, present in enumerate((labels > 0.5, labels <= 0.5)):
                 seen[side] += present.sum(0)

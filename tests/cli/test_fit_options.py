@@ -57,6 +57,8 @@ def test_more_epochs_and_another_penalty(tmp_path, image_folder, go):  # noqa: F
         (("--sampler", "odd"), "sampler is 'odd', allowed are shuffle, balanced"),
         (("--validation", "1"), "validation is 1.0, must be in [0, 1)"),
         (("--patience", "3"), "patience is 3, which needs validation > 0"),
+        (("--amp", "fp8"), "amp is 'fp8', allowed are none, bf16, fp16"),
+        (("--log", "xml"), "log is 'xml', allowed are csv, tensorboard"),
         (("--val-fraction", "0"), "val_fraction is 0.0, must be between 0 and 1"),
         (("--val-fraction", "1"), "val_fraction is 1.0, must be between 0 and 1"),
     ],

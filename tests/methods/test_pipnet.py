@@ -16,8 +16,8 @@ from infodisent.explanations.predictions import predict_images
 from infodisent.methods.pipnet import PIPNetHead
 from infodisent.methods.stages import LoopOptions, Stage, TrainingBatch
 from infodisent.report.table import json_row
-from infodisent.training import epochs
 from infodisent.training import fit as fitting
+from infodisent.training import steps
 from infodisent.training.config import FitConfig
 from infodisent.training.fit import fit_head, new_head
 from infodisent.training.run import evaluate_run, fit, open_run
@@ -110,9 +110,8 @@ def test_loss_is_the_formula(stage):
 def test_gradient_of_the_alignment_takes_the_other_view_as_given():
     head = small()
     x = torch.randn(4, 6, 2, 3, dtype=torch.float64)
-    from infodisent.methods.pipnet import alignment
-
-    ours = torch.autograd.grad(alignment(head.layer(x.flatten(2).mT)), head.layer.weight)[0]
+    aligned = head.train().training_pool(x)[1]["alignment"].mean()
+    ours = torch.autograd.grad(aligned, head.layer.weight)[0]
     one, other = head.layer(x.flatten(2).mT).softmax(2).split(2)
     sides = (-(a * b.detach()).sum(2).log().mean() for a, b in ((one, other), (other, one)))
     wanted = torch.autograd.grad(0.5 * sum(sides), head.layer.weight)[0]
@@ -211,9 +210,9 @@ def test_interrupted_training_ends_the_same(tmp_path, store, views, monkeypatch,
 
 
 def test_views_of_several_processes_stay_pairs(monkeypatch):
-    monkeypatch.setattr(epochs.ranks, "world", lambda: 2)
-    monkeypatch.setattr(epochs.ranks, "gathered", lambda rows: torch.cat([rows, rows + 10]))
-    whole = epochs._everyones(torch.tensor([1, 2, 101, 102]), 2)  # two images in two views
+    monkeypatch.setattr(steps.ranks, "world", lambda: 2)
+    monkeypatch.setattr(steps.ranks, "gathered", lambda rows, whole: torch.cat([rows, rows + 10]))
+    whole = steps.everyones(torch.tensor([1, 2, 101, 102]), 2)  # two images in two views
     assert whole.tolist() == [1, 2, 11, 12, 101, 102, 111, 112]
 
 

@@ -118,6 +118,24 @@ def test_a_state_of_other_copies_is_refused(tmp_path, store, model):
         fit_head(built.head, store, config, live=live, state=file, progress=False)
 
 
+@pytest.mark.parametrize("method", ["infodisent", "protopnet"])
+def test_parts_of_a_batch_are_the_batch(store, model, method):
+    """Of a mean the parts are added up, of any other loss each is passed again."""
+    ends, passed = [], []
+    for parts in (1, 3):
+        built = model(method, **METHODS[method])
+        live, config = start(built, store), FitConfig(epochs=1, batch_size=8, accumulate=parts)
+        made = live.made
+        live.made = lambda images, made=made: passed.append(len(images)) or made(images)
+        head = new_head(store.channels, 2, 0, built.head, **METHODS[method])
+        fit_head(head, store, config, live=live, progress=False)
+        ends.append({**state(built.backbone), **state(head)})
+    assert max(passed[: len(passed) // 3]) == 8
+    assert max(passed[-4:]) <= 3
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-3, atol=2e-4, equal_nan=True)
+
+
 def test_the_best_epoch_has_its_backbone(store, model, monkeypatch):
     losses = iter([0.5, 0.4, 0.6, 0.7])
     monkeypatch.setattr(epochs, "validate", lambda *a: {"validation_loss": next(losses)})
@@ -136,12 +154,13 @@ def test_steps_see_augmented_images_and_stages_of_fixed_pools_plain_ones(store, 
     torch.testing.assert_close(
         live.store.gather(order), torch.stack([*plain.values()]), rtol=2e-3, atol=2e-3
     )
-    first, second = ([maps for _, maps in live.epoch(order, 8, 1, n, CPU)] for n in (0, 1))
+    first, second = ([live.made(x) for _, x in live.epoch(order, 8, 1, n, CPU)] for n in (0, 1))
     assert first[0].requires_grad
     assert not torch.equal(first[0], second[0])
-    again = [maps for _, maps in live.epoch(order, 8, 1, 0, CPU)]
+    again = [live.made(images) for _, images in live.epoch(order, 8, 1, 0, CPU)]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    (_, pair), *_ = live.epoch(order, 8, 2, 0, CPU)
+    (_, images), *_ = live.epoch(order, 8, 2, 0, CPU)
+    pair = live.made(images)
     assert len(pair) == 16
     near = [(pair[i] - pair[8 + i]).norm() for i in range(8)]
     far = [(pair[i] - pair[8 + (i + 3) % 8]).norm() for i in range(8)]
@@ -190,11 +209,18 @@ def test_command(tmp_path, image_folder):
     arguments = [
         *("fit", str(image_folder), "-b", "test_resnet", "--no-pretrained", "--epochs", "1"),
         *("--train-backbone", "--backbone-lr", "1e-3", "--augment", "colour=0.1"),
-        *("--batch-size", "8", "--out", str(tmp_path / "run")),
+        *("--batch-size", "8", "--out", str(tmp_path / "run"), "--log", "csv"),
+        *("--amp", "bf16", "--accumulate", "3", "--ema", "0.5", "--warmup", "0.1"),
     ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "training the backbone: about" in result.output
-    assert open_run(tmp_path / "run")[2].metrics["train_backbone"] is True
+    metrics = open_run(tmp_path / "run")[2].metrics
+    assert metrics["train_backbone"] is True
+    kept = ("amp", "accumulate", "ema", "schedule", "warmup")
+    assert [metrics["config"][name] for name in kept] == ["bf16", 3, 0.5, "method", 0.1]
+    first, row = (tmp_path / "run" / "training.csv").read_text().splitlines()
+    assert first == "epoch,loss,accuracy"
+    assert [float(x) for x in row.split(",")] == [1, *metrics["history"][0].values()]
     refused = CliRunner().invoke(app, [*arguments, "--augment", "size=3"])
     assert "no option size" in str(refused.exception)

@@ -18,6 +18,8 @@ from tests.ranks import ROOT, torchrun
 
 METHODS = {"infodisent": [], "protopnet": ["-O", "per_class=2", "-O", "dimension=8"]}
 METHODS["epic"] = ["-O", "images=6"]
+METHODS["backbone"] = ["--train-backbone", "--backbone-lr", "1e-3", "--accumulate", "2"]
+METHODS["backbone"] += ["--ema", "0.9"]
 FIT = [
     "--backbone", "test_resnet", "--no-pretrained", "--epochs", "3", "--batch-size", "7",
     "--validation", "0.2", "--device", "cpu",
@@ -34,8 +36,7 @@ def command(folder, out, method):
         *FIT,
         "-o",
         str(out),
-        "--method",
-        method,
+        *([] if method == "backbone" else ["--method", method]),
         *options,
     ]
 
@@ -47,18 +48,20 @@ def outcome(run):
 
 
 @pytest.mark.parametrize(
-    "method",
+    ("method", "processes"),
     [
-        "infodisent",
-        pytest.param("protopnet", marks=pytest.mark.slow),
-        pytest.param("epic", marks=pytest.mark.slow),
+        ("infodisent", 2),
+        pytest.param("protopnet", 2, marks=pytest.mark.slow),
+        pytest.param("epic", 2, marks=pytest.mark.slow),
+        pytest.param("backbone", 2, marks=pytest.mark.slow),
+        pytest.param("backbone", 4, marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_make_what_one_makes(method, image_folder, tmp_path):
+def test_several_processes_make_what_one_makes(method, processes, image_folder, tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     alone = [sys.executable, *command(image_folder, tmp_path / "one", method)]
     subprocess.run(alone, cwd=ROOT, env=env, check=True, capture_output=True)
-    done = torchrun(2, *command(image_folder, tmp_path / "two", method))
+    done = torchrun(processes, *command(image_folder, tmp_path / "two", method))
     assert done.stdout.count("linear probe") == 1  # only the leading process speaks
     one, two = outcome(tmp_path / "one"), outcome(tmp_path / "two")
     for rows in zip(one[0]["rows"], two[0]["rows"], strict=True):
