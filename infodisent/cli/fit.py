@@ -191,10 +191,7 @@ def fit(
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
     extract_batch: Annotated[int, typer.Option(min=1, help="Images per backbone pass.")] = 32,
     feature_dtype: Annotated[
-        str,
-        typer.Option(
-            help="Of the stored features; one of float16, bfloat16, float32, float8 (1 byte)."
-        ),
+        str, typer.Option(help="Of stored features; one of float16, bfloat16, float32, float8.")
     ] = "float16",
     extract_amp: Annotated[
         str, typer.Option(help="Precision of backbone passes; one of none, bf16, fp16.")
