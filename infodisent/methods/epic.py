@@ -254,8 +254,6 @@ class EPICHead(Head):
             mean = _turned(pooled.to(fc.weight.dtype), self._constant().mT)
             return fc(mean)  # type: ignore[no-any-return]
 
-    # -- evidence ---------------------------------------------------------------------------------
-
     def class_weights(self) -> Tensor:
         """W', ``[K, C]``, of either sign."""
         return _turned(self._classifier().effective()[0], self.rotation())
@@ -379,8 +377,6 @@ class EPICHead(Head):
     def no_weight_decay(self) -> set[str]:
         """The rotation."""
         return {"rotation.A"}
-
-    # -- description ------------------------------------------------------------------------------
 
     def reset(self, num_classes: int, pool_type: str | None = None) -> None:
         """Replace the classifier by one of zeros; the rotation stays. See `Head.reset`."""

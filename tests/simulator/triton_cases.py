@@ -16,16 +16,9 @@ from infodisent.kernels.tiles.blocks import serving
 from infodisent.kernels.tiles.rotate_pool import Tiles
 from torch import Tensor
 
-from infodisent import reference
+from infodisent import reference, testing
 from infodisent.backends.triton import coverage
-from infodisent.testing import (
-    check_close,
-    check_extremes,
-    gradient_truth,
-    random_map,
-    relative,
-    require,
-)
+from infodisent.testing import check_close, check_extremes, random_map, require
 from tests.kernels.rotate_pool_cases import BF16, F16, F32, rounding
 from tests.simulator import prototype_cases
 from tests.simulator.triton import Case
@@ -188,7 +181,7 @@ def _backward(
             places = [p.clamp_max(pixels - 2) for p in places]
             x[0, pixels - 1, 5], x[1, pixels - 1, channels - 1] = float("inf"), float("nan")
         winners = (*grads, *places)
-        truth = gradient_truth(*grads, x, u, *places)
+        truth = testing.gradient_truth(*grads, x, u, *places)
         du = backward.grad_u(winners, x, u.dtype, products, splits=splits)
         dx = backward.grad_x(winners, u, pixels, x.dtype, products)
         check_close(du, truth.du, ERROR_OF_GRADIENTS[products], "dU")
@@ -242,8 +235,9 @@ def _product(products: str, size: int, **options: bool) -> Case:
         if options.get("symmetric"):  # the lower half of what is added counts for both
             truth = truth.tril() + truth.tril(-1).mT
         require(
-            relative(out, truth) <= {"tf32x3": 2e-6, "bf16x3": 5e-5, "tf32": 2e-3}[products],
-            f"product off by {relative(out, truth):.1e}",
+            testing.relative(out, truth)
+            <= {"tf32x3": 2e-6, "bf16x3": 5e-5, "tf32": 2e-3}[products],
+            f"product off by {testing.relative(out, truth):.1e}",
         )
         return (out,)
 
