@@ -2,14 +2,20 @@
 
     python -m benchmarks.methods_report --features runs/methods            # all of it, resumable
     python -m benchmarks.methods_report --features runs/methods --methods protopnet,tesnet --seeds 1
+    python -m benchmarks.methods_report --features runs/methods --option tesnet.dimension=128
+    python -m benchmarks.methods_report --features runs/methods --cited --seeds 1
     python benchmarks/tables.py                                            # the Markdown
 
 ELPV comes from the demo extra; other image sets are folders given with ``--images NAME=FOLDER``.
 The backbone is EfficientNet-Lite0 with ImageNet weights, frozen; every method trains by its default
 options from the same stored maps, each run in a process of its own, whose peak memory beyond what
 it held before the training is in the row. The images are split once; seeds differ in initial
-weights and the order of batches. Finished runs are kept in the results file and not repeated. A
-time counts only if little else ran on the machine beside it; `--retime` makes those runs again.
+weights and the order of batches. ``--option METHOD.KEY=VALUE`` makes runs of a method with another
+option of its own, or of `FitConfig` where it has none of that name (several: ``,KEY=VALUE``), which
+are rows of their own; ``--cited`` those of which a docstring of `infodisent.methods` says what they
+change. Without ``--methods`` either makes no other runs. Finished runs are kept in the results file
+and not repeated. A time counts only if little else ran on the machine beside it; `--retime` makes
+those runs again.
 """
 
 from __future__ import annotations
@@ -35,27 +41,47 @@ from infodisent.data.store import FeatureStore
 from infodisent.data.views import ViewStore, extract_views
 from infodisent.evaluation.accuracy import evaluate_head, linear_probe, original_head
 from infodisent.files import read_json, write_json
-from infodisent.methods import METHODS, build_head
+from infodisent.methods import METHODS, Head, build_head
 from infodisent.methods.stages import LoopOptions
 from infodisent.progress import bar
 from infodisent.training.fit import FitConfig, fit_head, new_head
 
 TARGET = Path(__file__).parent / "results" / "methods.json"
 THREADS = 2
+CITED = (
+    "protopnet.similarity=l2",
+    "protopool.pool_size=20",
+    "protopool.drop_rate=0.0",
+    "protoquant.temperature=0.1",
+    "prototree.channel_drop=0.0",
+    "tesnet.dimension=64",
+    "tesnet.activation=none",
+    "pipnet.num_prototypes=0",
+    "side-like.per_class=10",
+    "tree.trees=200",
+)
+"""Options whose effect a docstring speaks of."""
 QUIET = 0.5
 """Processors that others may keep busy during a run whose time counts."""
 
 
-def one(folder: Path, method: str, seed: int) -> dict[str, Any]:
+Options = dict[str, Any]
+"""Of a method, by name, where they are not the defaults."""
+
+
+def one(folder: Path, method: str, seed: int, options: Options) -> dict[str, Any]:
     """Train and evaluate a method once, in this process."""
     torch.set_num_threads(THREADS)
+    own = METHODS[method].option_names()
+    of_head = {key: value for key, value in options.items() if key in own}
+    of_fit = {key: value for key, value in options.items() if key not in own}
     store = FeatureStore(folder)
     train, test = store.indices("train"), store.indices("val")
-    head = new_head(store.channels, len(store.classes), seed, method=method)
+    head = new_head(store.channels, len(store.classes), seed, method=method, **of_head)
     for maps, _, _ in store.batches(train[:64], 64, dtype=None):  # what is read and built once
         head(maps, input_fmt="NLC")
     pairs = views_of(folder) if needs_views(method) else None
-    config, history = FitConfig(seed=seed), []
+    config, history = FitConfig(seed=seed, **of_fit), []
     clock, memory = WatchedClock(), 0.0
 
     def train_head() -> None:
@@ -75,7 +101,50 @@ def one(folder: Path, method: str, seed: int) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "others": round(max(0.0, clock.others / seconds), 2),
         "memory": round(memory, 1),
+        **purity_of(head),
     }
+
+
+def purity_of(head: Head) -> dict[str, Any]:
+    """Mean purity of the positive channels before and after, of a head that turns them for that."""
+    purity = getattr(head, "purity", None)
+    return {} if purity is None else {"purity": [round(p, 4) for p in purity[:, 0].tolist()]}
+
+
+def parsed(text: str) -> tuple[str, Options]:
+    """A method and its options, from ``METHOD.KEY=VALUE,KEY=VALUE``; values as in JSON, or words.
+
+    Raises:
+        ValueError: it is not of that form, or there is no such method or option.
+    """
+    method, dot, rest = text.partition(".")
+    if not dot or method not in METHODS:
+        raise ValueError(
+            f"--option: {text!r} is not METHOD.KEY=VALUE, where METHOD is one of "
+            f"{', '.join(METHODS)}"
+        )
+    allowed = {*METHODS[method].option_names(), *FitConfig.__dataclass_fields__} - {"seed"}
+    options: Options = {}
+    for pair in rest.split(","):
+        key, equals, value = pair.partition("=")
+        if not equals or key not in allowed:
+            raise ValueError(
+                f"--option: {pair!r} is not KEY=VALUE, where KEY is one of "
+                f"{', '.join(sorted(allowed))}"
+            )
+        try:
+            options[key] = json.loads(value)
+        except json.JSONDecodeError:
+            options[key] = value
+    return method, options
+
+
+def worded(options: Options) -> str:
+    """Options as they were given: ``KEY=VALUE,KEY=VALUE``; "" for none."""
+    return ",".join(
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in options.items()
+    )
 
 
 def needs_views(method: str) -> bool:
@@ -134,17 +203,32 @@ def table(report: dict[str, Any], images: str) -> str:
         if known[name] is not None:
             off = 100 * (known[name] - known["linear probe"])
             lines.append(f"| {name} | | {known[name]:.1%} | {off:+.1f} | | | | |")
+    of_row: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for run in report["runs"].values():
+        if run["images"] == images and run["method"] in METHODS:
+            of_row.setdefault((run["method"], worded(run.get("options", {}))), []).append(run)
     rows = []
-    for method, head in METHODS.items():
-        runs = [
-            run
-            for run in report["runs"].values()
-            if (run["images"], run["method"]) == (images, method)
-        ]
-        if runs:
-            mean = statistics.mean(run["accuracy"] for run in runs)
-            rows.append((-mean, _row(head.title, runs, mean, known["linear probe"])))
-    return "\n".join(lines + [row for _, row in sorted(rows)])
+    for (method, options), runs in of_row.items():
+        mean = statistics.mean(run["accuracy"] for run in runs)
+        title = METHODS[method].title + (f", `{options}`" if options else "")
+        # defaults first, the options below them
+        rows.append((bool(options), -mean, _row(title, runs, mean, known["linear probe"])))
+    return "\n".join(lines + [row for *_, row in sorted(rows)] + purity_lines(of_row))
+
+
+def purity_lines(of_row: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
+    """A sentence below a table for every row whose runs have a purity."""
+    lines = []
+    for (method, options), runs in of_row.items():
+        pairs = [run["purity"] for run in runs if run.get("purity")]
+        if pairs:
+            before, after = (statistics.mean(pair[i] for pair in pairs) for i in (0, 1))
+            title = METHODS[method].title + (f", `{options}`" if options else "")
+            lines += [
+                "",
+                f"{title}: mean purity of the positive channels {before:.3f} → {after:.3f}",
+            ]
+    return lines
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -158,7 +242,11 @@ def summary(report: dict[str, Any]) -> str:
     ]
     rows = []
     for method in METHODS:
-        runs = [run for run in report["runs"].values() if run["method"] == method]
+        runs = [
+            run
+            for run in report["runs"].values()
+            if run["method"] == method and not run.get("options")
+        ]
         cells, distances = [], []
         for name, known in sets.items():
             values = [run["accuracy"] for run in runs if run["images"] == name]
@@ -197,14 +285,14 @@ def _mean(runs: list[dict[str, Any]], name: str) -> str:
     return f"{statistics.mean(values):.1f}".removesuffix(".0")
 
 
-def run_apart(folder: Path, method: str, seed: int) -> dict[str, Any]:
+def run_apart(folder: Path, method: str, seed: int, options: Options) -> dict[str, Any]:
     """`one` in a process of its own.
 
     Raises:
         RuntimeError: it failed; with the end of what it wrote.
     """
     command = [sys.executable, "-m", "benchmarks.methods_report", "--one", str(folder)]
-    command += [method, str(seed)]
+    command += [method, str(seed), json.dumps(options)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{method}, seed {seed}, {folder.name}: {done.stderr[-2000:]}")
@@ -215,21 +303,29 @@ def run_apart(folder: Path, method: str, seed: int) -> dict[str, Any]:
 def main() -> None:
     """Extract what is missing, make the runs that are missing, write the report."""
     if sys.argv[1:2] == ["--one"]:
-        folder, method, seed = sys.argv[2:]
-        print(json.dumps(one(Path(folder), method, int(seed))))
+        folder, method, seed, options = sys.argv[2:]
+        print(json.dumps(one(Path(folder), method, int(seed), json.loads(options))))
         return
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--features", type=Path, required=True, help="folder of feature stores")
     parser.add_argument("--images", action="append", default=[], metavar="NAME=FOLDER")
-    parser.add_argument("--methods", default=",".join(METHODS), help="names, comma-separated")
+    parser.add_argument("--methods", help="names, comma-separated; default: all")
+    parser.add_argument("--option", action="append", default=[], metavar="METHOD.KEY=VALUE")
+    parser.add_argument("--cited", action="store_true", help="the options of docstrings' figures")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--retime", action="store_true", help="repeat runs that were disturbed")
     parser.add_argument("--out", type=Path, default=TARGET)
     arguments = parser.parse_args()
-    methods = arguments.methods.split(",")
+    given = [*arguments.option, *(CITED if arguments.cited else ())]
+    methods = (arguments.methods or ("" if given else ",".join(METHODS))).split(",")
+    methods = [name for name in methods if name]
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
         parser.error(f"--methods: {', '.join(unknown)}; allowed are {', '.join(METHODS)}")
+    try:
+        rows: list[tuple[str, Options]] = [*((m, {}) for m in methods), *map(parsed, given)]
+    except ValueError as error:
+        parser.error(str(error))
     model = demo.efficientnet_lite0(2)
     sets = {"elpv": demo.solar_cells()}
     sets |= {n: scan_folder(f) for n, f in (i.split("=", 1) for i in arguments.images)}
@@ -237,22 +333,24 @@ def main() -> None:
     empty: dict[str, Any] = {"runs": {}, "baselines": {}}
     report = read_json(arguments.out) if arguments.out.is_file() else empty
     report |= {"machine": machine(), "commit": commit()}
-    if any(map(needs_views, methods)):
+    if any(needs_views(method) for method, _ in rows):
         for store in stores.values():
             extract_views(model, store, store.path.with_name(f"{store.path.name}-views"))
     for name, store in stores.items():
         if name not in report["baselines"]:
             report["baselines"][name] = baselines(store)
-    wanted = [(s, n, m) for s in range(arguments.seeds) for n in stores for m in methods]
+    wanted = [(s, n, *row) for s in range(arguments.seeds) for n in stores for row in rows]
     with bar(True) as display:
         task = display.add_task("train", total=len(wanted), note="")
-        for seed, name, method in wanted:
-            key = f"{name} {method} {seed}"
+        for seed, name, method, options in wanted:
+            key = " ".join(filter(None, (name, method, worded(options), str(seed))))
             display.update(task, note=key)
             known = report["runs"].get(key)
             if known is None or (arguments.retime and known["others"] > QUIET):
-                figures = run_apart(stores[name].path, method, seed)
-                report["runs"][key] = {"images": name, "method": method, "seed": seed, **figures}
+                figures = run_apart(stores[name].path, method, seed, options)
+                what = {"images": name, "method": method, "seed": seed}
+                what |= {"options": options} if options else {}
+                report["runs"][key] = {**what, **figures}
                 write_json(arguments.out, report)
             display.advance(task)
     write_json(arguments.out, report)

@@ -31,6 +31,7 @@ FLOPS, BYTES = 800e12, 3.0e12
 CLOCK = FLOPS / (PROCESSORS * 4096)
 """Hertz at which the tensor cores, 2048 multiply-adds a clock, have `FLOPS`: 1.48 GHz."""
 BATCHES = (1, 8, 64, 256)
+CLASSES = 1000
 PEERS = {  # at B = 256: (one product and one reduction, eager)
     "resnet50": (152.0, 281.0),
     "resnet34": (15.4, 55.0),
@@ -148,7 +149,39 @@ def triton_rows() -> list[Row] | None:
     """Forward and gradient of U of half maps by the Triton kernels; None without Triton."""
     if importlib.util.find_spec("triton") is None:
         return None
-    return _triton_forward() + _triton_grad_u()
+    return _triton_forward() + _triton_scores() + _triton_grad_u()
+
+
+def _triton_scores() -> list[Row]:
+    """Of the head's second launch, three products of float32 parts; U and the map are not in it."""
+    from infodisent.kernels.tiles import infodisent_head as tiles_of
+    from infodisent.kernels.tiles.blocks import Block
+
+    rows, seen = [], set()
+    for name, size in sizes():
+        if size.channels in seen:  # pixels do not matter any more
+            continue
+        seen.add(size.channels)
+        for batch in BATCHES:
+            problem = batch, CLASSES, size.channels
+            t = tiles_of.choose(*problem, "tf32x3", 90, PROCESSORS)
+            block = Block(t.channels, t.columns, t.block_k, t.num_warps, t.num_stages)
+            clocks = tiles_of.time(block, t.split, *problem, 90, PROCESSORS)
+            items = tiles_of.count(block, batch, CLASSES) * t.split
+            waves = -(-items // PROCESSORS)
+            arithmetic = 3 * 2.0 * batch * CLASSES * size.channels / (FLOPS / 2)
+            numbers = (2 * batch + CLASSES) * size.channels + batch * CLASSES
+            floor = Floor(arithmetic * 1e6, 4.0 * numbers / BYTES * 1e6)
+            choice = f"{t.channels}x{t.columns}" + (f", {t.split} parts" if t.split > 1 else "")
+            rows.append(
+                Row(
+                    "triton", f"scores of {CLASSES} classes", name, batch, choice,
+                    min(items, PROCESSORS), waves, round(items / (waves * PROCESSORS), 3),
+                    round(clocks), round(max(clocks / CLOCK * 1e6, floor.memory), 1),
+                    round(max(floor), 1),
+                )
+            )  # fmt: skip
+    return rows
 
 
 def _triton_grad_u() -> list[Row]:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks import cpu_report, methods_report, pools_report
+from benchmarks import cpu_report, methods_report, pools_report, rotation_study
 from benchmarks.gpu import winners
 from benchmarks.rotation_report import table as rotation_table
 from infodisent.backends import BACKENDS
@@ -85,6 +85,7 @@ def result_files() -> dict[str, str]:
         "cpu-rotation.md": f"{facts}\n\n{rotation_table(rotation['rows'])}\n",
         "cpu-pools.md": pools_report.markdown(read_json(RESULTS / "cpu-pools.json")),
         "methods.md": methods_report.markdown(read_json(RESULTS / "methods.json")),
+        "rotation-study.md": rotation_study.markdown(read_json(RESULTS / "rotation-study.json")),
         "cpu-head.md": cpu_report.markdown(read_json(RESULTS / "cpu-head.json")),
     }
 

@@ -12,6 +12,11 @@ from infodisent.data.images import ImageSet, split_items
 
 BACKBONE = "tf_efficientnet_lite0"
 CLASSES = ("functional", "defective")
+CREDITS = {
+    "elpv_dataset": "solar cells by Deitsch et al., “Segmentation of photovoltaic module cells in "
+    "uncalibrated electroluminescence images” (2021), CC BY-NC-SA 4.0.",
+}
+"""Packages of photographs, and whose they are."""
 
 
 def _require(package: str, distribution: str) -> Path:
@@ -21,6 +26,12 @@ def _require(package: str, distribution: str) -> Path:
             f"the demo needs the package {distribution}: pip install 'infodisent[demo]'"
         )
     return Path(spec.origin).parent
+
+
+def credit(root: str) -> str:
+    """Whose the photographs in a folder are and under which licence; "" where it is not known."""
+    parts = root.replace("\\", "/").split("/")
+    return next((text for name, text in CREDITS.items() if name in parts), "")
 
 
 def solar_cells(*, every: int = 1, val_fraction: float = 0.25, seed: int = 0) -> ImageSet:

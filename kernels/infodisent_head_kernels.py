@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .product import divisible
+from .product import divisible, last_part, sum_of_parts
 from .rotate_pool_kernels import pool_tile
-from .tiles.blocks import Block
+from .tiles.rotate_pool import Tiles
 
 
 class Scores(NamedTuple):
@@ -35,14 +35,14 @@ class Scoring:
     """How scores are computed; a constant of the kernels' compilation.
 
     Attributes:
-        block: images x classes, and the step along the channels.
+        tiles: images x classes, the step along the channels, and how many programs share these.
         relu: whether negative weights count as zero.
         ragged: whether the channels are no multiple of the step.
         multiple: what divides the channels and the row of `weight`.
         precision: of the product, ``input_precision`` of ``tl.dot``.
     """
 
-    block: Block
+    tiles: Tiles
     relu: bool
     ragged: bool
     multiple: int
@@ -50,9 +50,10 @@ class Scoring:
 
 
 @triton.jit
-def _score_tile(
+def _products(
     i,
     j,
+    part,
     pos,  # [B, C] float32
     neg,  # [B, C] float32
     scores,  # Scores: weight [CLASSES, C], bias [CLASSES] or None, logits [B, CLASSES]
@@ -61,22 +62,28 @@ def _score_tile(
     CLASSES,
     SCORING: tl.constexpr,
 ):
-    """Tile (i, j) of ``(pos - neg) relu(weight)^T + bias``, summed in float32."""
-    IMAGES: tl.constexpr = SCORING.block.block_m
-    COLUMNS: tl.constexpr = SCORING.block.block_n
-    STEP: tl.constexpr = SCORING.block.block_k
+    """Tile (i, j) of ``(pos - neg) relu(weight)^T`` over one part of the channels, in float32."""
+    IMAGES: tl.constexpr = SCORING.tiles.channels
+    COLUMNS: tl.constexpr = SCORING.tiles.columns
+    STEP: tl.constexpr = SCORING.tiles.block_k
     C = divisible(C, SCORING.multiple)
     weight_row = divisible(scores.row, SCORING.multiple)
+    start = 0
+    end = C
+    if SCORING.tiles.split > 1:
+        length = tl.cdiv(tl.cdiv(C, STEP), SCORING.tiles.split) * STEP
+        start = part * length
+        end = tl.minimum(start + length, C)
     image = tl.minimum(tl.arange(0, IMAGES), B - 1 - i * IMAGES)[:, None]
     row = tl.minimum(tl.arange(0, COLUMNS), CLASSES - 1 - j * COLUMNS)[:, None]
     inner = tl.arange(0, STEP)[None, :]
-    corner = i.to(tl.int64) * IMAGES * C
+    corner = i.to(tl.int64) * IMAGES * C + start
     pos_at = pos + corner + (image * C + inner)
     neg_at = neg + corner + (image * C + inner)
-    first = j.to(tl.int64) * COLUMNS * weight_row
+    first = j.to(tl.int64) * COLUMNS * weight_row + start
     weight_at = scores.weight + first + (row * weight_row + inner)
     total = tl.zeros((IMAGES, COLUMNS), tl.float32)
-    for k in range(0, C, STEP):
+    for k in range(start, end, STEP):
         if SCORING.ragged:
             mask = inner < C - k
             pooled = tl.load(pos_at, mask=mask, other=0.0) - tl.load(neg_at, mask=mask, other=0.0)
@@ -90,8 +97,22 @@ def _score_tile(
         pos_at += STEP
         neg_at += STEP
         weight_at += STEP
-    down = i * IMAGES + tl.arange(0, IMAGES)
-    column = j * COLUMNS + tl.arange(0, COLUMNS)
+    return total
+
+
+@triton.jit
+def _store_scores(
+    total,  # [images, classes] float32
+    i,
+    j,
+    scores,  # Scores: weight [CLASSES, C], bias [CLASSES] or None, logits [B, CLASSES]
+    B,
+    CLASSES,
+    SCORING: tl.constexpr,
+):
+    """Tile (i, j) of the logits: the products with the bias added."""
+    down = i * SCORING.tiles.channels + tl.arange(0, total.shape[0])
+    column = j * SCORING.tiles.columns + tl.arange(0, total.shape[1])
     if scores.bias is not None:
         add = tl.load(scores.bias + column, mask=column < CLASSES, other=0.0)
         total += add.to(tl.float32)[None, :]
@@ -105,15 +126,24 @@ def head_kernel(
     pos,  # [B, C] float32
     neg,  # [B, C] float32
     scores,  # Scores: weight [CLASSES, C], bias [CLASSES] or None, logits [B, CLASSES]
+    parts,  # Parts: scratch where the channels of a tile are shared
     B,
     C,
     CLASSES,
     SCORING: tl.constexpr,
 ):
-    """``logits = (pos - neg) relu(weight)^T + bias``: one program a tile."""
-    p = tl.program_id(0)
-    across = tl.cdiv(CLASSES, SCORING.block.block_n)
-    _score_tile(p // across, p % across, pos, neg, scores, B, C, CLASSES, SCORING)
+    """``logits = (pos - neg) relu(weight)^T + bias``: one program a tile and part."""
+    tile = tl.program_id(0) // SCORING.tiles.split
+    part = tl.program_id(0) % SCORING.tiles.split
+    across = tl.cdiv(CLASSES, SCORING.tiles.columns)
+    i, j = tile // across, tile % across
+    total = _products(i, j, part, pos, neg, scores, B, C, CLASSES, SCORING)
+    if SCORING.tiles.split == 1:
+        _store_scores(total, i, j, scores, B, CLASSES, SCORING)
+    else:
+        if last_part((total,), parts, tile, part, SCORING.tiles):
+            total = sum_of_parts(parts, tile, SCORING.tiles)[0]
+            _store_scores(total, i, j, scores, B, CLASSES, SCORING)
 
 
 @triton.jit
@@ -144,7 +174,7 @@ def head_in_one_kernel(
 
     Experimental: whether it is faster than two launches was not measured on a GPU.
     """
-    IMAGES: tl.constexpr = SCORING.block.block_m
+    IMAGES: tl.constexpr = SCORING.tiles.channels
     ready = state + 1  # [B / IMAGES]: pairs of image and row of tiles that are written
     ticket = tl.atomic_add(state, 1, sem="relaxed")
     if ticket < items:
@@ -153,7 +183,7 @@ def head_in_one_kernel(
             B, C, P if P > 0 else SIZE, TILES, ARITHMETIC, KEYS, IMAGES,
         )  # fmt: skip
     else:
-        across = tl.cdiv(CLASSES, SCORING.block.block_n)
+        across = tl.cdiv(CLASSES, SCORING.tiles.columns)
         i = (ticket - items) // across
         j = (ticket - items) % across
         needed = tl.minimum(IMAGES, B - i * IMAGES) * tl.cdiv(C, TILES.channels)
@@ -161,4 +191,5 @@ def head_in_one_kernel(
         while seen < needed:
             seen = tl.atomic_add(ready + i, 0, sem="acquire")
         tl.debug_barrier()  # what one thread has seen counts for all
-        _score_tile(i, j, outputs.pos, outputs.neg, scores, B, C, CLASSES, SCORING)
+        total = _products(i, j, 0, outputs.pos, outputs.neg, scores, B, C, CLASSES, SCORING)
+        _store_scores(total, i, j, scores, B, CLASSES, SCORING)

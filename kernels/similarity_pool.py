@@ -23,7 +23,7 @@ from . import device as gpu
 from . import similarity_pool_kernels as kernels
 from .epilogues.views import Found, Sides
 from .precision import ROTATE_POOL_PARTS, SIMILARITY_POOL, check_products, run, terms
-from .product import Arithmetic, Pixels, Vectors, common_multiple
+from .product import Arithmetic, Parts, Pixels, Vectors, common_multiple
 from .rotate_pool import HALF, at_a_time, default_products, map_operand, matrix_operand, zeros
 from .tiles.rotate_pool import Tiles, count
 from .tiles.similarity_pool import choose
@@ -107,6 +107,15 @@ def scratch(outputs: tuple[Best, ...], tiles: Tiles, device: torch.device) -> li
     ]
 
 
+def _parts(tiles: Tiles, number: int, device: torch.device) -> Parts:
+    """Scratch of so many tiles whose channels several programs share."""
+    if tiles.split == 1:
+        return Parts(None, None)
+    size = number * tiles.split * tiles.channels * tiles.columns
+    (arrived,) = zeros(device, number)
+    return Parts(torch.empty(size, dtype=torch.float32, device=device), arrived)
+
+
 def arithmetic(x: Pixels, u: Vectors, channels: int, products: str, tiles: Tiles) -> Arithmetic:
     """How the main loop multiplies these operands of so many channels."""
     return Arithmetic(
@@ -138,8 +147,10 @@ def _launch(
         whole = map_operand(x, "ieee")
     sides = _sides(whole, counts, x.shape, views)
     found = scratch(outputs, tiles, x.device)
-    kernels.similarity_pool_kernel[(count(tiles, batch, pixels, number),)](
+    items = count(tiles, batch, pixels, number)
+    kernels.similarity_pool_kernel[(items * tiles.split,)](
         x=operand, u=u, sides=sides, first=found[0], second=found[1] if len(views) == 2 else None,
+        parts=_parts(tiles, items, x.device),
         B=batch, M=number, C=channels, SIZE=pixels, P=pixels if tiles.images else 0, TILES=tiles,
         ARITHMETIC=arithmetic(operand, u, channels, products, tiles),
         FIRST=views[0], SECOND=views[-1],

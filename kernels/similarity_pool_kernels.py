@@ -10,7 +10,29 @@ import triton
 import triton.language as tl
 
 from .epilogues.views import best_pixels
-from .product import multiply, place
+from .product import last_part, multiply, place, sum_of_parts
+
+
+@triton.jit
+def _best_by_views(
+    totals,
+    i,
+    j,
+    scale,
+    sides,
+    first,
+    second,
+    B,
+    M,
+    P,
+    TILES: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+):
+    """The epilogue, once for each view."""
+    best_pixels(totals, i, j, scale, sides, first, B, M, P, TILES, FIRST)
+    if second is not None:
+        best_pixels(totals, i, j, scale, sides, second, B, M, P, TILES, SECOND)
 
 
 @triton.jit
@@ -20,6 +42,7 @@ def similarity_pool_kernel(
     sides,  # Sides: scale, shift, counts [B P]
     first,  # Found: value, place [B, M], and scratch
     second,  # Found; or None
+    parts,  # Parts: scratch where TILES.split > 1
     B,
     M,
     C,
@@ -30,13 +53,25 @@ def similarity_pool_kernel(
     FIRST: tl.constexpr,  # the view, see `infodisent.kernels.epilogues.views`
     SECOND: tl.constexpr,
 ):
-    """The best pixels by one view or two, from one product: one program a tile."""
+    """The best pixels by one view or two, from one product: one program a tile.
+
+    Or one a tile and part of the channels; the last of a tile's parts adds them up and compares.
+    """
     PIXELS = P if P > 0 else SIZE
-    i, j = place(tl.program_id(0), B, M, PIXELS, TILES)
-    totals = multiply(x, u, i, j, 0, B, M, C, PIXELS, TILES, ARITHMETIC)
-    best_pixels(totals, i, j, u.scale, sides, first, B, M, PIXELS, TILES, FIRST)
-    if second is not None:
-        best_pixels(totals, i, j, u.scale, sides, second, B, M, PIXELS, TILES, SECOND)
+    tile = tl.program_id(0) // TILES.split
+    part = tl.program_id(0) % TILES.split
+    i, j = place(tile, B, M, PIXELS, TILES)
+    totals = multiply(x, u, i, j, part, B, M, C, PIXELS, TILES, ARITHMETIC)
+    if TILES.split == 1:
+        _best_by_views(
+            totals, i, j, u.scale, sides, first, second, B, M, PIXELS, TILES, FIRST, SECOND
+        )
+    else:
+        if last_part(totals, parts, tile, part, TILES):
+            totals = sum_of_parts(parts, tile, TILES)
+            _best_by_views(
+                totals, i, j, u.scale, sides, first, second, B, M, PIXELS, TILES, FIRST, SECOND
+            )
 
 
 @triton.jit

@@ -60,6 +60,11 @@ def _prototypes(machine: Machine, dtype: torch.dtype) -> tuple[Tensor, ...]:
     return (*_map(machine, dtype), torch.randn(130, 72, generator=g).to(machine.device, dtype))
 
 
+def _two_maps(machine: Machine, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    (first,) = _map(machine, dtype)
+    return first, first.flip(0)
+
+
 ARGUMENTS: dict[str, Callable[[Machine, torch.dtype], tuple[Tensor, ...]]] = {
     "rotation": _rotation,
     "mx_pool": _map,
@@ -67,6 +72,7 @@ ARGUMENTS: dict[str, Callable[[Machine, torch.dtype], tuple[Tensor, ...]]] = {
     "infodisent_head": _head,
     "similarity_pool": _prototypes,
     "softmax_pool": _prototypes,
+    "softmax_alignment": _two_maps,
 }
 """What each operator is called with."""
 

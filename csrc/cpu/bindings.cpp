@@ -255,7 +255,7 @@ void softmax_pool_backward(Address x, int dtype, int64_t images, int64_t pixels,
                            int64_t image_stride, int64_t pixel_stride, int64_t channel_stride,
                            Address bias, double temperature, Address grad, Address value,
                            Address index, Address top, Address sum, Address dx,
-                           const Strides& strides, int threads) {
+                           const Strides& strides, bool add, int threads) {
   with_map(dtype, x, images, pixels, channels, image_stride, pixel_stride, channel_stride,
            [&](const auto& map) {
              using T = std::remove_const_t<std::remove_pointer_t<decltype(map.data)>>;
@@ -263,7 +263,7 @@ void softmax_pool_backward(Address x, int dtype, int64_t images, int64_t pixels,
              infodisent::softmax_pool_backward<T>(
                  {map, at<const A>(bias), static_cast<A>(1 / temperature), nullptr},
                  at<const A>(grad), at<const A>(value), at<const int32_t>(index), at<const A>(top),
-                 at<const A>(sum), {at<A>(dx), strides.at(0), strides.at(1), strides.at(2)},
+                 at<const A>(sum), {at<A>(dx), strides.at(0), strides.at(1), strides.at(2)}, add,
                  threads);
            });
 }
@@ -343,6 +343,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("similarity_pool", &similarity_pool);
   m.def("softmax_pool", &softmax_pool);
   m.def("softmax_pool_backward", &softmax_pool_backward);
+  m.def("prefer_huge_pages",
+        [](Address x, int64_t bytes) { infodisent::prefer_huge_pages(at<char>(x), bytes); });
   m.def("softmax_alignment", &softmax_alignment);
   m.def("softmax_alignment_backward", &softmax_alignment_backward);
 }

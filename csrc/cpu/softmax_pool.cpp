@@ -186,8 +186,17 @@ INFODISENT_INLINE void pool_range(const Scores<T>& s, int64_t image, int64_t p0,
   }
 }
 
-// Gradient at kCount vectors of one channel (lanes are pixels): s_mp times minus G_p / (sum_p T).
-template <typename T>
+// e += what is there.
+template <typename A>
+INFODISENT_INLINE void join(const A* there, int64_t stride, int64_t count,
+                            typename Pack<A>::values& e) {
+  typename Pack<A>::values before;
+  load(there, stride, count, A(0), before);
+  e += before;
+}
+
+// Gradient of one channel (lanes are pixels): s_mp times minus G_p / (sum_p T).
+template <typename T, bool kAdd>
 INFODISENT_INLINE void grad_channel(const Scores<T>& s, int64_t image, int64_t m,
                                     const typename Wide<T>::type* top,
                                     const typename Wide<T>::type* factor,
@@ -207,12 +216,13 @@ INFODISENT_INLINE void grad_channel(const Scores<T>& s, int64_t image, int64_t m
     V e = (w + b - t) * s.inverse;
     exponential(e);
     e = f != 0 ? e * f : V{};  // a NaN of a pixel that is nobody's is not shown
+    if (kAdd) join<A>(to + p * dx.pixel_stride, dx.pixel_stride, count, e);
     store<A>(e, to + p * dx.pixel_stride, dx.pixel_stride, count);
   }
 }
 
 // The same at one pixel; lanes are prototypes.
-template <typename T>
+template <typename T, bool kAdd>
 INFODISENT_INLINE void grad_pixel(const Scores<T>& s, int64_t image, int64_t p,
                                   typename Wide<T>::type top, typename Wide<T>::type factor,
                                   const Target<typename Wide<T>::type>& dx) {
@@ -222,6 +232,7 @@ INFODISENT_INLINE void grad_pixel(const Scores<T>& s, int64_t image, int64_t p,
   const int64_t stride = s.x.channel_stride;
   const T* from = s.x.data + image * s.x.image_stride + p * s.x.pixel_stride;
   A* to = dx.data + image * dx.image_stride + p * dx.pixel_stride;
+  if (kAdd && factor == 0) return;
   for (int64_t m = 0; m < s.x.channels; m += kLanes) {
     const int64_t count = s.x.channels - m;
     V e = V{};
@@ -236,33 +247,47 @@ INFODISENT_INLINE void grad_pixel(const Scores<T>& s, int64_t image, int64_t p,
       exponential(e);
       e *= factor;
     }
+    if (kAdd) join<A>(to + m * dx.channel_stride, dx.channel_stride, count, e);
     store<A>(e, to + m * dx.channel_stride, dx.channel_stride, count);
   }
 }
 
+// What one image's part of the gradient is made of.
+template <typename A>
+struct Gradient {
+  const A *grad, *value;     // [M]
+  const int32_t* index;      // [M]
+  const A* top;              // [P]
+  const A *common, *factor;  // [P]: G_p, and minus G_p / (sum_p T)
+};
+
 // Rows `first` .. `last` of the gradient of one image: channels where pixels are neighbours in
 // memory, else pixels. Then what the pool itself adds, written over what is there.
-template <typename T>
+template <typename T, bool kAdd>
 INFODISENT_INLINE void grad_range(const Scores<T>& s, int64_t image, bool across, int64_t first,
-                                  int64_t last, const typename Wide<T>::type* grad,
-                                  const typename Wide<T>::type* value, const int32_t* index,
-                                  const typename Wide<T>::type* top,
-                                  const typename Wide<T>::type* common,  // [P]: G_p
-                                  const typename Wide<T>::type* factor,  // [P]
-                                  const Target<typename Wide<T>::type>& dx) {
+                                  int64_t last, const Gradient<typename Wide<T>::type>& g,
+                                  const Target<typename Wide<T>::type>& dx,
+                                  typename Wide<T>::type* before /* [M] */) {
   using A = typename Wide<T>::type;
+  const auto winner = [&](int64_t m) -> A* {
+    const int64_t p = g.index[m], row = across ? m : p;
+    if (row < first || row >= last || g.value[m] == kNone<A>) return nullptr;
+    return dx.data + image * dx.image_stride + p * dx.pixel_stride + m * dx.channel_stride;
+  };
+  if (kAdd)
+    for (int64_t m = 0; m < s.x.channels; ++m)
+      if (const A* to = winner(m)) before[m] = *to;
   for (int64_t i = first; i < last; ++i) {
     if (across)
-      grad_channel(s, image, i, top, factor, dx);
+      grad_channel<T, kAdd>(s, image, i, g.top, g.factor, dx);
     else
-      grad_pixel(s, image, i, top[i], factor[i], dx);
+      grad_pixel<T, kAdd>(s, image, i, g.top[i], g.factor[i], dx);
   }
-  for (int64_t m = 0; m < s.x.channels; ++m) {
-    const int64_t p = index[m], row = across ? m : p;
-    if (row < first || row >= last || value[m] == kNone<A>) continue;
-    dx.data[image * dx.image_stride + p * dx.pixel_stride + m * dx.channel_stride] =
-        value[m] * (grad[m] - common[p]) * s.inverse;
-  }
+  for (int64_t m = 0; m < s.x.channels; ++m)
+    if (A* to = winner(m)) {
+      *to = g.value[m] * (g.grad[m] - g.common[g.index[m]]) * s.inverse;
+      if (kAdd) *to += before[m];
+    }
 }
 
 #define RANGES(T, suffix)                                                                          \
@@ -274,10 +299,11 @@ INFODISENT_INLINE void grad_range(const Scores<T>& s, int64_t image, bool across
   }                                                                                                \
   INFODISENT_CLONES void grad_##suffix(                                                            \
       const Scores<T>& s, int64_t image, bool across, int64_t first, int64_t last,                 \
-      const Wide<T>::type* grad, const Wide<T>::type* value, const int32_t* index,                 \
-      const Wide<T>::type* top, const Wide<T>::type* common, const Wide<T>::type* factor,          \
-      const Target<Wide<T>::type>& dx) {                                                           \
-    grad_range<T>(s, image, across, first, last, grad, value, index, top, common, factor, dx);     \
+      const Gradient<Wide<T>::type>& g, const Target<Wide<T>::type>& dx, Wide<T>::type* before) {  \
+    if (before != nullptr)                                                                         \
+      grad_range<T, true>(s, image, across, first, last, g, dx, before);                           \
+    else                                                                                           \
+      grad_range<T, false>(s, image, across, first, last, g, dx, before);                          \
   }                                                                                                \
   template <>                                                                                      \
   struct Ranges<T> {                                                                               \
@@ -361,7 +387,7 @@ template <typename T>
 void softmax_pool_backward(const Scores<T>& s, const typename Wide<T>::type* grad,
                            const typename Wide<T>::type* value, const int32_t* index,
                            const typename Wide<T>::type* top, const typename Wide<T>::type* sum,
-                           const Target<typename Wide<T>::type>& dx, int threads) {
+                           const Target<typename Wide<T>::type>& dx, bool add, int threads) {
   using A = typename Wide<T>::type;
   const int64_t images = s.x.images, pixels = s.x.pixels, channels = s.x.channels;
   if (images == 0) return;
@@ -373,6 +399,7 @@ void softmax_pool_backward(const Scores<T>& s, const typename Wide<T>::type* gra
   const int team = static_cast<int>(std::min<int64_t>(std::max(threads, 1), tasks));
   prepare(dx, images, pixels, channels);
   const auto common = buffer<A>(images * pixels), factor = buffer<A>(images * pixels);
+  const auto before = buffer<A>(add ? team * channels : 0);
 #pragma omp parallel for num_threads(team) schedule(static) if (team > 1)
   for (int64_t i = 0; i < images; ++i) {
     A* own = common.get() + i * pixels;
@@ -385,9 +412,10 @@ void softmax_pool_backward(const Scores<T>& s, const typename Wide<T>::type* gra
 #pragma omp parallel for num_threads(team) schedule(dynamic) if (team > 1)
   for (int64_t t = 0; t < tasks; ++t) {
     const int64_t i = t / parts, first = std::min(rows, t % parts * step);
-    Ranges<T>::grad(s, i, across, first, std::min(rows, first + step), grad + i * channels,
-                    value + i * channels, index + i * channels, top + i * pixels,
-                    common.get() + i * pixels, factor.get() + i * pixels, dx);
+    Ranges<T>::grad(s, i, across, first, std::min(rows, first + step),
+                    {grad + i * channels, value + i * channels, index + i * channels,
+                     top + i * pixels, common.get() + i * pixels, factor.get() + i * pixels},
+                    dx, add ? before.get() + thread_number() * channels : nullptr);
   }
   (void)team;
 }
@@ -397,7 +425,7 @@ void softmax_pool_backward(const Scores<T>& s, const typename Wide<T>::type* gra
                                 Wide<T>::type*, int);                                       \
   template void softmax_pool_backward<T>(                                                   \
       const Scores<T>&, const Wide<T>::type*, const Wide<T>::type*, const int32_t*,         \
-      const Wide<T>::type*, const Wide<T>::type*, const Target<Wide<T>::type>&, int);
+      const Wide<T>::type*, const Wide<T>::type*, const Target<Wide<T>::type>&, bool, int);
 INSTANTIATE(float)
 INSTANTIATE(double)
 INSTANTIATE(BFloat16)

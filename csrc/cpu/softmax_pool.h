@@ -46,7 +46,8 @@ void prepare(const Target<A>& to, int64_t images, int64_t pixels, int64_t channe
 }
 
 // dx_mp = s_mp / T · (g_m [p is m's pixel] - G_p),   G_p = sum of g_m value_m over the m of pixel
-// p, in a scores' own units; exactly 0 at pixels that are nobody's. `dx` may be where x is.
+// p, in a scores' own units; exactly 0 at pixels that are nobody's. `dx` may be where x is. With
+// `add` it joins what is there, which is left alone at those pixels.
 template <typename T>
 void softmax_pool_backward(const Scores<T>& scores,
                            const typename Wide<T>::type* grad,   // [n, M]
@@ -54,6 +55,6 @@ void softmax_pool_backward(const Scores<T>& scores,
                            const int32_t* index,                 // [n, M]
                            const typename Wide<T>::type* top,    // [n, P]
                            const typename Wide<T>::type* sum,    // [n, P]
-                           const Target<typename Wide<T>::type>& dx, int threads);
+                           const Target<typename Wide<T>::type>& dx, bool add, int threads);
 
 }  // namespace infodisent

@@ -36,6 +36,11 @@ class CropGeometry:
         (x0, x1), (y0, y1) = (self._span(axis, box[axis], box[axis + 2]) for axis in (0, 1))
         return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
+    @classmethod
+    def identity(cls, size: tuple[int, int]) -> CropGeometry:
+        """Of a picture ``(width, height)`` that is fed to the network as it is."""
+        return cls(size, size, (0, 0), size)
+
     @property
     def window(self) -> Box:
         """The part of the photograph that the network sees."""

@@ -38,7 +38,7 @@ def served() -> Iterator[list[tuple[str, str]]]:
     def counted(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
         def method(backend: Backend, *arguments: Any, **options: Any) -> Any:
             result = plain(backend, *arguments, **options)
-            if result is not None:  # None: it has no such kernel and something else follows
+            if name != "infodisent_head" or result is not None:  # None: something else follows
                 calls.append((name, backend.name))
             return result
 

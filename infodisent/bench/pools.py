@@ -1,7 +1,8 @@
 """The pools of prototypes beside other ways to the same: the published forms, and better ones.
 
 Maps are ``[B, C, H, W]``, prototypes ``[M, C]``; all return values ``[B, M]``, those of a second
-similarity behind them, ``[B, 2·M]``. A row of `infodisent.bench.shapes.POOLS` says which.
+similarity behind them, ``[B, 2·M]``; the alignment of two maps is ``[B, P]``. A row of
+`infodisent.bench.shapes.POOLS` says which.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from infodisent.bench.shapes import POOLS, PoolSize
 from infodisent.testing import WrongResultError, check_close
 
 Function = Callable[..., Tensor]
-OPS = ("similarity_pool", "softmax_pool")
+OPS = ("similarity_pool", "softmax_pool", "softmax_alignment")
 JUDGED = 4
 """Images that are compared with float64, the first and the last among them."""
 GRADIENT = 0.05
@@ -31,12 +32,16 @@ def names(op: str) -> tuple[str, ...]:
 
 
 def inputs(size: PoolSize, batch: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
-    """Map and, where there are, prototypes; both need a gradient, as the layers below train, too.
+    """Map and, where there are, prototypes or a second map; all need a gradient, as the layers
+    below train, too.
 
     Maps of the ProtoPNet line come from a sigmoid, in [0, 1]; scores of PIP-Net are of any sign.
     """
     g = torch.Generator().manual_seed(0)
     shape = (batch, size.channels, size.height, size.width)
+    if size.op == "softmax_alignment":
+        first, second = torch.randn(2, *shape, generator=g).to(device, dtype)
+        return first.clone().requires_grad_(), second.clone().requires_grad_()
     if size.prototypes is None:
         x = torch.randn(shape, generator=g)
         return (x.to(device, dtype).requires_grad_(),)
@@ -46,6 +51,8 @@ def inputs(size: PoolSize, batch: int, dtype: torch.dtype, device: str) -> tuple
 
 def fused(module: Any, size: PoolSize) -> Function:
     """The operator of `infodisent.ops` or `infodisent.reference`."""
+    if size.op == "softmax_alignment":
+        return lambda x, y: module.softmax_alignment(x, y)  # type: ignore[no-any-return]
     if size.op == "softmax_pool":
         return lambda x: module.softmax_pool(x).value  # type: ignore[no-any-return]
 
@@ -80,7 +87,10 @@ def check(
     """
     x = arguments[0]
     some = torch.linspace(0, len(x) - 1, min(JUDGED, len(x))).long().unique().to(x.device)
-    fewer = _leaves(x[some], *arguments[1:])
+    more = arguments[1:]
+    if size.op == "softmax_alignment":  # of a second map the same images
+        more = tuple(y[some] for y in more)
+    fewer = _leaves(x[some], *more)
     wide = _leaves(*(t.double() for t in fewer))
     truth = fused(reference, size)(*wide)
     gradients = torch.autograd.grad(truth.sum(), wide)
@@ -172,10 +182,22 @@ def best_softmax(x: Tensor) -> Tensor:
     return (pixels - pixels.logsumexp(1, keepdim=True)).amax(2).exp()
 
 
+def published_alignment(x: Tensor, y: Tensor) -> Tensor:
+    """PIP-Net's: two softmaxes, their product summed over channels, and its logarithm."""
+    common = torch.softmax(x, dim=1) * torch.softmax(y, dim=1)
+    return -torch.log(common.sum(1) + 1e-12).flatten(1)
+
+
+def best_alignment(x: Tensor, y: Tensor) -> Tensor:
+    """Three log-sum-exps; no softmax is held, but the sum of the two maps is."""
+    return (x.logsumexp(1) + y.logsumexp(1) - (x + y).logsumexp(1)).flatten(1)
+
+
 _FORMS: dict[tuple[str, ...], tuple[Function, Function]] = {
     ("l2",): (published_l2, best_l2),
     ("cosine",): (published_cosine, best_cosine),
     ("dot", "cosine"): (published_both, best_both),
     ("softmax",): (published_softmax, best_softmax),
+    ("alignment",): (published_alignment, best_alignment),
 }
 """The published form and the best of plain PyTorch, by what is compared."""

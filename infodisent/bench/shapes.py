@@ -68,8 +68,9 @@ class PoolSize(NamedTuple):
 
     Attributes:
         title: method and data.
-        similarities: what is compared, one or two views of one product, or "softmax".
-        batch: images of a step; where published ones need gigabytes a map, fewer.
+        similarities: what is compared, one or two views of one product, or "softmax"; "alignment"
+            of two maps of scores.
+        batch: images of a step, or pairs; where published ones need gigabytes a map, fewer.
         prototypes: M; None where the channels themselves are the scores.
         channels, height, width: C, H and W.
     """
@@ -85,7 +86,8 @@ class PoolSize(NamedTuple):
     @property
     def op(self) -> str:
         """The operator that this is a case of."""
-        return "softmax_pool" if self.similarities == ("softmax",) else "similarity_pool"
+        others = {"softmax": "softmax_pool", "alignment": "softmax_alignment"}
+        return others.get(self.similarities[0], "similarity_pool")
 
 
 POOLS: dict[str, PoolSize] = {
@@ -96,8 +98,12 @@ POOLS: dict[str, PoolSize] = {
     "protopnet_imagenet": PoolSize("10,000 prototypes", ("l2",), 256, 10000, 128, 7, 7),
     "pipnet_small": PoolSize("PIP-Net, ConvNeXt, 16 views", ("softmax",), 16, None, 768, 26, 26),
     "pipnet_convnext": PoolSize("PIP-Net, ConvNeXt", ("softmax",), 128, None, 768, 26, 26),
+    "pipnet_alignment": PoolSize(
+        "PIP-Net's alignment, ConvNeXt, 8 pairs", ("alignment",), 8, None, 768, 26, 26
+    ),
 }
-"""Sizes of `similarity_pool` and `softmax_pool`, of the published training configurations."""
+"""Sizes of `similarity_pool`, `softmax_pool` and `softmax_alignment`, of the published training
+configurations."""
 
 CHANNELS = tuple(sorted({size.channels for size in AT_224.values()}))
 """Sizes of the rotation."""

@@ -24,16 +24,20 @@ from infodisent.cli.methods import methods
 from infodisent.cli.plan import plan
 from infodisent.cli.predict import predict
 from infodisent.cli.prototypes import prototypes
+from infodisent.cli.report import report
 from infodisent.cli.threads import settle_threads
 from infodisent.cli.tune import tune
 from infodisent.progress import console, forgiving_streams
 
 COMMANDS = (
-    demo, fit, evaluate, judge, predict, explain, prototypes, methods, plan, bench, tune, doctor
+    demo, fit, evaluate, judge, predict, explain, report, prototypes, methods, plan, bench, tune,
+    doctor,
 )  # fmt: skip
 """In the order of the help."""
 RESUMING = ("demo", "fit")
 """Commands that go on where they were stopped."""
+DIVIDED = ("fit", "evaluate", "judge", "predict", "prototypes")
+"""Commands that several processes of ``torchrun`` do together, see `infodisent.ranks`."""
 INTERRUPTED = 130  # a shell's number for a program stopped by Ctrl-C
 
 app = typer.Typer(
@@ -60,6 +64,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -69,6 +74,20 @@ def _root(
 ) -> None:
     # the docstring would replace the help text given above
     del version
+    _leave_to_one(context.invoked_subcommand)
+
+
+def _leave_to_one(command: str | None) -> None:
+    """End this process, unless it is the first, where a command is no work for several."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if command is None or command in DIVIDED or size in ("", "0", "1"):
+        return
+    if os.environ.get("RANK", "0") != "0":
+        raise typer.Exit
+    console.print(
+        f"[yellow]{command} runs in one process: of the {size} that were started the others have "
+        f"ended; several do {', '.join(DIVIDED)}"
+    )
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from infodisent.progress import bar, console
 
 DEFAULT_POOLS = ("protopnet_cub", "tesnet_cub", "st_full", "prototree_cub", "pipnet_small")
 """Sizes of the pools of prototypes; the others need some gigabytes for the published forms."""
-OF_PROTOTYPES = ("similarity_pool", "softmax_pool")
+OF_PROTOTYPES = ("similarity_pool", "softmax_pool", "softmax_alignment")
 
 
 def bench(
@@ -21,17 +21,17 @@ def bench(
         list[str] | None,
         typer.Option(
             help="What to time, several times: rotation, mx_pool, rotate_pool, infodisent_head, "
-            "training_step, similarity_pool, softmax_pool; default: rotation, rotate_pool and "
-            "infodisent_head."
+            "training_step, similarity_pool, softmax_pool, softmax_alignment; default: rotation, "
+            "rotate_pool and infodisent_head."
         ),
     ] = None,
     shape: Annotated[
         list[str] | None,
         typer.Option(
             help="Backbones whose map sizes are timed (default: three of them), or sizes of your "
-            "own: B,C,P (images, channels, pixels), C,P or CxHxW; several times. Of the two pools "
-            "of prototypes: protopnet_cub, tesnet_cub, st_full, prototree_cub, protopnet_imagenet; "
-            "pipnet_small, pipnet_convnext."
+            "own: B,C,P (images, channels, pixels), C,P or CxHxW; several times. Of the three of "
+            "prototypes: protopnet_cub, tesnet_cub, st_full, prototree_cub, protopnet_imagenet; "
+            "pipnet_small, pipnet_convnext; pipnet_alignment."
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 16,

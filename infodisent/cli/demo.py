@@ -31,6 +31,13 @@ def demo(
     epochs: EpochsOption = None,
     seed: SeedOption = 0,
     parametrization: ParametrizationOption = "exp",
+    synthetic: Annotated[
+        bool,
+        typer.Option(
+            "--synthetic",
+            help="Instead: what the metrics say of drawn scenes whose truth is known, in seconds.",
+        ),
+    ] = False,
     explain: Annotated[int, typer.Option(min=1, help="Held-out images to explain.")] = 16,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -41,7 +48,14 @@ def demo(
     extra.
 
     Example: infodisent demo --epochs 30 -o runs/demo
+
+    Example: infodisent demo --synthetic
     """
+    if synthetic:
+        if images is not None or all_images:
+            raise typer.BadParameter("--synthetic draws its own images; leave --images, --all out")
+        _judge_scenes(out, seed)
+        return
     from infodisent.data.images import scan_folder
     from infodisent.data.notices import print_notices
     from infodisent.demo import efficientnet_lite0, solar_cells
@@ -79,3 +93,49 @@ def demo(
     print_result("model", run.folder / training.MODEL)
     print_result("figures", run.folder / "figures")
     print_result("open", page)
+
+
+def _judge_scenes(out: Path, seed: int) -> None:
+    """Print, draw and write what metrics say of scenes; ends with 1 where that is not the truth."""
+    from rich.table import Table
+
+    from infodisent.evaluation.known_truth import known_truth
+    from infodisent.files import replacing, write_json
+    from infodisent.report.known_truth import known_truth_figure
+    from infodisent.report.table import check_folder
+
+    check_folder(out, "demo")
+    known = known_truth(seed=seed)
+    table = Table(title=f"{len(known.scenes.images)} scenes of known truth", title_justify="left")
+    for column in ("metric", "of"):
+        table.add_column(column)
+    for column in ("found", "must be"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    of = None
+    for row in known.rows:
+        if row.of != of:
+            table.add_section()
+            of = row.of
+        sign = "[green]✓" if row.right else "[bold red]✗"
+        table.add_row(row.measure, row.of, f"{row.value:.3f}", row.truth, sign)
+    console.print(table)
+    for key, last in known.contest.ranked.items():
+        verdict = "shifted, random and inverted explainers rank last" if last else "NOT ranked last"
+        console.print(f"{key}: {verdict}", highlight=False)
+    with replacing(out / "synthetic.png") as temporary:
+        known_truth_figure(known).savefig(temporary, dpi=120, format="png")
+    figures = {name: dict(values) for name, values in known.contest.figures.items()}
+    write_json(
+        out / "synthetic.json",
+        {
+            "rows": [
+                {"measure": r.measure, "of": r.of, "value": r.value, "low": r.low, "high": r.high}
+                for r in known.rows
+            ],
+            "explainers": figures,
+        },
+    )
+    print_result("picture", out / "synthetic.png")
+    if not known.right:
+        raise typer.Exit(1)

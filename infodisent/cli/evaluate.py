@@ -27,6 +27,11 @@ def evaluate(
 
     Example: infodisent evaluate --run runs/fit
     """
+    from infodisent import ranks
     from infodisent.training.run import evaluate_run
 
-    print_metrics(evaluate_run(run, images, module=module_from(module)))
+    ranks.start()
+    figures = evaluate_run(run, images, module=module_from(module))
+    if ranks.leads():
+        print_metrics(figures)
+    ranks.stop()

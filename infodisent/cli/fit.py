@@ -191,8 +191,14 @@ def fit(
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
     extract_batch: Annotated[int, typer.Option(min=1, help="Images per backbone pass.")] = 32,
     feature_dtype: Annotated[
-        str, typer.Option(help="Of the stored features; one of float16, bfloat16, float32.")
+        str, typer.Option(help="Of stored features; one of float16, bfloat16, float32, float8.")
     ] = "float16",
+    extract_amp: Annotated[
+        str, typer.Option(help="Precision of backbone passes; one of none, bf16, fp16.")
+    ] = "none",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Run the backbone through torch.compile.")
+    ] = False,
     device: Annotated[
         str | None,
         typer.Option(help="cpu, cuda, cuda:1 … or mps; default: cuda if present."),
@@ -329,6 +335,8 @@ def fit(
         batch_size=extract_batch,
         num_workers=workers,
         dtype=feature_dtype,
+        extract_amp=extract_amp,
+        compiled=compiled,
         probe=probe,
         view_pairs=view_pairs,
         train_backbone=train_backbone,
@@ -351,7 +359,9 @@ def fit(
         from infodisent.report.publish import report_run
 
         print_result("open", report_run(run, count=explain))
-    print_result("next", f"infodisent explain IMAGE --run {shlex.quote(str(run.folder))}")
+    folder_text = shlex.quote(str(run.folder))
+    print_result("next", f"infodisent explain IMAGE --run {folder_text}")
+    print_result("or", f"infodisent report --run {folder_text}")
     return ranks.stop()
 
 

@@ -27,9 +27,30 @@ def judge(
         int,
         typer.Option(min=0, help="Of them to attack, delete and blur, which is slow; 0: none."),
     ] = 16,
+    parts: Annotated[
+        str | None,
+        typer.Option(
+            "--parts",
+            metavar="KIND:FOLDER",
+            help="Parts and masks of the held-out images: cub, funnybirds, coco, scenes or masks.",
+        ),
+    ] = None,
+    epsilon: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--epsilon",
+            min=0,
+            help="Of the attack, in normalised pixels; several, each with its option. Default: "
+            "0.4, as published, which leaves nothing of most heads; 0.01 tells them apart.",
+        ),
+    ] = None,
     seed: SeedOption = 0,
     again: Annotated[
         bool, typer.Option("--again", help="Compute also what the run's folder has already.")
+    ] = False,
+    each: Annotated[
+        bool,
+        typer.Option("--each", help="Show runs that differ only in their seed by themselves."),
     ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG of --compare to write.")] = Path(
         "judge.png"
@@ -40,30 +61,44 @@ def judge(
     """Judge explanations: size, faithfulness, purity, stability, misalignment.
 
     Figures are means over held-out images with 95 % bootstrap intervals, and stay in judge.json of
-    the run. "random" is a control: what an explanation must be better than.
+    the run. "random" is a control: what an explanation must be better than. Runs that differ only
+    in their seed are pooled: means over seeds, intervals over seeds and images.
 
     Example: infodisent judge runs/fit
 
+    Example: infodisent judge runs/birds --parts cub:CUB_200_2011 --epsilon 0.4 --epsilon 0.01
+
     Example: infodisent judge --compare runs/infodisent runs/protopnet
     """
+    from infodisent import ranks
     from infodisent.files import replacing
     from infodisent.progress import console
     from infodisent.report.judged import comparison_figure, judge_run
 
+    ranks.start()
     architecture = module_from(module)
     names = _names(runs)
+    asked: dict[str, Any] = {"annotations": parts}
+    if epsilon:
+        asked["epsilons"] = tuple(dict.fromkeys(epsilon))
     judged: dict[str, dict[str, Any]] = {}
     for name, run in zip(names, runs, strict=True):
-        judged[name] = judge_run(
+        known = judged[name] = judge_run(
             run, images=images, pictures=pictures, seed=seed, again=again,
-            images_root=images_root, module=architecture,
+            images_root=images_root, module=architecture, **asked,
         )  # fmt: skip
-        if not compare:
-            console.print(_title(name, judged[name]), markup=False, highlight=False, soft_wrap=True)
-            console.print(_table(judged[name]))
-            _print_notes(judged[name])
+        if not compare and ranks.leads():
+            _print_run(name, known)
             print_result("stored", run / "judge.json")
-    if compare:
+    leads = ranks.leads()
+    merged = judged
+    if leads and not each:
+        merged = _pooled(judged, dict(zip(names, runs, strict=True)), seed)
+    for name in merged if leads and not compare else ():
+        if name not in judged:
+            _print_run(name, merged[name])
+    if leads and compare:
+        judged = merged
         for name, known in judged.items():
             console.print(_title(name, known), markup=False, highlight=False, soft_wrap=True)
         console.print(_side_by_side(judged))
@@ -72,6 +107,40 @@ def judge(
         with replacing(out) as temporary:
             comparison_figure(judged).savefig(temporary, dpi=150, format="png")
         print_result("picture", out)
+    ranks.stop()
+
+
+def _print_run(name: str, known: dict[str, Any]) -> None:
+    from infodisent.progress import console
+
+    console.print(_title(name, known), markup=False, highlight=False, soft_wrap=True)
+    console.print(_table(known))
+    _print_notes(known)
+
+
+def _pooled(
+    judged: dict[str, dict[str, Any]], runs: dict[str, Path], seed: int
+) -> dict[str, dict[str, Any]]:
+    """Runs of one method with several seeds as one, and said so; the others as they are."""
+    from infodisent.progress import console
+    from infodisent.report.pooled import pooled, read_images, seed_groups
+
+    result = {}
+    for names in seed_groups(judged):
+        if len(names) == 1:
+            result[names[0]] = judged[names[0]]
+            continue
+        known = [judged[name] for name in names]
+        images = [read_images(runs[name], judged[name]) for name in names]
+        made = pooled(known, images, seed)
+        seeds = ", ".join(str(one) for one in made["run_seed"])
+        console.print(
+            f"pooled: {', '.join(names)} differ only in their seed ({seeds}); means are over "
+            "seeds, intervals over seeds and images (--each shows them by themselves)",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        result[f"{names[0]} … {len(names)} seeds"] = made
+    return result
 
 
 def _names(runs: list[Path]) -> list[str]:
@@ -94,7 +163,8 @@ def _title(name: str, known: dict[str, Any]) -> str:
     count = known["judged_images"]
     text = f"{name}: {known['title']} on {known.get('backbone', 'a backbone')}, "
     text += f"{count['held out']} held-out images"
-    return text + (f", {count['pictures']} of them changed" if count["pictures"] else "")
+    text += f", {count['pictures']} of them changed" if count["pictures"] else ""
+    return text + (f", {count['annotated']} annotated" if count.get("annotated") else "")
 
 
 def _label(key: tuple[str, str]) -> str:

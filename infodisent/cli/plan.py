@@ -46,7 +46,7 @@ def plan(
         bool, typer.Option(help="Also what `fit` trains for comparison: probe, ablations.")
     ] = True,
     feature_dtype: Annotated[
-        str, typer.Option(help="Of the stored features; one of float16, bfloat16, float32.")
+        str, typer.Option(help="Of the stored features; one of float16, bfloat16, float32, float8.")
     ] = "float16",
     rate: Annotated[
         list[str] | None,
@@ -71,7 +71,7 @@ def plan(
     Example: infodisent plan --images 1281167 -b resnet50 --gpus 8 --workers 12
     """
     from infodisent.classifier import attach
-    from infodisent.data.shards import DTYPES
+    from infodisent.data.encoding import DTYPES
     from infodisent.devices import pick_device
     from infodisent.training.calibration import measure_rates
     from infodisent.training.plan import Job

@@ -46,6 +46,7 @@ def predict(
     In folders that are called as the model's classes the true class is known, and the accuracy is
     printed. Example: infodisent predict photos/ --run runs/fit -o table.csv
     """
+    from infodisent import ranks
     from infodisent.explanations.predictions import accuracy_of, predict_images
     from infodisent.report.notices import say
     from infodisent.report.sources import find_sources
@@ -55,6 +56,7 @@ def predict(
     to_file = out not in (None, "-")
     if to_file:
         check_table_path(str(out))
+    ranks.start()
     # a table in a pipe must have nothing else in it
     piped = out == "-" or (out is None and not sys.stdout.isatty())
     opened, _, _ = open_run(run, module=module_from(module))
@@ -75,6 +77,10 @@ def predict(
         num_workers=workers,
         progress=not piped,
     )
+    leads = ranks.leads()
+    ranks.stop()
+    if not leads:  # of several processes the leading one writes and speaks
+        return
     failures = [p.error for p in predictions if p.error]
     if len(failures) == len(predictions):
         raise ValueError(f"predict: no image can be read: {'; '.join(failures[:3])}")

@@ -30,9 +30,13 @@ def prototypes(
 
     Example: infodisent prototypes --run runs/fit --channels 3,17,200 -k 8
     """
+    from infodisent import ranks
     from infodisent.report.publish import draw_prototypes
 
+    ranks.start()
     picture = draw_prototypes(
         run, channels, keep, out, images_root=images_root, module=module_from(module)
     )
-    print_result("picture", picture)
+    if ranks.leads():
+        print_result("picture", picture)
+    ranks.stop()

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,19 @@ from torch.utils.data import Dataset
 from infodisent import ranks
 from infodisent.backbones.backbone import Backbone, HasBackbone, backbone_of
 from infodisent.backbones.preprocess import transform_config, transform_from
+from infodisent.checks import check_choice
+from infodisent.data.encoding import DTYPES
 from infodisent.data.fingerprints import is_by_content, listing, listing_by_path
-from infodisent.data.images import ImageDataset, ImageItem, ImageSet, Sample, as_image_set
+from infodisent.data.images import ImageDataset, ImageSet, Sample, as_image_set
 from infodisent.data.notices import print_notes
-from infodisent.data.shards import DTYPES, ShardWriter
+from infodisent.data.shards import Pass, ShardWriter
 from infodisent.data.store import MANIFEST, FeatureStore, read_shard, shard_count, shard_path
 from infodisent.files import read_json, size_text, write_json
 from infodisent.progress import bar, console
 
 FORMAT = 1
+AUTOCAST = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Names of what a backbone's products may be computed in."""
 _WORTH_SAYING = 10**8
 """Bytes of features from which on their size is said: 100 MB."""
 
@@ -45,6 +48,8 @@ def extract(
     shard_size: int = 512,
     dtype: str = "float16",
     device: torch.device | str | None = None,
+    amp: str = "none",
+    compiled: bool = False,
     overwrite: bool = False,
     progress: bool = True,
 ) -> FeatureStore:
@@ -58,8 +63,15 @@ def extract(
         batch_size: images per forward pass.
         num_workers: decoding processes; 0 decodes in this one.
         shard_size: images per file.
-        dtype: of the stored maps: "float16", "bfloat16" or "float32".
+        dtype: of the stored maps: "float16", "bfloat16", "float32", or "float8", e4m3 numbers with
+            a scale an image (`infodisent.data.encoding`), which is half of the disk and of the
+            reading.
         device: where the backbone runs; default: where its parameters are.
+        amp: what the backbone's products are computed in: "none", the dtype of its weights; "bf16"
+            or "fp16" (`torch.autocast`), which GPUs do several times as fast. Part of what a store
+            was made from.
+        compiled: run the backbone through `torch.compile`, which takes a minute before it is
+            faster; the maps are the same up to the order of sums.
         overwrite: replace a store made from other weights, images or options.
         progress: show a progress bar.
 
@@ -75,8 +87,8 @@ def extract(
     """
     with ranks.leader_first():  # of images in memory it writes a list
         images = as_image_set(images, out, overwrite=overwrite, progress=progress)
-    if dtype not in DTYPES:
-        raise ValueError(f"extract: dtype is {dtype!r}, allowed are {', '.join(DTYPES)}")
+    check_choice("extract", "dtype", dtype, tuple(DTYPES))
+    check_choice("extract", "amp", amp, tuple(AUTOCAST))
     for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
         if value < 1:
             raise ValueError(f"extract: {name} is {value}, must be >= 1")
@@ -85,7 +97,9 @@ def extract(
     backbone, folder = backbone_of(model), Path(out)
     transform = transform_config(backbone)
     to_input = transform_from(transform)  # before anything is written
-    meta = manifest(backbone, describe(backbone, images, transform, dtype, folder), transform) | {
+    made_from = describe(backbone, images, transform, dtype, folder)
+    made_from |= {} if amp == "none" else {"amp": amp}
+    meta = manifest(backbone, made_from, transform) | {
         "original": {
             "trained": backbone.trained,
             "class_names": None if backbone.class_names is None else list(backbone.class_names),
@@ -99,19 +113,17 @@ def extract(
     with ranks.leader_first():
         prepare(folder, meta, images, overwrite and ranks.leads())
 
-    def dataset(items: Sequence[ImageItem], first: int) -> Dataset[Sample]:
-        return ImageDataset([item.path for item in items], to_input, transform)
-
     notes = write_shards(
         backbone,
         folder,
         meta,
-        dataset,
+        ImageDataset([item.path for item in images.items], to_input, transform),
         dtype,
         label="extract features",
         batch_size=batch_size,
         num_workers=num_workers,
         device=device,
+        run=Pass(torch.compile(backbone.raw) if compiled else None, AUTOCAST[amp]),
         progress=progress,
     )
     if progress:
@@ -147,7 +159,7 @@ def write_shards(
     backbone: Backbone,
     folder: Path,
     meta: dict[str, Any],
-    dataset: Callable[[Sequence[ImageItem], int], Dataset[Sample]],
+    dataset: Dataset[Sample],
     dtype: str,
     *,
     label: str,
@@ -155,12 +167,16 @@ def write_shards(
     num_workers: int,
     device: torch.device | str | None,
     progress: bool,
+    run: Pass,
 ) -> Counter[str]:
-    """Write the shards that are missing; returns what was done to the images, by kind."""
-    items, shard_size = [ImageItem(*item) for item in meta["items"]], meta["shard_size"]
+    """Write the shards that are missing; returns what was done to the images, by kind.
+
+    `dataset`: all images, in the order of the manifest's items.
+    """
+    count, shard_size = len(meta["items"]), meta["shard_size"]
     shards = {
-        number: items[number * shard_size : (number + 1) * shard_size]
-        for number in range(shard_count(len(items), shard_size))
+        number: range(count)[number * shard_size : (number + 1) * shard_size]
+        for number in range(shard_count(count, shard_size))
     }
     # everybody's list is the leader's: while one looks, another writes already
     missing = ranks.told([n for n in shards if not _is_complete(shard_path(folder, n), meta)])
@@ -168,7 +184,7 @@ def write_shards(
     if missing:
         _check_room(folder, meta, dtype, left, progress)
     missing = list(ranks.share(missing))
-    done = len(items) - left
+    done = count - left
     left = sum(len(shards[number]) for number in missing)
     if missing:
         target = torch.device(device) if device is not None else _device_of(backbone)
@@ -195,9 +211,10 @@ def write_shards(
             num_workers,
             advance,
             original=bool(meta["spec"]["original_num_classes"]),
+            run=run,
         )
-        for number in missing:
-            writer.write(number, shards[number])
+        if missing:
+            writer.write({number: shards[number] for number in missing})
     return sum(ranks.everyones(writer.notes), start=Counter())  # waits for the others' shards
 
 
@@ -278,7 +295,7 @@ def _differences(old: Any, meta: dict[str, Any], images: ImageSet | None) -> lis
         now = dict(meta["made_from"])
         if images is not None and not is_by_content(str(then.get("images"))):
             now["images"] = listing_by_path(images)
-        differing += [k for k, v in now.items() if then.get(k) != v]
+        differing += [k for k in {**now, **then} if then.get(k) != now.get(k)]
     return differing
 
 

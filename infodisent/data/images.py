@@ -66,7 +66,7 @@ class ImageDataset(Dataset[Sample]):
     """Decoded and transformed images; one that cannot be read yields its error message instead.
 
     Args:
-        paths: the images.
+        paths: the images, as `load_picture` takes them.
         transform: RGB picture to tensor.
         config: of the transform, which also says how files are read; what its crop cuts away is
             noted.
@@ -74,7 +74,7 @@ class ImageDataset(Dataset[Sample]):
 
     def __init__(
         self,
-        paths: Sequence[str],
+        paths: Sequence[ImageSource],
         transform: Callable[[Image.Image], Any],
         config: Mapping[str, Any] | None = None,
     ) -> None:

@@ -332,7 +332,8 @@ def _channels_last(tensor: Tensor, intensity_range: Range | None) -> NDArray[Any
         if not in_unit(low, high) and low == low:  # NaN is refused by its own name later
             raise ValueError(
                 f"its values are {low:g} … {high:g}, expected [0, 1] or uint8: it looks "
-                "normalised, which the model's transform does: pass it as it was before"
+                "normalised, which the model's transform does: pass it as it was before, or to "
+                "explain with ready=True"
             )
     tensor = tensor.detach().cpu()
     tensor = tensor.float() if tensor.is_floating_point() else tensor

@@ -17,13 +17,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from infodisent.data.encoding import computed_dtype, decode
 from infodisent.data.prefetch import prefetched
 from infodisent.data.rows import locate
+from infodisent.data.transfer import Staged, staging, transferred
 
 GAP = 1 << 20
 """Bytes between two wanted rows of a file that a disk reads along sooner than it skips them."""
+CPU = torch.device("cpu")
 AHEAD = 2
 """Batches that are ready before they are asked for."""
+AT_ONCE = 64
+"""Rows of a batch where all rows are wanted, in their order."""
 
 
 class ShardFiles:
@@ -35,6 +40,7 @@ class ShardFiles:
         shape: ``(P, C)``.
         dtype: of the stored maps.
         threads: that read one batch.
+        scale: of float8 maps, every row's, ``[N]`` float32.
     """
 
     def __init__(
@@ -44,10 +50,12 @@ class ShardFiles:
         shape: tuple[int, int],
         dtype: torch.dtype,
         threads: int = 4,
+        *,
+        scale: Tensor | None = None,
     ) -> None:
         self.shape, self.dtype, self.starts = shape, dtype, starts
         self.row_bytes = shape[0] * shape[1] * dtype.itemsize
-        self._paths, self._threads = list(paths), threads
+        self._paths, self.threads, self._scale = list(paths), threads, scale
         self._first: dict[int, int] = {}  # byte of a shard's file where its rows begin
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="infodisent-read")
 
@@ -70,13 +78,26 @@ class ShardFiles:
         for shard, here, within in locate(positions, self.starts):
             rows = sorted(zip(within.tolist(), here.tolist(), strict=True))
             wanted += [(shard, row, place) for row, place in rows]
-        share = -(-len(wanted) // self._threads)
+        share = -(-len(wanted) // self.threads)
         jobs = [
             self._pool.submit(self._read, wanted[at : at + share], room)
             for at in range(0, len(wanted), share)
         ]
         for job in jobs:
             job.result()
+
+    def decoded(
+        self,
+        raw: Tensor,  # [n, P, C] of `dtype`, on any device
+        positions: Tensor,  # [n] int64
+    ) -> Tensor:
+        """The maps that rows read at `positions` stand for: bfloat16 of float8, others as they are.
+
+        On the device of `raw`, so that a GPU is sent a byte a number.
+        """
+        if self._scale is None:
+            return raw
+        return decode(raw, self._scale[positions], computed_dtype(self.dtype))
 
     def expect(
         self,
@@ -130,10 +151,11 @@ def read_ahead(
     device: torch.device,
     window: int = 0,
 ) -> Iterator[Tensor]:
-    """The maps of one batch after the other, ``[n_i, P, C]`` as stored, on `device`.
+    """The maps of one batch after the other, ``[n_i, P, C]``, on `device`.
 
-    A thread reads while the caller computes; to a GPU the copies go from pinned memory and are not
-    waited for.
+    A thread reads while the caller computes; to a GPU the copies go from pinned memory, beside what
+    it computes, see `infodisent.data.transfer`. Float8 maps arrive as bfloat16, see
+    `ShardFiles.decoded`, others as they are stored.
 
     Args:
         files: of the store.
@@ -142,22 +164,30 @@ def read_ahead(
         window: batches whose maps lie close together, see `block_order`: the system is told of a
             whole window ahead. 0 tells of a few batches.
     """
-    pinned = device.type == "cuda"
+    yield from transferred(staged_rows(files, batches, device, window), device, files.decoded)
+
+
+def staged_rows(
+    files: ShardFiles,
+    batches: Sequence[Tensor],  # [n_i] int64 each
+    device: torch.device,
+    window: int = 0,
+) -> Iterator[Staged]:
+    """The rows of one batch after the other as stored, read ahead into buffers for `device`."""
     step = window or 2 * AHEAD
 
-    def read() -> Iterator[Tensor]:
+    def read() -> Iterator[Staged]:
         for number, positions in enumerate(batches):
             if number % step == 0:  # the window behind this one; at the start this one, too
                 begin = 0 if number == 0 else number + step
                 soon = batches[begin : number + 2 * step]
                 if soon:
                     files.expect(torch.cat(list(soon)))
-            maps = torch.empty(len(positions), *files.shape, dtype=files.dtype, pin_memory=pinned)
-            files.read(positions, maps)
-            yield maps
+            rows = staging(len(positions), files.shape, files.dtype, device)
+            files.read(positions, rows)
+            yield rows, positions
 
-    for maps in prefetched(read(), AHEAD):
-        yield maps.to(device, non_blocking=pinned)
+    yield from prefetched(read(), AHEAD)
 
 
 def block_order(

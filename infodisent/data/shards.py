@@ -6,11 +6,13 @@ interrupted, as ``shard-00000.part-0000.safetensors`` …; the finished shard re
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from infodisent.backbones.backbone import Backbone
-from infodisent.data.images import ImageItem, Sample, collate
+from infodisent.data.encoding import DTYPES, encode, is_encoded
+from infodisent.data.images import Sample, collate
 from infodisent.data.prefetch import prefetched
 from infodisent.data.store import read_rows, shard_path
 from infodisent.files import write_tensors
 from infodisent.layout import to_bpc
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 FLUSH = 10.0
 """Seconds between two parts."""
 CACHED = 8
@@ -39,13 +41,14 @@ class Rows:
 
     Attributes:
         seen: how many images; they are either kept or failed.
-        maps: ``[n, P, C]`` each, in the stored dtype; logits: ``[n, K']`` float32, where there are
-            any.
+        maps: ``[n, P, C]`` each, in the stored dtype; scales: ``[n]`` each, of float8 maps;
+            logits: ``[n, K']`` float32, where there are any.
         kept, failed: numbers of the images in the whole set, and the reasons.
     """
 
     seen: int = 0
     maps: list[Tensor] = field(default_factory=list)
+    scales: list[Tensor] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
     failed: list[tuple[int, str]] = field(default_factory=list)
@@ -54,6 +57,7 @@ class Rows:
         """Append the rows of the images that come next."""
         self.seen += other.seen
         self.maps += other.maps
+        self.scales += other.scales
         self.logits += other.logits
         self.kept += other.kept
         self.failed += other.failed
@@ -70,10 +74,40 @@ class Rows:
             "features": torch.cat(self.maps) if self.maps else empty,
             "item": torch.tensor(self.kept, dtype=torch.int64),
         }
+        if is_encoded(dtype):
+            tensors["scale"] = torch.cat(self.scales) if self.scales else torch.empty(0)
         if self.logits:
             logits = torch.cat(self.logits)
             tensors["original_logits"] = _half_if_it_fits(logits) if half else logits
         return tensors
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How a backbone is run over images.
+
+    Attributes:
+        raw: what takes the place of its `Backbone.raw`, such as the same compiled; None for itself.
+        autocast: dtype of its products (`torch.autocast`); None for that of its weights.
+    """
+
+    raw: Callable[[Tensor], Tensor] | None = None
+    autocast: torch.dtype | None = None
+
+    def __call__(
+        self,
+        backbone: Backbone,
+        batch: Tensor,  # [n, C, H, W]
+        original: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The map in the backbone's layout; the original head's logits where they are asked for and
+        there is one.
+        """
+        half = self.autocast is not None
+        with torch.autocast(batch.device.type, self.autocast, enabled=half):
+            raw = (self.raw or backbone.raw)(batch)
+            logits = backbone.classify(raw) if original and backbone.num_classes else None
+            return backbone.to_map(raw), logits
 
 
 @dataclass(frozen=True)
@@ -84,43 +118,53 @@ class ShardWriter:
         folder: of the store.
         meta: what its ``store.json`` says.
         backbone: on its device, in evaluation mode.
-        dataset: the images of some items, the first of which has this number in the whole set, as
-            `collate` takes them.
+        dataset: all images, as `collate` takes them, by their number.
         dtype: of the stored maps, a key of `DTYPES`.
         batch_size, num_workers: of the loader.
         advance: told after every batch how many images were seen and how many of them skipped.
         original: whether the original head's logits are kept too, where it has one.
+        run: how the backbone is run.
         notes: what was done to the images read so far, by kind, with the number of images.
     """
 
     folder: Path
     meta: Mapping[str, Any]
     backbone: Backbone
-    dataset: Callable[[Sequence[ImageItem], int], Dataset[Sample]]
+    dataset: Dataset[Sample]
     dtype: str
     batch_size: int
     num_workers: int
     advance: Callable[[int, int], None]
     original: bool = True
+    run: Pass = Pass()
     notes: Counter[str] = field(default_factory=Counter)
 
     def write(
         self,
-        number: int,
-        items: Sequence[ImageItem],
+        shards: Mapping[int, range],
     ) -> None:
-        """Write shard `number`, whose images are `items`; goes on after the parts that are there.
+        """Write shards, by number, of these images each; goes on after the parts that are there.
+
+        One loader reads the images of all of them, so that its processes start once and decode on
+        while a shard is written.
 
         Raises:
             OSError: no room or no right to write; what was computed before is kept.
             ValueError: a feature is not finite, or does not fit the dtype.
         """
-        first, pixels, channels = (
-            number * self.meta["shard_size"],
-            self.meta["pixels"],
-            self.meta["channels"],
-        )
-        rows, parts = self._read_parts(number)
+        begun = {number: self._read_parts(number) for number in shards}
+        parts = {
+            number: list(_divided(images[begun[number][0].seen :], self.batch_size))
+            for number, images in shards.items()
+        }
+        batches = self._batches([batch for number in shards for batch in parts[number]])
+        with contextlib.closing(batches):
+            for number in shards:
+                self._write(number, *begun.pop(number), islice(batches, len(parts[number])))
+
+    def _write(self, number: int, rows: Rows, parts: list[Path], batches: Iterator[Rows]) -> None:
+        """Write one shard: `rows`, which stand in `parts`, and what `batches` make of the rest."""
+        pixels, channels = self.meta["pixels"], self.meta["channels"]
         if rows.seen:
             self.advance(rows.seen, len(rows.failed))
         fresh, flushed = Rows(), time.monotonic()
@@ -134,7 +178,7 @@ class ShardWriter:
             fresh, flushed = Rows(), time.monotonic()
 
         try:
-            for batch in self._batches(items[rows.seen :], first + rows.seen):
+            for batch in batches:
                 fresh.extend(batch)
                 self.advance(batch.seen, len(batch.failed))
                 if time.monotonic() - flushed > FLUSH:
@@ -147,31 +191,31 @@ class ShardWriter:
         for part in parts:
             part.unlink(missing_ok=True)
 
-    def _batches(self, items: Sequence[ImageItem], first: int) -> Any:
-        """Rows of one batch after the other; `first` is the number of the first image."""
+    def _batches(self, batches: Sequence[range]) -> Generator[Rows, None, None]:
+        """The rows of batches of images, given by their numbers, one after the other."""
         weight = next(self.backbone.parameters())
-        loader = DataLoader(
-            self.dataset(items, first),
-            self.batch_size,
+        loader: Any = DataLoader(
+            self.dataset,
+            batch_sampler=[list(batch) for batch in batches],
             num_workers=self.num_workers,
             collate_fn=collate,
+            pin_memory=weight.device.type == "cuda",
         )
         # worker processes read ahead by themselves
         for good, batch, bad, notes in loader if self.num_workers else prefetched(loader):
             self.notes.update(notes)
-            rows = Rows(
-                seen=len(good) + len(bad),
-                kept=[first + i for i in good],
-                failed=[(first + i, why) for i, why in bad],
-            )
+            rows = Rows(len(good) + len(bad), kept=good, failed=bad)
             if batch is not None:
-                batch = batch.to(weight.device, weight.dtype, memory_format=torch.channels_last)
+                batch = batch.to(weight.device, weight.dtype, non_blocking=True)
+                batch = batch.contiguous(memory_format=torch.channels_last)
                 # a few images at a time stay in a CPU's caches from one layer to the next
                 for images in batch.split(CACHED if weight.device.type == "cpu" else len(batch)):
-                    maps, logits = _forward(
-                        self.backbone, images, DTYPES[self.dtype], self.original
+                    maps, scale, logits = _forward(
+                        self.backbone, images, DTYPES[self.dtype], self.original, self.run
                     )
                     rows.maps.append(maps)
+                    if scale is not None:
+                        rows.scales.append(scale)
                     if logits is not None:
                         rows.logits.append(logits)
             yield rows
@@ -203,10 +247,11 @@ class ShardWriter:
                     break
             except (ValueError, KeyError):
                 break
-            logits = tensors.get("original_logits")
+            logits, scale = tensors.get("original_logits"), tensors.get("scale")
             part = Rows(
                 seen=written["seen"],
                 maps=[tensors["features"]] if len(tensors["features"]) else [],
+                scales=[] if scale is None else [scale],
                 logits=[] if logits is None else [logits],
                 kept=tensors["item"].tolist(),
                 failed=[(i, why) for i, why in written["skipped"]],
@@ -214,6 +259,11 @@ class ShardWriter:
             rows.extend(part)
             parts.append(path)
         return rows, parts
+
+
+def _divided(images: range, size: int) -> Iterator[range]:
+    """The numbers in stretches of `size`."""
+    return (images[at : at + size] for at in range(0, len(images), size))
 
 
 def _part_path(folder: Path, number: int, part: int) -> Path:
@@ -226,20 +276,26 @@ def _forward(
     batch: Tensor,  # [n, C, H, W]
     dtype: torch.dtype,
     original: bool = True,
-) -> tuple[Tensor, Tensor | None]:
-    """Maps [n, P, C] in the stored dtype and the original head's logits [n, K'] float32, if any."""
-    raw = backbone.raw(batch)
-    features = to_bpc(backbone.to_map(raw), backbone.input_fmt, backbone.num_prefix_tokens)
-    stored = features.to(dtype)
-    if not torch.isfinite(stored).all():
+    run: Pass = Pass(),
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Maps [n, P, C] in the stored dtype, their scales [n] where it is float8, and the original
+    head's logits [n, K'] float32, if any.
+    """
+    mapped, logits = run(backbone, batch, original)
+    features = to_bpc(mapped, backbone.input_fmt, backbone.num_prefix_tokens)
+    stored, scale = encode(features) if is_encoded(dtype) else (features.to(dtype), None)
+    if not torch.isfinite(stored if scale is None else features).all():
         if torch.isfinite(features).all():
             raise ValueError(
                 f"extract: a feature of {features.abs().max():.3g} does not fit "
                 f"{str(dtype).removeprefix('torch.')}; store the maps as float32 or bfloat16"
             )
         raise ValueError("extract: the backbone returned NaN or Inf; check its weights")
-    logits = backbone.classify(raw) if original and backbone.num_classes else None
-    return stored.cpu().contiguous(), None if logits is None else logits.float().cpu()
+    return (
+        stored.cpu().contiguous(),
+        None if scale is None else scale.cpu(),
+        None if logits is None else logits.float().cpu(),
+    )
 
 
 def _half_if_it_fits(

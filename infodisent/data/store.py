@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infodisent.data.encoding import computed_dtype, decode, is_encoded
 from infodisent.data.images import ImageItem
-from infodisent.data.reader import ShardFiles
+from infodisent.data.reader import AT_ONCE, CPU, ShardFiles, read_ahead
+from infodisent.data.residence import ResidentRows, resident
 from infodisent.data.rows import ShardedRows, empty_rows, locate
 from infodisent.files import read_json, read_tensors, reading
 
@@ -39,12 +41,18 @@ class FeatureStore:
             reads the rows at the positions ``i`` as float32, the whole is never in memory.
         skipped: ``(path, reason)`` of the images that could not be read.
         channels, pixels, grid: C, P and ``(H, W)`` with ``H·W = P``.
+        dtype: that maps are given in unless another is asked for: as they are stored, or of float8
+            bfloat16, which holds the same numbers.
         meta: everything else that ``store.json`` says (backbone, transform, fingerprint …).
 
     Raises:
         FileNotFoundError: no store there.
         ValueError: the store is incomplete or damaged; the message names the file.
     """
+
+    _scale: Tensor | None = None  # of every image, where maps are float8, [N] float32
+    _files: ShardFiles | None = None
+    _resident: ResidentRows | None = None
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -63,12 +71,15 @@ class FeatureStore:
         self.grid: tuple[int, int] = tuple(self.meta["grid"])
         self.skipped: list[tuple[str, str]] = []
         self._shards: list[Tensor] = []
+        scales: list[Tensor] = []
         kept: list[Tensor] = []
         logits: list[Tensor] = []
         for number in range(shard_count(len(items), self.meta["shard_size"])):
             tensors, skipped = read_shard(shard_path(self.path, number), self.meta)
             self._shards.append(tensors["features"])
             kept.append(tensors["item"])
+            if is_encoded(tensors["features"].dtype):
+                scales.append(tensors["scale"])
             if "original_logits" in tensors:
                 logits.append(tensors["original_logits"])
             self.skipped += [(items[i].path, reason) for i, reason in skipped]
@@ -78,6 +89,7 @@ class FeatureStore:
         self.splits = [item.split for item in order]
         self.groups = [item.group for item in order]
         self.original_logits = ShardedRows(logits) if logits else None
+        self._scale = torch.cat(scales) if scales else None
         self._starts = torch.tensor([0] + [len(s) for s in self._shards]).cumsum(0)
 
     def __len__(self) -> int:
@@ -92,16 +104,57 @@ class FeatureStore:
         indices: Tensor,  # [n] int64
         dtype: torch.dtype | None = torch.float32,
     ) -> Tensor:
-        """The maps at `indices`, channels last: ``[n, P, C]``; with `dtype` None as they are kept.
+        """The maps at `indices`, channels last: ``[n, P, C]``; with `dtype` None in the store's.
 
         Raises:
             IndexError: an index outside 0 … N-1.
         """
-        stored = self._shards[0].dtype if self._shards else torch.float32
-        maps = torch.empty(len(indices), self.pixels, self.channels, dtype=stored)
+        maps = torch.empty(len(indices), self.pixels, self.channels, dtype=self._stored)
         for shard, here, within in locate(indices, self._starts):
             maps[here] = self._shards[shard][within]
-        return maps.to(dtype or stored)  # once, and after half as many bytes have been moved
+        if self._scale is not None:
+            return decode(maps, self._scale[indices], dtype or self.dtype)
+        return maps.to(dtype or self.dtype)  # once, and after half as many bytes have been moved
+
+    @property
+    def _stored(self) -> torch.dtype:
+        """What the files hold."""
+        return self._shards[0].dtype if self._shards else torch.float32
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See the class."""
+        return computed_dtype(self._stored)
+
+    def read(
+        self,
+        batches: Sequence[Tensor],  # [n_i] int64 each
+        device: torch.device = CPU,
+        window: int = 0,
+    ) -> Iterator[Tensor]:
+        """The maps of one batch after the other, ``[n_i, P, C]`` in `dtype`, on `device`.
+
+        Where they lie in files a thread reads ahead of the caller, see `read_ahead`, also for
+        `window`; where `keep_on` has brought them to the device, from there.
+        """
+        if self._resident is not None and self._resident.device == device:
+            return self._resident.read(batches)
+        files = self.files_of_maps()
+        if files is None:  # in memory
+            return (self.gather(positions, dtype=None).to(device) for positions in batches)
+        return read_ahead(files, batches, device, window)
+
+    def keep_on(self, device: torch.device) -> bool:
+        """Bring all maps to a GPU, for `read`, where they take less than half of its free memory.
+
+        Returns:
+            Whether they are there.
+        """
+        if device.type != "cuda":
+            return False
+        if self._resident is None or self._resident.device != device:
+            self._resident = resident(self.files_of_maps(), device)
+        return self._resident is not None
 
     def batches(
         self,
@@ -110,29 +163,38 @@ class FeatureStore:
         *,
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = torch.float32,
+        device: torch.device = CPU,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield ``(maps [n, P, C], labels [n], indices [n])``; shuffled if a generator is given."""
+        """Yield ``(maps [n, P, C], labels [n], indices [n])``; shuffled if a generator is given.
+
+        The maps are on `device` and of `dtype`, with None of the store's, and read ahead.
+        """
         if generator is not None:
             indices = indices[torch.randperm(len(indices), generator=generator)]
-        for part in indices.split(batch_size):
-            yield self.gather(part, dtype), self.labels[part], part
+        parts = indices.split(batch_size)
+        for maps, part in zip(self.read(parts, device), parts, strict=True):
+            yield maps.to(dtype or maps.dtype), self.labels[part], part
 
     @property
     def image_bytes(self) -> int:
         """Bytes of one image's maps as they are stored."""
-        itemsize = self._shards[0].dtype.itemsize if self._shards else 4
-        return int(self.pixels * self.channels * itemsize)
+        return int(self.pixels * self.channels * self._stored.itemsize)
 
     def files_of_maps(self, threads: int = 4) -> ShardFiles | None:
         """What reads the maps from their files, for `infodisent.data.reader.read_ahead`.
 
-        None where they are in no files.
+        The same for every call with as many threads; the files are looked for once. None where the
+        maps are in no files.
         """
-        paths = [shard_path(self.path, number) for number in range(len(self._shards))]
-        if not paths or not all(path.is_file() for path in paths):
-            return None
-        shape, dtype = (self.pixels, self.channels), self._shards[0].dtype
-        return ShardFiles(paths, self._starts, shape, dtype, threads)
+        if self._files is None or self._files.threads != threads:
+            paths = [shard_path(self.path, number) for number in range(len(self._shards))]
+            if not paths or not all(path.is_file() for path in paths):
+                return None
+            shape = (self.pixels, self.channels)
+            self._files = ShardFiles(
+                paths, self._starts, shape, self._stored, threads, scale=self._scale
+            )
+        return self._files
 
     def average(self) -> Tensor:
         """The average-pooled features of every image, ``[N, C]`` float32, for linear probes.
@@ -141,10 +203,9 @@ class FeatureStore:
         """
         rows = empty_rows(len(self), self.channels, self.path)
         at = 0
-        for shard in self._shards:
-            for maps in shard.split(64):
-                rows[at : at + len(maps)] = maps.float().mean(1)
-                at += len(maps)
+        for maps in self.read(torch.arange(len(self)).split(AT_ONCE)):
+            rows[at : at + len(maps)] = maps.float().mean(1)
+            at += len(maps)
         return rows
 
 
@@ -176,6 +237,8 @@ def read_rows(path: Path, meta: Mapping[str, Any]) -> tuple[dict[str, Tensor], d
         if written["made_from"] != meta["made_from"] or shape != (meta["pixels"], meta["channels"]):
             raise ValueError(f"{path} belongs to features of something else")
         written["skipped"], tensors["item"]  # a KeyError is a damaged file
+        if is_encoded(tensors["features"].dtype):
+            tensors["scale"]
         return tensors, written
 
 

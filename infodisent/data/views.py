@@ -11,13 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from infodisent import ranks
 from infodisent.backbones.backbone import Backbone, HasBackbone, backbone_of
 from infodisent.data.augmentation import VIEWS, Augmentation, Augmenter, Copy, CopyDataset
-from infodisent.data.extraction import manifest, prepare, weights_digest, write_shards
-from infodisent.data.images import ImageItem, Sample
+from infodisent.data.extraction import (
+    AUTOCAST,
+    manifest,
+    prepare,
+    weights_digest,
+    write_shards,
+)
+from infodisent.data.images import ImageItem
+from infodisent.data.shards import Pass
 from infodisent.data.store import FeatureStore
 from infodisent.files import reading
 
@@ -76,9 +82,16 @@ class ViewStore(FeatureStore):
             images: positions in the store of the images.
             numbers: which of the image's pairs, in 0 … `pairs` - 1.
         """
+        return self.gather(self.rows(images, numbers), dtype=None)
+
+    def rows(
+        self,
+        images: Tensor,  # [n] int64
+        numbers: Tensor,  # [n] int64
+    ) -> Tensor:
+        """Where the maps of `pair` lie in this store, ``[2n]`` int64."""
         first = torch.searchsorted(self.positions, images) * self.pairs + numbers
-        rows = torch.cat([first * VIEWS + view for view in range(VIEWS)])
-        return self.gather(rows, dtype=None)
+        return torch.cat([first * VIEWS + view for view in range(VIEWS)])
 
 
 def extract_views(
@@ -92,6 +105,7 @@ def extract_views(
     batch_size: int = 32,
     num_workers: int = 0,
     device: torch.device | str | None = None,
+    compiled: bool = False,
     overwrite: bool = False,
     progress: bool = True,
 ) -> ViewStore:
@@ -108,7 +122,8 @@ def extract_views(
         pairs: of every image.
         augmentation: how far copies go; default `Augmentation()`.
         seed: of the copies.
-        batch_size, num_workers, device, overwrite, progress: as of `extract`.
+        batch_size, num_workers, device, compiled, overwrite, progress: as of `extract`; products
+            are computed in what those of `store` were.
 
     Raises:
         ValueError: the folder holds views of something else, `store` was made with other weights,
@@ -148,26 +163,38 @@ def extract_views(
     with ranks.leader_first():
         prepare(folder, meta, None, overwrite and ranks.leads())
 
-    def dataset(items: Sequence[ImageItem], first: int) -> Dataset[Sample]:
-        copies = [
-            Copy(item.path, (seed, train[n // each], n % each // VIEWS), n % VIEWS)
-            for n, item in enumerate(items, first)
-        ]
-        return CopyDataset(copies, transform, augmenter)
-
+    files = [store.files[i] for i in train]
+    made = meta["made_from"].get("amp", "none")
     write_shards(
         backbone,
         folder,
         meta,
-        dataset,
+        CopyDataset(_Copies(files, train, seed, each), transform, augmenter),
         dtype,
         label="extract views",
         batch_size=batch_size,
         num_workers=num_workers,
         device=device,
+        run=Pass(torch.compile(backbone.raw) if compiled else None, AUTOCAST[made]),
         progress=progress,
     )
     return ViewStore(folder)
+
+
+class _Copies(Sequence[Copy]):
+    """Every copy's views behind each other, made when asked for: there are millions of them."""
+
+    def __init__(self, files: Sequence[str], numbers: Sequence[int], seed: int, each: int) -> None:
+        self._files, self._numbers, self._seed, self._each = files, numbers, seed, each
+
+    def __len__(self) -> int:
+        return len(self._files) * self._each
+
+    def __getitem__(self, n: Any) -> Any:
+        image, view = divmod(n, self._each)
+        return Copy(
+            self._files[image], (self._seed, self._numbers[image], view // VIEWS), n % VIEWS
+        )
 
 
 def _label(store: FeatureStore, position: int) -> Any:

@@ -7,7 +7,7 @@ batch, and what has to be read again and again lies in `infodisent.data.rows`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,12 +196,22 @@ def pool_features(
     head.eval()
     rows = empty_rows(len(indices), head.num_features, store.path)
     at = 0
-    for part in indices.split(batch_size * ranks.world()):
-        maps = store.gather(ranks.piece(part), dtype=None).to(head.device)
-        pooled = ranks.gathered(head.pool(maps, input_fmt="NLC").pooled)
+    for part, maps in _own_maps(store, indices, batch_size, head.device):
+        pooled = ranks.gathered(head.pool(maps, input_fmt="NLC").pooled, len(part))
         rows[at : at + len(pooled)] = pooled
         at += len(pooled)
     return rows
+
+
+def _own_maps(
+    store: FeatureStore,
+    indices: Tensor,  # [n] int64
+    batch_size: int,
+    device: torch.device,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Positions of one batch of all processes after the other, and this process's maps of them."""
+    parts = [part for part in indices.split(batch_size * ranks.world()) if len(part)]
+    return zip(parts, store.read([ranks.piece(p) for p in parts], device), strict=True)
 
 
 @torch.no_grad()
@@ -214,11 +224,8 @@ def evaluate_head(
     """Figures of a head on stored images, whatever layout the head has in its model."""
     head.eval()
     figures, silent, answers = figures_of(store, head), 0, True
-    for part in indices.split(batch_size * ranks.world()):
-        if not len(part):
-            continue
-        maps = store.gather(ranks.piece(part), dtype=None).to(head.device)
-        pooled = ranks.gathered(head.pool(maps, input_fmt="NLC").pooled)
+    for part, maps in _own_maps(store, indices, batch_size, head.device):
+        pooled = ranks.gathered(head.pool(maps, input_fmt="NLC").pooled, len(part))
         logits = head.classify(pooled)
         unanswered = head.abstains(pooled)
         answers = unanswered is None

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from infodisent import ranks
 from infodisent.checks import check_choice, check_positive
 from infodisent.explanations.prototypes import Prototypes
 from infodisent.explanations.unit_maps import UnitMaps
@@ -24,6 +25,7 @@ def channel_purity(
     count: int = 5,
     by: str = "sum",
     sign: int = 1,
+    divided: bool = False,
 ) -> Tensor:
     """EPIC's purity of every unit, ``[M]`` in [-1, 1]; higher is better.
 
@@ -38,6 +40,8 @@ def channel_purity(
         count: images a unit; all where there are fewer.
         by: "sum", as published, or "max".
         sign: 1, or -1 for the same of -y.
+        divided: of several processes (`infodisent.ranks`) each has a part of the images, in the
+            order of the processes; the result is that of all images.
 
     Raises:
         ValueError: an argument is not allowed, or there are no images.
@@ -61,6 +65,9 @@ def channel_purity(
             best, purity = rank.gather(0, order), pure.gather(0, order)
     if purity is None:
         raise ValueError("channel_purity: there are no images")
+    if divided and best is not None:
+        best, purity = ranks.gathered(best), ranks.gathered(purity)
+        purity = purity.gather(0, best.argsort(dim=0, descending=True, stable=True)[:count])
     return purity.mean(0)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,18 +57,85 @@ def bootstrap(
     known = known[~known.isnan()]
     if not len(known):
         return Interval(None, None, None, 0)
+    means = _drawn_means(known, draws, torch.Generator().manual_seed(seed))
+    return _interval(float(known.mean()), means, level, len(known))
+
+
+def bootstrap_runs(
+    runs: Sequence[Tensor],  # [n] each
+    *,
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Mean over runs of their means over images, and its interval over both.
+
+    For every draw as many runs as there are, with replacement, and of each its images, with
+    replacement: what differs between seeds and between images is both in the interval. The runs may
+    be of other images. NaN is no value; a run without any is left out.
+
+    Args:
+        runs: values of the images of each run; one value each where a figure has no others.
+        draws, level, seed: as in `bootstrap`.
+    """
+    known = [values.detach().cpu().double().flatten() for values in runs]
+    known = [values[~values.isnan()] for values in known]
+    known = [values for values in known if len(values)]
+    if not known:
+        return Interval(None, None, None, 0)
     g = torch.Generator().manual_seed(seed)
-    at_once = max(1, _BLOCK // len(known))
-    means = torch.cat(
+    means = torch.stack([_drawn_means(values, draws, g) for values in known])  # [runs, draws]
+    run = torch.randint(len(known), (len(known), draws), generator=g)
+    draw = torch.randint(draws, (len(known), draws), generator=g)
+    mean = float(torch.stack([values.mean() for values in known]).mean())
+    return _interval(mean, means[run, draw].mean(0), level, sum(map(len, known)))
+
+
+def _drawn_means(known: Tensor, draws: int, g: torch.Generator) -> Tensor:
+    """Means of values drawn with replacement, ``[draws]``."""
+    count = len(known)
+    return torch.cat(
         [
-            known[torch.randint(len(known), (count, len(known)), generator=g)].mean(1)
-            for count in _split(draws, at_once)
+            known[torch.randint(count, (part, count), generator=g)].mean(1)
+            for part in _split(draws, max(1, _BLOCK // count))
         ]
     )
+
+
+def _interval(mean: float, drawn: Tensor, level: float, images: int) -> Interval:
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = means.quantile(ends).tolist()
-    return Interval(float(known.mean()), low, high, len(known))
+    low, high = drawn.quantile(ends).tolist()
+    return Interval(mean, low, high, images)
 
 
 def _split(whole: int, part: int) -> list[int]:
     return [min(part, whole - at) for at in range(0, whole, part)]
+
+
+def bootstrap_of(
+    statistic: Callable[[Tensor], float],
+    images: int,
+    *,
+    draws: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """A figure that is no mean over images, and its percentile interval over images drawn.
+
+    Args:
+        statistic: of images by their positions, ``[n]`` int64, in which some may be twice.
+        images: n.
+        draws, level, seed: see `bootstrap`.
+    """
+    if not images:
+        return Interval(None, None, None, 0)
+    g = torch.Generator().manual_seed(seed)
+    whole = statistic(torch.arange(images))
+    drawn = torch.tensor(
+        [statistic(torch.randint(images, (images,), generator=g)) for _ in range(draws)],
+        dtype=torch.float64,
+    )
+    drawn = drawn[~drawn.isnan()]
+    if math.isnan(whole) or not len(drawn):
+        return Interval(None, None, None, 0)
+    return _interval(whole, drawn, level, images)

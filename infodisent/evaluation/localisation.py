@@ -70,3 +70,7 @@ def _flat(what: str, saliency: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def _known(values: Tensor, inside: Tensor) -> Tensor:
     return torch.where(inside.any(1), values, torch.nan)
+
+
+LOCALISATION = {"pointing": pointing_game, "mass": mass_accuracy, "rank": rank_accuracy}
+"""Every one by its key in tables and files."""

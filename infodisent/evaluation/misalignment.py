@@ -27,6 +27,8 @@ ATTACKS = ("pgd", "noise")
 CHOICES = ("contribution", "activation")
 KEPT = 0.95
 """Quantile of the bicubic map from which on a pixel is in the box that is kept."""
+EPSILON, STEPS = 0.4, 40
+"""The attack's largest change of a normalised pixel, and in how many steps it gets there."""
 MARGIN = 10 / 224
 """By which the box is enlarged on every side, in parts of the image's side."""
 LOOKED_AT = 0.9
@@ -63,9 +65,9 @@ def misalignment(
     choose: str = "contribution",
     sign: int = 1,
     own: int = 10,
-    epsilon: float = 0.4,
-    step: float = 0.01,
-    iterations: int = 40,
+    epsilon: float = EPSILON,
+    step: float | None = None,
+    iterations: int = STEPS,
     batch_size: int = 8,
     seed: int = 0,
 ) -> Misalignment:
@@ -82,7 +84,9 @@ def misalignment(
             the largest "activation".
         sign: 1, or -1 for the negative side of units: what speaks against the class.
         own: units of the largest weights that count as a class's own.
-        epsilon, step: of the attack, in units of normalised pixels.
+        epsilon, step: of the attack, in units of normalised pixels; a step is ``epsilon / 40`` by
+            default, which is the published 0.01. At the published epsilon no head that was tried
+            keeps anything of its activation: smaller ones tell heads apart.
         batch_size: images at a time.
         seed: of the random start.
 
@@ -93,6 +97,8 @@ def misalignment(
     check_choice("misalignment", "choose", choose, CHOICES)
     if sign not in (1, -1):
         raise ValueError(f"misalignment: sign is {sign!r}, allowed are 1 and -1")
+    if step is None:
+        step = epsilon / STEPS if epsilon > 0 else EPSILON / STEPS
     if not (epsilon >= 0 and step > 0 and iterations >= 0):
         raise ValueError(
             f"misalignment: epsilon {epsilon}, step {step} and iterations {iterations} must be "
@@ -159,10 +165,9 @@ class _Attack:
     def _side(self, pool: SparsePool) -> Tensor:
         return pool.pos if self._sign == 1 else pool.neg
 
-    def _activation(self, maps: Tensor) -> Tensor:
-        """Each image's own unit at every pixel, ``[b, P]`` >= 0."""
-        values = self._units.values(maps.flatten(0, 1), self.unit)  # [b P, b]
-        table: Tensor = values.unflatten(0, maps.shape[:2])
+    def _activation(self, maps: Tensor, unit: Tensor | None = None) -> Tensor:
+        """Each image's own unit at every pixel, ``[b, P]`` >= 0; `unit` for a part of the batch."""
+        table = self._units.of_images(maps, self.unit if unit is None else unit)  # [b, P, b]
         own = table.diagonal(dim1=0, dim2=2)  # [P, b]
         return (self._sign * own.mT).clamp_min(0)
 
@@ -187,21 +192,32 @@ class _Attack:
         return outside[:, None].to(self._images.dtype)
 
     def descend(self, start: Tensor, *, epsilon: float, step: float, iterations: int) -> Tensor:
-        """The attacked images: the start, or the lowest activation on the way down from there."""
-        change = start.to(self._images) * epsilon * self._outside
-        best, lowest = change, torch.full((len(start),), math.inf, device=change.device)
+        """The attacked images: the start, or the lowest activation on the way down from there.
+
+        An activation cannot fall below 0: an image that is there takes no part in further steps.
+        """
+        best = start.to(self._images) * epsilon * self._outside
+        lowest = torch.full((len(start),), math.inf, device=best.device)
+        rows, change = torch.arange(len(start), device=best.device), best
         for iteration in range(iterations + 1):
-            with torch.enable_grad():
-                change = change.detach().requires_grad_(iteration < iterations)
-                value = self._activation(maps_of(self._model, self._images + change)).amax(1)
-                better = value.detach() < lowest
-                lowest = torch.where(better, value.detach(), lowest)
-                best = torch.where(better[:, None, None, None], change.detach(), best)
-                if iteration == iterations:
-                    break
-                (gradient,) = torch.autograd.grad(value.sum(), change)
-            change = (change - step * gradient.sign()).clamp(-epsilon, epsilon) * self._outside
-        return self._images + best.detach()
+            last = iteration == iterations
+            with torch.set_grad_enabled(not last):
+                change = change.detach().requires_grad_(not last)
+                maps = maps_of(self._model, self._images[rows] + change)
+                value = self._activation(maps, self.unit[rows]).amax(1)
+                total = value.sum()
+            found = value.detach()
+            better = found < lowest[rows]
+            lowest[rows[better]] = found[better]
+            best = best.index_copy(0, rows[better], change.detach()[better])
+            if last or not bool((found > 0).any()):
+                break
+            (gradient,) = torch.autograd.grad(total, change)
+            moved = (change - step * gradient.sign()).clamp(-epsilon, epsilon)
+            left = found > 0
+            change = (moved.detach() * self._outside[rows])[left]
+            rows = rows[left]
+        return self._images + best
 
     @torch.no_grad()
     def measure(self, attacked: Tensor, labels: Tensor, own: Tensor) -> Misalignment:

@@ -25,6 +25,7 @@ from infodisent.evaluation.images import (
 )
 from infodisent.evaluation.sizes import USED
 from infodisent.explanations.unit_maps import UnitMaps
+from infodisent.methods import Head
 
 WHERE = ("bicubic", "cell")
 HALF = 36 / 224
@@ -67,16 +68,25 @@ def part_consistency(
     """
     check_images("part_consistency", images, labels=labels, keypoints=keypoints, visible=visible)
     units = own_units(model.head, own)
-    points = _peaks(model, images, units[labels], where, batch_size)
-    found = _inside(points, keypoints, visible, half, images)  # [B, own, J]
-    score = torch.full(units.shape, torch.nan)
-    for label in labels.unique().tolist():
-        here = labels == label
-        seen = visible[here].sum(0)  # [J]
-        share = found[here].sum(0) / seen.clamp_min(1)
-        consistent = ((share >= LEAST) & (seen > 0)).any(1).float()
-        score[label] = torch.where(units[label] >= 0, consistent, torch.nan)
-    return score
+    found = part_vectors(
+        model, images, units[labels], keypoints, visible,
+        half=half, where=where, batch_size=batch_size,
+    )  # fmt: skip
+    return consistency_of(found, labels, visible, units)
+
+
+def consistency_of(
+    vectors: Tensor,  # [B, own, J] bool
+    labels: Tensor,  # [B] int64
+    visible: Tensor,  # [B, J] bool
+    units: Tensor,  # [K, own] int64, -1 for none
+) -> Tensor:
+    """`part_consistency` from the parts that `part_vectors` found, ``[K, own]``."""
+    seen = _sums(visible.float(), labels, len(units))[:, None]  # [K, 1, J]
+    share = _sums(vectors.float(), labels, len(units)) / seen.clamp_min(1)
+    consistent = ((share >= LEAST) & (seen > 0)).any(2).float()
+    known = (units >= 0) & (torch.bincount(labels, minlength=len(units)) > 0)[:, None]
+    return torch.where(known, consistent, torch.nan)
 
 
 @torch.no_grad()
@@ -105,13 +115,55 @@ def part_stability(
     g = torch.Generator().manual_seed(seed)
     vectors = []
     for pictures in (images, images + noise_like(images, g, std, clip)):
-        points = _peaks(model, pictures, units[labels], where, batch_size)
-        vectors.append(_inside(points, keypoints, visible, half, images))
-    same = (vectors[0] == vectors[1]).all(2).float()  # [B, own]
-    score = torch.full(units.shape, torch.nan)
-    for label in labels.unique().tolist():
-        score[label] = torch.where(units[label] >= 0, same[labels == label].mean(0), torch.nan)
-    return score
+        vectors.append(
+            part_vectors(
+                model, pictures, units[labels], keypoints, visible,
+                half=half, where=where, batch_size=batch_size,
+            )
+        )  # fmt: skip
+    return stability_of(vectors[0], vectors[1], labels, units)
+
+
+def stability_of(
+    before: Tensor,  # [B, own, J] bool
+    after: Tensor,  # [B, own, J] bool
+    labels: Tensor,  # [B] int64
+    units: Tensor,  # [K, own] int64, -1 for none
+) -> Tensor:
+    """`part_stability` from the parts that `part_vectors` found without and with noise."""
+    same = _sums((before == after).all(2).float(), labels, len(units))  # [K, own]
+    count = torch.bincount(labels, minlength=len(units))[:, None]
+    known = (units >= 0) & (count > 0)
+    return torch.where(known, same / count.clamp_min(1), torch.nan)
+
+
+def _sums(
+    values: Tensor,  # [B, ...]
+    labels: Tensor,  # [B] int64
+    classes: int,
+) -> Tensor:
+    """Sums over the images of each class, ``[K, ...]``."""
+    return values.new_zeros(classes, *values.shape[1:]).index_add_(0, labels, values)
+
+
+@torch.no_grad()
+def part_vectors(
+    model: InfoDisentClassifier,
+    images: Tensor,  # [B, 3, H, W], normalised
+    units: Tensor,  # [B, n] int64, -1 for none
+    keypoints: Tensor,  # [B, J, 2]
+    visible: Tensor,  # [B, J] bool
+    *,
+    half: float = HALF,
+    where: str = "bicubic",
+    batch_size: int = 32,
+) -> Tensor:
+    """Which visible parts lie in the box around the peak of an image's units, ``[B, n, J]`` bool.
+
+    Arguments and errors as in `part_consistency`.
+    """
+    points = _peaks(model, images, units, where, batch_size)
+    return _inside(points, keypoints, visible, half, images)
 
 
 @torch.no_grad()
@@ -153,21 +205,46 @@ def part_purity(
             f"part_purity: groups has {len(kinds)} numbers for {parts} parts and sign is {sign}, "
             "must be as many and 1 or -1"
         )
-    values, cells = [], []
+    found = [
+        part_responses(model, images[at], keypoints[at], visible[at], patch=patch, sign=sign)
+        for at in torch.arange(len(images)).split(batch_size)
+    ]
+    value, present = (torch.cat(columns) for columns in zip(*found, strict=True))
+    return purity_of(model.head, value, present, kinds, count)
+
+
+@torch.no_grad()
+def part_responses(
+    model: InfoDisentClassifier,
+    images: Tensor,  # [b, 3, H, W], normalised
+    keypoints: Tensor,  # [b, J, 2]
+    visible: Tensor,  # [b, J] bool
+    *,
+    patch: float = PATCH,
+    sign: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Every unit's value ``[b, M]``, and the visible parts in its patch, ``[b, M, J]`` bool."""
     with evaluating(model):
-        for batch in images.split(batch_size):
-            pool = model.head.pool(maps_of(model, batch), input_fmt="NLC")
-            values.append((pool.pos if sign == 1 else pool.neg).cpu())
-            cells.append((pool.pos_index if sign == 1 else pool.neg_index).cpu().long())
-    value, cell = torch.cat(values), torch.cat(cells)  # [B, M]
-    centre = _centres(cell, model.grid_size(images.shape[2:]), images)
-    present = _inside(centre, keypoints, visible, patch / 2, images)  # [B, M, J]
+        pool = model.head.pool(maps_of(model, images), input_fmt="NLC")
+    value, cell = (pool.pos, pool.pos_index) if sign == 1 else (pool.neg, pool.neg_index)
+    centre = _centres(cell.cpu().long(), model.grid_size(images.shape[2:]), images)
+    return value.cpu(), _inside(centre, keypoints, visible, patch / 2, images)
+
+
+def purity_of(
+    head: Head,
+    value: Tensor,  # [B, M]
+    present: Tensor,  # [B, M, J] bool
+    kinds: Tensor,  # [J] int64
+    count: int = 10,
+) -> Tensor:
+    """`part_purity` from what `part_responses` found, ``[M]``; `kinds` are the groups of parts."""
     merged = torch.stack([present[..., kinds == k].any(2) for k in kinds.unique()], 2).float()
     best = value.argsort(dim=0, descending=True, stable=True)[:count]  # [count, M]
     chosen = merged.gather(0, best[..., None].expand(-1, -1, merged.shape[2]))
     responds = (value.gather(0, best) > 0).float()[..., None]
     share = (chosen * responds).sum(0) / responds.sum(0)  # 0 / 0 is NaN
-    relevant = (model.head.class_weights() > USED).any(0).cpu()
+    relevant = (head.class_weights() > USED).any(0).cpu()
     return torch.where(relevant, share.amax(1), torch.nan)
 
 
@@ -187,8 +264,7 @@ def _peaks(
             batch = slice(at, at + batch_size)
             maps = maps_of(model, images[batch])
             named, place = units[batch].clamp_min(0).unique(return_inverse=True)
-            values = maps_by_unit.values(maps.flatten(0, 1), named.to(maps.device))
-            values = values.unflatten(0, maps.shape[:2]).cpu()  # [b, P, named]
+            values = maps_by_unit.of_images(maps, named.to(maps.device)).cpu()  # [b, P, named]
             rows = values.mT.gather(1, place[..., None].expand(-1, -1, values.shape[1]))
             if where == "cell":
                 parts.append(_centres(rows.argmax(2), grid, images))

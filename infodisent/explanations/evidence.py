@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from infodisent.backbones.geometry import Box as Box
+from infodisent.backbones.geometry import CropGeometry
 from infodisent.explanations import drawing
+from infodisent.explanations.placing import on_photograph
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -172,6 +178,10 @@ class Explanation:
             the model abstains.
         abstained: the model says no class, see `Head.abstains`; the explained one is then only the
             first of equal ones, unless it was asked for.
+        cells: what every feature cell adds to the score, ``[gh, gw]``: the contributions of all
+            units, shown or not, where they come from. Its sum is ``score_value - bias``.
+        geometry: where the network's picture lies in the photograph; None where it is not known.
+        read_photograph: reads the photograph again; None where there is none.
     """
 
     path: str
@@ -200,6 +210,9 @@ class Explanation:
     crop_in_image: Box | None = None
     notes: tuple[str, ...] = ()
     abstained: bool = False
+    cells: Tensor | None = field(default=None, repr=False)
+    geometry: CropGeometry | None = field(default=None, repr=False)
+    read_photograph: Callable[[], Image.Image] | None = field(default=None, repr=False)
 
     @property
     def shown(self) -> tuple[ChannelEvidence, ...]:
@@ -273,8 +286,18 @@ class Explanation:
         """A matplotlib figure: the picture with numbered boxes, the sum as bars, heat maps."""
         return drawing.figure(self)
 
-    def overlay(self, channel: int | None = None) -> Image.Image:
-        """The heat map of a unit over the picture, with its box.
+    def photograph(self) -> Image.Image:
+        """The upright photograph, read again from where it came; else what the network sees.
+
+        Raises:
+            FileNotFoundError: its file is no longer there.
+        """
+        return self.picture if self.read_photograph is None else self.read_photograph()
+
+    def heat_map(self, channel: int | None = None) -> NDArray[np.float32]:
+        """Where a unit shown looks, at the photograph's size: ``[H, W]`` float32 in 0 … 1.
+
+        0 outside of what the network saw.
 
         Args:
             channel: index of one of the units shown; default: the first of them.
@@ -282,11 +305,61 @@ class Explanation:
         Raises:
             ValueError: it is not shown, or none is.
         """
+        return on_photograph(self._shown("heat_map", channel).heat, self.geometry, self._size)
+
+    def class_map(self) -> NDArray[np.float32]:
+        """Where the score comes from, all units together: ``[H, W]`` float32 in 0 … 1.
+
+        The positive part of `cells` over its maximum, at the photograph's size; what
+        pytorch-grad-cam calls the grayscale cam. 0 where nothing supports the class.
+
+        Raises:
+            ValueError: the cells are not known.
+        """
+        if self.cells is None:
+            raise ValueError("class_map: this explanation does not have its cells")
+        heat = self.cells.clamp_min(0)
+        heat = heat / heat.max().clamp_min(torch.finfo(heat.dtype).tiny)
+        return on_photograph(heat, self.geometry, self._size)
+
+    def overlay(self, channel: int | None = None) -> NDArray[np.uint8]:
+        """A heat map over the photograph, in its size: ``[H, W, 3]`` uint8, RGB.
+
+        Blue where it supports the class, orange where it opposes it; the photograph is grey.
+
+        Args:
+            channel: index of one of the units shown, see `heat_map`; default: `class_map`.
+
+        Raises:
+            FileNotFoundError: the photograph's file is no longer there.
+            ValueError: the unit is not shown.
+        """
+        sign = 1
+        if channel is None:
+            heat = self.class_map()
+        else:
+            evidence = self._shown("overlay", channel)
+            heat, sign = self.heat_map(channel), evidence.sign
+        drawn = drawing.heat_overlay(self.photograph(), torch.from_numpy(heat), sign)
+        return np.asarray(drawn)
+
+    def tile(self, channel: int | None = None) -> Image.Image:
+        """The heat map of a unit over what the network sees, with its box, as the figures have it.
+
+        `channel` and errors as in `heat_map`.
+        """
+        return drawing.overlay(self.picture, self._shown("tile", channel))
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.image_size or self.picture.size
+
+    def _shown(self, what: str, channel: int | None) -> ChannelEvidence:
         for evidence in self.shown:
             if channel is None or evidence.channel == channel:
-                return drawing.overlay(self.picture, evidence)
+                return evidence
         there = ", ".join(str(e.channel) for e in self.shown) or "none"
-        raise ValueError(f"overlay: {self.unit} is {channel}, shown are {there}")
+        raise ValueError(f"{what}: {self.unit} is {channel}, shown are {there}")
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""

@@ -7,11 +7,13 @@ explanation shows, the rest is stated, and the whole is checked against the mode
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from infodisent.backbones.backbone import evaluating
@@ -29,6 +31,8 @@ from infodisent.explanations.evidence import (
     Explanation,
     cell_box,
 )
+from infodisent.explanations.posthoc import at_cells
+from infodisent.explanations.ready import check_one_size, ready_tensor
 from infodisent.explanations.request import Loaded, Request, make_request
 from infodisent.explanations.sparsity import exact, explanation_sizes, magnitude_sizes
 from infodisent.layout import to_bpc
@@ -56,6 +60,7 @@ def explain(
     *,
     classes: Sequence[str] | None = None,
     class_index: int | None = None,
+    class_name: str | None = None,
     top: int = 4,
     top_opposing: int = 2,
     transform: dict[str, Any] | None = None,
@@ -63,6 +68,7 @@ def explain(
     task: str | None = None,
     intensity_range: tuple[float, float] | None = None,
     page: int | None = None,
+    ready: bool = False,
 ) -> Explanation:
     """Explain a prediction.
 
@@ -72,7 +78,8 @@ def explain(
         image: a path, PIL image, array, tensor, bytes or open file, see
             `infodisent.data.pictures.load_picture`.
         classes: K class names; default "0", "1", …
-        class_index: class to explain; default: the predicted one (the most probable label).
+        class_index, class_name: class to explain, by its position or its name; default: the
+            predicted one (the most probable label).
         top, top_opposing: at most so many units with the largest positive and the largest
             negative contributions are shown; units that contribute 0 never are.
         transform: configuration of the evaluation transform, as a checkpoint holds it; keys that it
@@ -81,6 +88,8 @@ def explain(
         task: "multiclass", or "multilabel", which gives every label a probability of its own.
         intensity_range: ``(low, high)`` shown as black and white where pixels are not 8-bit.
         page: of a multi-page file, from 0.
+        ready: the image is a tensor or array ``[C, H, W]`` or ``[1, C, H, W]`` as the backbone is
+            fed, such as a data loader gives: already resized and normalised by `transform`.
 
     Raises:
         FileNotFoundError, ValueError: the image is missing or cannot be decoded.
@@ -89,9 +98,10 @@ def explain(
         RuntimeError: the contributions do not add up to the model's own score.
     """
     request = make_request(
-        model, classes, class_index, top, top_opposing, transform, task, intensity_range, page
-    )
-    return _explain_pictures(request, [load_picture(image, **request.options)], [true_name])[0]
+        model, classes, class_index, top, top_opposing, transform, task, intensity_range, page,
+        class_name=class_name, ready=ready,
+    )  # fmt: skip
+    return _explain_pictures(request, [_read(request, image)], [true_name])[0]
 
 
 def explain_many(
@@ -100,6 +110,7 @@ def explain_many(
     *,
     classes: Sequence[str] | None = None,
     class_index: int | None = None,
+    class_name: str | None = None,
     top: int = 4,
     top_opposing: int = 2,
     transform: dict[str, Any] | None = None,
@@ -109,16 +120,21 @@ def explain_many(
     task: str | None = None,
     intensity_range: tuple[float, float] | None = None,
     page: int | None = None,
+    ready: bool = False,
+    on_features: Callable[[Explanation, Tensor], None] | None = None,
 ) -> list[Explanation]:
     """`explain` for every image, each decoded once, several a backbone pass, with a progress bar.
 
     Args:
-        model, images, classes, class_index, top, top_opposing, transform, task, intensity_range,
-            page: see `explain`.
+        model, classes, class_index, class_name, top, top_opposing, transform, task,
+            intensity_range, page, ready: see `explain`.
+        images: a list of what `explain` takes, or one tensor or array of several.
         true_names: the images' own classes, as many as images.
         on_error: called with an image that is missing or cannot be decoded and the error, and the
             image is left out of the result; by default the error is raised.
         progress: show the bar.
+        on_features: called with every explanation and the feature map ``[1, ...]`` that it is of,
+            in the head's own layout, for those who want more of it than an explanation holds.
 
     Raises:
         TypeError: `images` is one image instead of several.
@@ -137,8 +153,9 @@ def explain_many(
             f"explain_many: {len(true)} true_names were given for {len(images)} images"
         )
     request = make_request(
-        model, classes, class_index, top, top_opposing, transform, task, intensity_range, page
-    )
+        model, classes, class_index, top, top_opposing, transform, task, intensity_range, page,
+        class_name=class_name, ready=ready,
+    )  # fmt: skip
     explanations: list[Explanation] = []
     counts: Counter[str] = Counter()
     with bar(progress) as display:
@@ -148,36 +165,68 @@ def explain_many(
             pictures, names = [], []
             for i in chunk:
                 try:
-                    pictures.append(load_picture(images[i], **request.options))
+                    pictures.append(_read(request, images[i]))
                     names.append(true[i])
                 except (FileNotFoundError, ValueError) as error:
                     if on_error is None:
                         raise
                     on_error(images[i], error)
             if pictures:
-                explanations += _explain_pictures(request, pictures, names, counts)
+                explanations += _explain_pictures(request, pictures, names, counts, on_features)
             display.update(shown, advance=len(chunk))
     if progress:
         print_notes(counts)
     return explanations
 
 
+class _Seen(NamedTuple):
+    """An image as it was read, as the backbone is fed, and how the one lies in the other."""
+
+    picture: Picture
+    x: Tensor  # [C, H, W]
+    geometry: CropGeometry
+    read_again: Callable[[], Image.Image] | None
+
+
+def _read(request: Request, source: ImageSource) -> _Seen:
+    config = request.config
+    if request.ready:
+        x = ready_tensor(source, config["input_size"][0])
+        shown = to_picture(x, config)
+        return _Seen(Picture(shown), x, CropGeometry.identity(shown.size), None)
+    picture = load_picture(source, **request.options)
+    # a stream is read once and a PIL image may be closed; all else is read again from where it is
+    again = (
+        functools.partial(_photograph, picture)
+        if hasattr(source, "read") or isinstance(source, Image.Image)
+        else functools.partial(_photograph, source, **request.options)
+    )
+    geometry = crop_geometry(config, picture.image.size)
+    return _Seen(picture, transform_from(config)(picture.image), geometry, again)
+
+
+def _photograph(source: ImageSource | Picture, **options: Any) -> Image.Image:
+    picture = source if isinstance(source, Picture) else load_picture(source, **options)
+    return picture.image
+
+
 def _explain_pictures(
     request: Request,
-    pictures: Sequence[Picture],
+    pictures: Sequence[_Seen],
     true_names: Sequence[str | None],
     counts: Counter[str] | None = None,
+    on_features: Callable[[Explanation, Tensor], None] | None = None,
 ) -> list[Explanation]:
     """One backbone pass for all pictures, then each by itself; `counts` are kinds of notes."""
     model, config = request.model, request.config
-    transform = transform_from(config)
-    x = torch.stack([transform(picture.image) for picture in pictures])  # [n, C, H, W]
+    check_one_size([seen.x for seen in pictures])
+    x = torch.stack([seen.x for seen in pictures])  # [n, C, H, W]
     like = next(model.parameters())
     explanations = []
     with evaluating(model), torch.no_grad():
         features = model.forward_features(x.to(like.device, like.dtype))
-        for i, (picture, true_name) in enumerate(zip(pictures, true_names, strict=True)):
-            geometry = crop_geometry(config, picture.image.size)
+        for i, (seen, true_name) in enumerate(zip(pictures, true_names, strict=True)):
+            picture, geometry = seen.picture, seen.geometry
             notes = (*picture.notes, *crop_note(geometry))
             if counts is not None:
                 counts.update(note.kind for note in notes)
@@ -195,6 +244,8 @@ def _explain_pictures(
                     task=request.task,
                     image_size=picture.image.size,
                     crop_in_image=geometry.window,
+                    geometry=geometry,
+                    read_photograph=seen.read_again,
                     notes=(
                         *(note.text for note in notes),
                         *([ABSTAINS.format(model.head.unit)] if fields["abstained"] else []),
@@ -202,6 +253,8 @@ def _explain_pictures(
                     **fields,
                 )
             )
+            if on_features is not None:
+                on_features(explanations[-1], features[i : i + 1])
     return explanations
 
 
@@ -237,9 +290,12 @@ def _explain(
     weight = exact(head.class_weights()[int(target)])  # [M]
 
     def evidence_of(units: Tensor, added: Tensor) -> list[ChannelEvidence]:
+        if not len(units):
+            return []
         heats = head.maps(pixels, units).unflatten(0, grid).cpu()  # [gh, gw, n]
         return _evidence(units, weight, pool, added, heats, geometry)
 
+    cells = at_cells(pool, contribution[None].to(pool.pooled), weight[None], len(pixels))
     evidence = evidence_of(shown, contribution[shown])
     rest, score = float(contribution[hidden].sum()), float(scores[target])
     total = sum(e.contribution for e in evidence) + rest + bias
@@ -256,6 +312,7 @@ def _explain(
     return {
         "abstained": silent is not None and bool(silent[0]),
         "class_index": int(target),
+        "cells": cells[0].unflatten(0, grid).float().cpu(),
         "logits": logits,
         "probabilities": head.probabilities(logits, independent),
         "logit": float(logits[target]),

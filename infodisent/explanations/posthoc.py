@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from infodisent.contract import SparsePool
 from infodisent.explanations.unit_maps import UnitMaps, is_linear
 from infodisent.methods import Head
 
@@ -33,11 +34,21 @@ def evidence(
     _check("evidence", head, maps, classes)
     pool = head.pool(maps, input_fmt="NLC")
     contributions = head.contributions(pool.pooled, classes)
-    total = pool.pooled.new_zeros(maps.shape[:2])
+    return at_cells(pool, contributions, head.class_weights()[classes], maps.shape[1])
+
+
+def at_cells(
+    pool: SparsePool,  # [B, M] each
+    contributions: Tensor,  # [B, M]
+    weights: Tensor,  # [B, M], of the classes
+    pixels: int,
+) -> Tensor:
+    """Contributions summed at the cells they come from, ``[B, P]``, see `evidence`."""
+    contributions = contributions.to(pool.pooled)
+    total = pool.pooled.new_zeros(len(contributions), pixels)
     share = torch.where(pool.pooled != 0, contributions / pool.pooled, 0)
     both = (pool.pooled == 0) & (pool.pos > 0)  # two equal sides: what they have is not seen
-    if bool(both.any()):
-        share = torch.where(both, head.class_weights()[classes].to(share), share)
+    share = torch.where(both, weights.to(share), share)
     for value, index in ((pool.pos, pool.pos_index), (-pool.neg, pool.neg_index)):
         part = torch.where(index >= 0, share * value, 0)
         total.scatter_add_(1, index.clamp_min(0).long(), part)

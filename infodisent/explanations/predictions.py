@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from infodisent import ranks
 from infodisent.backbones.backbone import evaluating
 from infodisent.backbones.preprocess import transform_config, transform_from
 from infodisent.classifier import InfoDisentClassifier
 from infodisent.data.images import ImageDataset, collate
 from infodisent.data.notices import print_notes
+from infodisent.data.pictures import ImageSource
+from infodisent.explanations.request import Loaded, taken_apart
 from infodisent.explanations.sparsity import exact, explanation_sizes
 from infodisent.progress import bar
 
@@ -29,7 +33,7 @@ class Prediction:
     """What a model says of one image, or why it cannot say anything.
 
     Attributes:
-        path: of the image.
+        path: of the image; "" where it came from memory.
         true_name: the image's own class; None where it is not known.
         probabilities: of all K classes; None for an image that could not be read.
         logit: of the most probable class.
@@ -65,12 +69,12 @@ class Prediction:
 
 
 def predict_images(
-    model: InfoDisentClassifier,
-    paths: Sequence[str],
+    model: InfoDisentClassifier | Loaded,
+    paths: Sequence[ImageSource],
     *,
     classes: Sequence[str] | None = None,
     true_names: Sequence[str | None] | None = None,
-    task: str = "multiclass",
+    task: str | None = None,
     transform: dict[str, Any] | None = None,
     intensity_range: tuple[float, float] | None = None,
     page: int | None = None,
@@ -78,14 +82,20 @@ def predict_images(
     num_workers: int = 0,
     progress: bool = True,
 ) -> list[Prediction]:
-    """Predict image files in batches; those that cannot be read come back with the reason.
+    """Predict images in batches; those that cannot be read come back with the reason.
+
+    Several processes (`infodisent.ranks`) predict every so-and-so-many-th image each, and all get
+    the whole list.
 
     Args:
-        model: from `infodisent.attach` or a checkpoint; runs in evaluation mode, on its device.
-        paths: of the images.
+        model: from `infodisent.attach`, or what `infodisent.load` returns, which lends its classes,
+            transform and task; runs in evaluation mode, on its device.
+        paths: of the images, or images in memory, see `infodisent.data.pictures.load_picture`; or
+            one tensor or array of several.
         classes: K class names; default "0", "1", …
         true_names: the images' own classes, as many as paths, None where one is not known.
-        task: "multiclass" (softmax) or "multilabel" (a sigmoid each, as for a single class).
+        task: "multiclass" (softmax, the default) or "multilabel" (a sigmoid each, as for a single
+            class).
         transform: configuration of the evaluation transform; default: the model's own.
         intensity_range, page: how files are read, see `infodisent.data.pictures.load_picture`.
         batch_size: images per forward pass.
@@ -100,7 +110,8 @@ def predict_images(
     """
     if batch_size < 1:
         raise ValueError(f"predict: batch_size is {batch_size}, must be >= 1")
-    count = model.num_classes
+    classifier, classes, transform, task = taken_apart(model, classes, transform, task)
+    count = classifier.num_classes
     names = tuple(classes) if classes is not None else tuple(map(str, range(count)))
     true = tuple(true_names) if true_names is not None else (None,) * len(paths)
     for what, given, needed in (
@@ -109,32 +120,44 @@ def predict_images(
     ):
         if given != needed:
             raise ValueError(f"predict: {given} {what} were given, {needed} are needed")
-    task = "multilabel" if len(names) == 1 else task
-    config = dict(transform or transform_config(model))
+    task = "multilabel" if len(names) == 1 else task or "multiclass"
+    config = dict(transform or transform_config(classifier))
     asked = {"intensity_range": intensity_range, "page": page}
     config |= {name: value for name, value in asked.items() if value is not None}
     decode: Callable[[Image.Image], Any] = transform_from(config)
-    loader = DataLoader(
-        ImageDataset(paths, decode, config), batch_size, num_workers=num_workers, collate_fn=collate
+    own = ranks.share(range(len(paths)))
+    loader: Any = DataLoader(
+        ImageDataset([paths[i] for i in own], decode, config),
+        batch_size,
+        num_workers=num_workers,
+        collate_fn=collate,
     )
     counts: Counter[str] = Counter()
     rows: dict[int, Prediction] = {}
     skipped = 0
-    with bar(progress) as display, evaluating(model), torch.no_grad():
-        display_task = display.add_task("predict", total=len(paths), note="")
+    with bar(progress) as display, evaluating(classifier), torch.no_grad():
+        display_task = display.add_task("predict", total=len(own), note="")
         for good, batch, bad, notes in loader:
             counts.update(notes)
             if batch is not None:
-                made = _predict_batch(model, batch, names, task)
-                for i, fields in zip(good, made, strict=True):
-                    rows[i] = Prediction(paths[i], true[i], **fields)
-            rows.update((i, Prediction(paths[i], true[i], error=reason)) for i, reason in bad)
+                made = _predict_batch(classifier, batch, names, task)
+                for at, fields in zip(good, made, strict=True):
+                    rows[own[at]] = Prediction(_path(paths[own[at]]), true[own[at]], **fields)
+            for at, reason in bad:
+                path = _path(paths[own[at]])
+                rows[own[at]] = Prediction(path, true[own[at]], error=reason)
             skipped += len(bad)
             note = f"{skipped} unreadable" if skipped else ""
             display.update(display_task, advance=len(good) + len(bad), note=note)
+    counts = sum(ranks.everyones(counts), start=Counter())
     if progress:
         print_notes(counts)
-    return [rows[i] for i in range(len(paths))]
+    every = {i: row for part in ranks.everyones(rows) for i, row in part.items()}
+    return [every[i] for i in range(len(paths))]
+
+
+def _path(source: ImageSource) -> str:
+    return os.fsdecode(source) if isinstance(source, (str, os.PathLike)) else ""
 
 
 def _predict_batch(

@@ -252,8 +252,8 @@ def find_prototypes(
     with bar(progress) as display, evaluating(head):
         own = ranks.piece(indices)
         task = display.add_task("find prototypes", total=len(own), note="")
-        for maps, _, images in store.batches(own, batch_size, dtype=None):
-            pool = head.pool(maps.to(head.device), input_fmt="NLC")
+        for maps, _, images in store.batches(own, batch_size, dtype=None, device=head.device):
+            pool = head.pool(maps, input_fmt="NLC")
             if not torch.isfinite(pool.pooled).all():
                 raise ValueError("find_prototypes: an activation is NaN or Inf; check the weights")
             sides[0].update(pool.pos, pool.pos_index, images)

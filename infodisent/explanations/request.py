@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +16,9 @@ from infodisent.data.images import TASKS
 from infodisent.data.intensity import check_range
 from infodisent.data.pictures import check_page, reading_options
 from infodisent.methods import Head
+
+_LISTED = 20
+"""Class names in a message, at most."""
 
 
 class Loaded(Protocol):
@@ -45,6 +49,7 @@ class Request:
         model, names, class_index, top, top_opposing, task: as `explain` has them, with defaults.
         config: of the evaluation transform.
         options: of `load_picture`.
+        ready: images are tensors as the backbone is fed.
     """
 
     model: InfoDisentClassifier
@@ -55,6 +60,7 @@ class Request:
     task: str
     config: dict[str, Any]
     options: dict[str, Any]
+    ready: bool = False
 
 
 def make_request(
@@ -67,15 +73,12 @@ def make_request(
     task: str | None,
     intensity_range: tuple[float, float] | None,
     page: int | None,
+    *,
+    class_name: str | None = None,
+    ready: bool = False,
 ) -> Request:
     """Check the arguments of `explain`; errors as there. Takes a checkpoint and wrappers apart."""
-    model: Any = given
-    if not isinstance(given, nn.Module) and isinstance(getattr(given, "model", None), nn.Module):
-        model = given.model
-        classes = classes if classes is not None else given.classes
-        transform = transform if transform is not None else given.transform
-        task = task if task is not None else getattr(given, "task", None)
-    model = _unwrapped(model)
+    model, classes, transform, task = taken_apart(given, classes, transform, task)
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"explain: model is a {type(given).__name__}, must be a model from infodisent.attach "
@@ -85,6 +88,10 @@ def make_request(
     task = task if task is not None else "multiclass"
     check_choice("explain", "task", task, TASKS)
     names = _check(classifier, classes, class_index, top, top_opposing)
+    if class_name is not None:
+        if class_index is not None:
+            raise ValueError("explain: class_index and class_name are given; give one")
+        class_index = class_named(names, class_name)
     if transform is not None and not isinstance(transform, Mapping):
         raise TypeError(
             f"explain: transform is a {type(transform).__name__}, must be a configuration such as "
@@ -97,7 +104,23 @@ def make_request(
         options["intensity_range"] = check_range("explain", intensity_range)
     if page is not None:
         options["page"] = check_page("explain", page)
-    return Request(classifier, names, class_index, top, top_opposing, task, config, options)
+    return Request(classifier, names, class_index, top, top_opposing, task, config, options, ready)
+
+
+def taken_apart(
+    given: Any,
+    classes: Sequence[str] | None,
+    transform: dict[str, Any] | None,
+    task: str | None,
+) -> tuple[Any, Sequence[str] | None, dict[str, Any] | None, str | None]:
+    """The classifier of what a user gives, and what of it is not given beside it."""
+    model = given
+    if not isinstance(given, nn.Module) and isinstance(getattr(given, "model", None), nn.Module):
+        model = given.model
+        classes = classes if classes is not None else given.classes
+        transform = transform if transform is not None else given.transform
+        task = task if task is not None else getattr(given, "task", None)
+    return _unwrapped(model), classes, transform, task
 
 
 def _unwrapped(model: Any) -> Any:
@@ -138,3 +161,15 @@ def _check(
         if count < 0:
             raise ValueError(f"explain: {name} is {count}, must be >= 0")
     return names
+
+
+def class_named(names: Sequence[str], name: str) -> int:
+    """Position of a class; ValueError with those that are spelt alike where there is none."""
+    if name in names:
+        return list(names).index(name)
+    lower = {known.lower(): known for known in names}
+    close = [lower[n] for n in difflib.get_close_matches(str(name).lower(), list(lower), 3, 0.6)]
+    hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
+    rest = f" … ({len(names):,} in all)" if len(names) > _LISTED else ""
+    there = ", ".join(names[:_LISTED])
+    raise ValueError(f"explain: class is {name!r}, the model knows {there}{rest}{hint}")

@@ -29,11 +29,14 @@ class UnitMaps:
     Attributes:
         head: the same.
         vectors: ``[M, C]`` float32 where units are linear in a pixel, else None.
+        pointwise: whether a pixel's values are its own, whatever the image's other pixels are. Not
+            of a method that subtracts their mean.
     """
 
     def __init__(self, head: Head) -> None:
         self.head = head
         self.vectors = _linear_vectors(head)
+        self.pointwise = self.vectors is not None or _pointwise(head)
 
     def values(
         self,
@@ -51,9 +54,12 @@ class UnitMaps:
     def of_images(
         self,
         maps: Tensor,  # [b, P, C]
+        units: Tensor | None = None,  # [m] int64
     ) -> Tensor:
-        """All units at every pixel of several images, ``[b, P, M]`` float32."""
-        table: Tensor = self.values(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])
+        """The units (all by default) at every pixel of several images, ``[b, P, m]`` float32."""
+        if not self.pointwise:  # each image by itself
+            return torch.stack([self.values(pixels, units) for pixels in maps])
+        table: Tensor = self.values(maps.flatten(0, 1), units).unflatten(0, maps.shape[:2])
         return table
 
     def chunks(
@@ -74,9 +80,15 @@ class UnitMaps:
         """Whether the pool has a negative side; raises where it is no maximum over pixels.
 
         Raises:
-            ValueError: a unit's value is not the largest of its map (clamped at 0), such as of a
-                method that also subtracts a mean; `what` begins the message.
+            ValueError: a unit's value is not the largest of its map (clamped at 0), or the map of
+                a part of the pixels is another, such as of a method that also subtracts a mean;
+                `what` begins the message.
         """
+        if not self.pointwise:
+            raise ValueError(
+                f"{what}: the units of {self.head.title} at a pixel depend on the image's other "
+                "pixels, while this closed form needs maps that do not"
+            )
         two_sided = bool((pool.neg != 0).any())
         sides = [(values, pool.pos)] + ([(-values, pool.neg)] if two_sided else [])
         for side, pooled in sides:
@@ -109,6 +121,18 @@ def is_linear(
         if not bool(((scores - expected).abs() <= _CLOSE * scale).all()):
             return False
     return True
+
+
+@torch.no_grad()
+def _pointwise(head: Head) -> bool:
+    """Whether `Head.maps` of a pixel is the same with other pixels beside it, and without."""
+    g = torch.Generator().manual_seed(0)
+    trial = torch.randn(3, head.in_features, generator=g).to(head.device)
+    units = torch.arange(head.num_features, device=head.device)
+    together = head.maps(trial, units)
+    alone = torch.cat([head.maps(pixel[None], units) for pixel in trial])
+    scale = max(float(together.abs().amax()), 1e-12) if together.numel() else 1.0
+    return bool(((together - alone).abs() <= _CLOSE * scale).all())
 
 
 @torch.no_grad()

@@ -14,7 +14,13 @@ from infodisent.checks import (
     check_positive,
 )
 from infodisent.contract import Pool, SparsePool
-from infodisent.methods.prototypes import PrototypeHead, nearest, present
+from infodisent.methods.prototypes import (
+    PrototypeHead,
+    magnitude,
+    mean_of,
+    nearest,
+    of_own_classes,
+)
 from infodisent.methods.stages import Batches, Stage, TrainingOptions
 
 LAST_EPOCHS = 20
@@ -157,7 +163,7 @@ class ClassPrototypeHead(PrototypeHead):
     def wrong_weights(self) -> Tensor:
         """Sum of the last layer's magnitudes for other classes than a prototype's own."""
         weight = self.class_weights()
-        return weight.abs().masked_fill(self.own(weight.device).mT, 0).sum()  # no list of places
+        return magnitude(weight, self.own(weight.device))
 
     def clusters(
         self,
@@ -170,8 +176,9 @@ class ClassPrototypeHead(PrototypeHead):
         The maximum itself: the published code takes it of cosines times a mask, which makes a
         negative one 0.
         """
-        mine = present(labels.to(own.device), own.shape[1]).float() @ own.mT.float() > 0
-        return -nearest(-cosine, mine), -nearest(-cosine, ~mine)
+        mine = of_own_classes(labels, own)
+        largest, other = (mean_of(*nearest(cosine, mask)) for mask in (mine, ~mine))
+        return largest, other
 
     # -- description ------------------------------------------------------------------------------
 

@@ -21,14 +21,7 @@ from infodisent.contract import SparsePool
 from infodisent.layout import to_bpc, value_dtype
 from infodisent.methods.base import Head
 from infodisent.methods.purity import SIDES, find_images, mean_purity, prototypes_mean, purities
-from infodisent.methods.stages import (
-    Batches,
-    Objective,
-    Stage,
-    TrainingBatch,
-    TrainingOptions,
-    part_of,
-)
+from infodisent.methods.stages import Batches, Objective, Stage, TrainingBatch, TrainingOptions
 from infodisent.nn.rotation import PARAMETRIZATIONS, Rotation
 from infodisent.nn.standardised import StandardisedLinear
 from infodisent.ops.register import no_autocast
@@ -261,8 +254,6 @@ class EPICHead(Head):
             mean = _turned(pooled.to(fc.weight.dtype), self._constant().mT)
             return fc(mean)  # type: ignore[no-any-return]
 
-    # -- evidence ---------------------------------------------------------------------------------
-
     def class_weights(self) -> Tensor:
         """W', ``[K, C]``, of either sign."""
         return _turned(self._classifier().effective()[0], self.rotation())
@@ -311,7 +302,7 @@ class EPICHead(Head):
         if stage.name == "rotation":
             self.purity[0] = self.mean_purity(batches)
             return
-        means = (maps.mean(1, dtype=torch.float32) for maps, _, _ in part_of(batches)())
+        means = (maps.mean(1, dtype=torch.float32) for maps, _, _ in batches())
         self._classifier().standardise(means)
 
     def start_epoch(self, stage: Stage, epoch: int, epochs: int, batches: Batches) -> None:
@@ -386,8 +377,6 @@ class EPICHead(Head):
     def no_weight_decay(self) -> set[str]:
         """The rotation."""
         return {"rotation.A"}
-
-    # -- description ------------------------------------------------------------------------------
 
     def reset(self, num_classes: int, pool_type: str | None = None) -> None:
         """Replace the classifier by one of zeros; the rotation stays. See `Head.reset`."""

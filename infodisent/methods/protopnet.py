@@ -18,7 +18,14 @@ from infodisent.checks import (
     check_switches,
 )
 from infodisent.contract import SparsePool
-from infodisent.methods.prototypes import PrototypeHead, nearest, present
+from infodisent.methods.prototypes import (
+    PrototypeHead,
+    magnitude,
+    mean_of,
+    nearest,
+    of_own_classes,
+    present,
+)
 from infodisent.methods.stages import Batches, Stage, TrainingBatch, TrainingOptions, part_of
 
 SIMILARITIES = ("cosine", "l2")
@@ -50,8 +57,7 @@ class ProtoPNetHead(PrototypeHead):
     them from a difference that is right only while distances are below `dimension`. The similarity
     is the cosine by default, which trains better and is what the field moved to ("Cosine similarity
     is almost all you need", WACV 2026). With it the layers end without the published sigmoid: in
-    the positive corner of space all cosines are large (flowers17, EfficientNet-Lite0, one seed:
-    94.9 % of held-out images right, 76.5 with a sigmoid; "l2" as published 55.1).
+    the positive corner of space all cosines are large.
 
     Besides the attributes of `PrototypeHead` it has ``last``, the linear layer, and ``kept``
     ``[M]`` bool, the prototypes that pruning left; the others stay, with weights of 0.
@@ -307,15 +313,15 @@ class ProtoPNetHead(PrototypeHead):
     ) -> Tensor | None:
         """Cluster, separation and wrong-class terms, as published, the first two as minima."""
         own = self.own(self.prototypes.device)
-        weight = self.class_weights()
-        terms = self.wrong_weight * weight.abs().masked_fill(own.mT, 0).sum()
+        terms = self.wrong_weight * magnitude(self.class_weights(), own)
         pooled = batch.pooled
         if pooled is None or not pooled.requires_grad or not len(pooled):
             return terms
-        mine = present(batch.labels.to(own.device), len(weight)).float() @ own.mT.float() > 0
-        distance = self._distance(pooled)
-        terms = terms + self.cluster * nearest(distance, mine)
-        return terms - self.separation * nearest(distance, ~mine)
+        mine = of_own_classes(batch.labels, own)
+        for strength, mask in ((self.cluster, mine), (-self.separation, ~mine)):
+            similarity, counts = nearest(pooled, mask)
+            terms = terms + strength * mean_of(self._distance(similarity), counts)
+        return terms
 
     # -- description ------------------------------------------------------------------------------
 

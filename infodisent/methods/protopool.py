@@ -19,7 +19,13 @@ from infodisent.checks import (
 )
 from infodisent.contract import SparsePool
 from infodisent.methods.protopnet import EPSILON, LAST, LAST_EPOCHS, SIMILARITIES
-from infodisent.methods.prototypes import PrototypeHead, nearest, present
+from infodisent.methods.prototypes import (
+    PrototypeHead,
+    magnitude,
+    mean_of,
+    nearest,
+    of_own_classes,
+)
 from infodisent.methods.stages import (
     Batches,
     Objective,
@@ -64,8 +70,7 @@ class ProtoPoolHead(PrototypeHead):
         input_fmt: layout of the map: NCHW, NHWC, NCL or NLC.
         num_prefix_tokens: leading tokens of a token map that are not pixels.
         pool_size: prototypes M; default: 10 K, at least 20. Published: 202 for 200 classes, with
-            a backbone that trains; with a frozen one that is too few (flowers17, one seed: 78 % of
-            held-out images right with 20, 90 with 170).
+            a backbone that trains; with a frozen one that is too few.
         slots: of a class.
         dimension: D.
         similarity: "cosine" or "l2", see above.
@@ -76,7 +81,7 @@ class ProtoPoolHead(PrototypeHead):
         wrong_weight: strength of the last layer's magnitudes for other classes' slots.
         bias: of the last layer; a multi-label set needs it, and it starts at the labels' log-odds.
         drop_rate: dropout on the focal similarities in the last stage; not published, without
-            it that layer learns the training images by heart (flowers17: 90 instead of 93 %).
+            it that layer learns the training images by heart.
         device, dtype: of the parameters.
 
     Raises:
@@ -138,6 +143,8 @@ class ProtoPoolHead(PrototypeHead):
         self.orthogonality, self.wrong_weight = orthogonality, wrong_weight
         self.bias = bias
         self.sharpness = 0.0  # of the choices in training, set by start_epoch
+        # what `loss` drew, for the penalty of the same step: as published, and drawn once
+        self._drawn: Tensor | None = None
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         layer = nn.Linear(in_features, dimension, **place)
         self.add_on = nn.Sequential(layer, nn.Sigmoid() if similarity == "l2" else nn.Identity())
@@ -156,13 +163,13 @@ class ProtoPoolHead(PrototypeHead):
             inputs = self.num_classes * self.slots
             self.last = nn.Linear(inputs, self.num_classes, bias=self.bias, **place)
             with torch.no_grad():
-                self.last.weight.copy_(self._own_slots(self.last.weight))
+                self.last.weight.copy_(self._own_slots(self.last.weight.device))
                 if self.last.bias is not None:
                     self.last.bias.zero_()
 
-    def _own_slots(self, like: Tensor) -> Tensor:
-        """1 for a class's own slots, ``[K, K · slots]``."""
-        eye = torch.eye(self.num_classes, dtype=like.dtype, device=like.device)
+    def _own_slots(self, device: torch.device) -> Tensor:
+        """A class's own slots, ``[K, K · slots]`` bool."""
+        eye = torch.eye(self.num_classes, dtype=torch.bool, device=device)
         return eye.repeat_interleave(self.slots, dim=1)
 
     # -- choices ----------------------------------------------------------------------------------
@@ -329,11 +336,12 @@ class ProtoPoolHead(PrototypeHead):
         if not batch.extra:
             return objective(logits, batch.labels)
         share = self.choices()  # [K * slots, M]
-        best, mean = (batch.extra[name].to(share.dtype) @ share.mT for name in ("best", "mean"))
+        self._drawn = share.detach()
+        both = torch.cat([batch.extra["best"], batch.extra["mean"]]).to(share.dtype)
+        best, mean = self.values(both @ share.mT).tensor_split(2)
         assert isinstance(self.last, nn.Linear)
         # nothing is clamped here: where a slot says nothing it must still learn
-        mixed = self.last(self.values(best) - self.values(mean))
-        return objective(mixed, batch.labels)
+        return objective(self.last(best - mean), batch.labels)
 
     def penalty(
         self,
@@ -343,22 +351,28 @@ class ProtoPoolHead(PrototypeHead):
         """Cluster, separation, orthogonality and wrong-class terms, as published."""
         assert isinstance(self.last, nn.Linear)
         weight = self.last.weight
-        terms = self.wrong_weight * (weight.abs() * (self._own_slots(weight) == 0)).sum()
+        terms = self.wrong_weight * magnitude(weight, self._own_slots(weight.device).mT)
         if not batch.extra:
             return terms
         logits = self.assignment
-        unit = nn.functional.normalize(logits, dim=-1)
-        alike = torch.einsum("ksm,ktm->", unit, unit) / (self.slots * self.num_classes) - 1
+        length = torch.linalg.vector_norm(logits, dim=-1).clamp_min(1e-12)  # [K, slots]
+        along = torch.einsum("ks,ksm->km", 1 / length, logits)  # sums of a class's unit vectors
+        alike = along.square().sum() / (self.slots * self.num_classes) - 1
         terms = terms + self.orthogonality * alike
-        preferred = self.choices().detach().unflatten(0, (self.num_classes, -1)).sum(1)  # [K, M]
-        count = min(self.slots, self.num_features)
-        own = torch.zeros_like(preferred).scatter_(1, preferred.topk(count).indices, 1.0)
-        labels = present(batch.labels.to(own.device), self.num_classes).to(own.dtype)
-        mine = labels @ own > 0  # [n, M]
+        drawn, self._drawn = self._drawn, None
+        if drawn is None:
+            drawn = self.choices().detach()
+        preferred = drawn.unflatten(0, (self.num_classes, -1)).sum(1)  # [K, M]
+        place = preferred.topk(min(self.slots, self.num_features)).indices
+        own = torch.zeros_like(preferred, dtype=torch.bool).scatter_(1, place, True)
+        mine = of_own_classes(batch.labels, own.mT)
         best = batch.extra["best"]
-        distance = 1 - best if self.similarity == "cosine" else best
-        terms = terms + self.cluster * nearest(distance, mine)
-        return terms - self.separation * nearest(distance, ~mine)
+        near = best if self.similarity == "cosine" else -best
+        for strength, mask in ((self.cluster, mine), (-self.separation, ~mine)):
+            similarity, counts = nearest(near, mask)
+            distance = 1 - similarity if self.similarity == "cosine" else -similarity
+            terms = terms + strength * mean_of(distance, counts)
+        return terms
 
     # -- description ------------------------------------------------------------------------------
 

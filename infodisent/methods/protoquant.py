@@ -32,7 +32,7 @@ class ProtoQuantHead(Head):
         in_features: channels C of the map.
         num_classes: classes K; 0 leaves the codes' probabilities as output.
         codes: size M of the codebook.
-        temperature: of the softmax; published: 0.1 (flowers17, one seed: at most 91.2 % right).
+        temperature: of the softmax; published: 0.1.
         sparsity, bias: strength of the classes' mean sum of weights; whether logits have a bias.
         device, dtype, **options: of the parameters; those of `Head`, such as ``drop_rate``.
 
@@ -127,18 +127,15 @@ class ProtoQuantHead(Head):
             self.codebook.copy_(torch.where(total.any(1, True), self._unit(total), self.codebook))
 
     def _nearest(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every batch's pixels ``[n, C]``, of length 1, and their codes ``[n]``: of this process's
-        part of the images."""
+        """Pixels ``[n, C]`` of length 1 and codes ``[n]`` of this process's part of the images."""
         for maps, _, _ in part_of(batches)():
             unit = self._unit(maps.flatten(0, 1))
             yield unit, (unit @ self.codebook.mT).argmax(1)
 
     def finish(self, batches: Batches) -> None:
         """Codes that no pixel of the training images is nearest to count for nothing."""
-        counts = torch.zeros(self.codes, dtype=torch.int64, device=self.device)
-        for _, code in self._nearest(batches):
-            counts += code.bincount(minlength=self.codes)
-        counts = ranks.total(counts)
+        seen = sum(code.bincount(minlength=self.codes) for _, code in self._nearest(batches))
+        counts = ranks.total(torch.as_tensor(seen))
         self.fc.weight[:, counts == 0] = 0
 
     def penalty(self, config: TrainingOptions, batch: TrainingBatch) -> Tensor | None:

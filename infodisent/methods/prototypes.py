@@ -227,16 +227,45 @@ def pixels_of(
 
 
 def nearest(
-    distance: Tensor,  # [n, M]
+    similarity: Tensor,  # [n, M]
     mask: Tensor,  # [n, M] bool
-) -> Tensor:
-    """Mean over the images of the least distance among the masked prototypes, a scalar.
+) -> tuple[Tensor, Tensor]:
+    """Of every image the largest similarity among the masked prototypes, ``[n]``, and whether any.
 
-    An image without any counts 0. The minimum is taken itself: the published code has it as
-    ``D - max((D - d) · mask)``, right only while distances are below D.
+    An image without any has some other prototype's. What falls as similarities rise, a distance, is
+    least for this one: it need not be computed of the others, nor their gradients, which are 0. The
+    published code has the least distance as ``D - max((D - d) · mask)``, right only while distances
+    are below D.
     """
-    least = distance.masked_fill(~mask, torch.inf).amin(dim=1)
-    return torch.where(mask.any(dim=1), least, 0).mean()
+    most, place = torch.where(mask, similarity.detach(), -torch.inf).max(dim=1)
+    return similarity.gather(1, place[:, None])[:, 0], most != -torch.inf
+
+
+def mean_of(
+    value: Tensor,  # [n]
+    counts: Tensor,  # [n] bool
+) -> Tensor:
+    """Mean over the images, a scalar, of those that count; the others have 0."""
+    return torch.where(counts, value, 0).mean()
+
+
+def of_own_classes(
+    labels: Tensor,  # [n] int64, or [n, K] float32
+    own: Tensor,  # [M, K] bool
+) -> Tensor:
+    """Which prototypes are of a class that the image has, ``[n, M]`` bool."""
+    if labels.ndim == 1:
+        return own.mT[labels.to(own.device)]
+    return present(labels.to(own.device), own.shape[1]).float() @ own.mT.float() > 0
+
+
+def magnitude(
+    weight: Tensor,  # [K, M]
+    own: Tensor,  # [M, K] bool
+) -> Tensor:
+    """Sum of the absolute weights of other classes' prototypes, a scalar."""
+    # no list of places, whose length the device would have to tell
+    return torch.where(own.mT, 0, weight).abs().sum()
 
 
 def present(

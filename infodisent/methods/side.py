@@ -21,8 +21,8 @@ from infodisent.methods.stages import (
     part_of,
 )
 
-TUNING_EPOCHS = 20
-"""Passes over the images after the pruning."""
+FIRST_EPOCHS = 5
+"""Passes over the images before the pruning."""
 
 
 class SideLikeHead(InfoDisentHead):
@@ -34,8 +34,13 @@ class SideLikeHead(InfoDisentHead):
     cross-entropy of every class in the cross-entropy's place. Then every class keeps the
     `per_class` channels of greatest ``W_kc`` times the mean of the channel over the training images
     of the class, where that is positive; all other weights are 0 from there on. The stage
-    "fine-tuning" trains what is left, and the bias, on channels that no longer turn. No explanation
-    has more than `per_class` channels.
+    "fine-tuning" trains what is left, the bias and the rotation, so that the few channels turn into
+    what their classes need. No explanation has more than `per_class` channels.
+
+    That they turn is worth most: of training images of flowers17 that were held out (a quarter of
+    them, one seed, maps of EfficientNet-Lite0 on their 256 principal directions) 94.1 % are right,
+    88.6 where 30 epochs come before the pruning and the channels stay as they are after it; of ELPV
+    85.6 and 85.0.
 
     After Dubovik et al., "SIDE: Sparse Information Disentanglement for Explainable Artificial
     Intelligence" (arXiv 2507.19321). Class weights, label smoothing and logit adjustment of
@@ -96,14 +101,13 @@ class SideLikeHead(InfoDisentHead):
             self.start_offsets(torch.full((num_classes,), -math.log(num_classes - 1)))
 
     def stages(self, config: TrainingOptions) -> tuple[Stage, ...]:
-        """InfoDisent's stage; after the pruning the weights that are left and the bias."""
-        tuning = Stage(
-            "fine-tuning",
-            [{"params": list(self.fc.parameters()), "lr": config.lr}],
-            epochs=TUNING_EPOCHS,
-            pool_is_fixed=True,
+        """A few epochs of InfoDisent's stage; after the pruning the same for what is left."""
+        groups = super().stages(config)[0].groups
+        fixed = self.rotation is None
+        return (
+            Stage("train", groups, epochs=FIRST_EPOCHS, pool_is_fixed=fixed),
+            Stage("fine-tuning", groups, pool_is_fixed=fixed),
         )
-        return (*super().stages(config), tuning)
 
     def start_stage(self, stage: Stage, batches: Batches) -> None:
         """Before the fine-tuning: the pruning."""

@@ -37,12 +37,21 @@ class TreeHead(InfoDisentHead):
     classifies as InfoDisent does. Afterwards evidence is counted in probabilities, exactly: every
     decision on the way changes those of the classes, and its channel contributes that change.
 
+    One tree asks at most `depth` questions, each of one channel, and is weak where classes are many
+    and images few. Of training images of flowers17 that were held out (a quarter, one seed,
+    EfficientNet-Lite0) it has 40 % right, a linear probe 95. ``trees=200`` grows a random forest
+    (Breiman, "Random Forests", 2001), whose probabilities are the mean of its trees'; on the same
+    channels scikit-learn's has 92 %. Evidence stays exact, the mean of what the decisions of all
+    trees add; there is no one path to show, so that `decisions` is empty,
+    and explanations are long.
+
     Args:
         in_features: channels C of the map.
         num_classes: classes K; 0 leaves the pooled features as output.
         depth: decisions on the way to a leaf, at most.
         min_leaf: training images in a leaf, at least.
         ccp_alpha: cost-complexity pruning: how much a leaf must lower the impurity.
+        trees: 1, or more for a forest; takes ``trees · 2^(depth + 1) · K`` numbers.
         **options: those of `InfoDisentHead`.
 
     Raises:
@@ -69,6 +78,7 @@ class TreeHead(InfoDisentHead):
         depth: int = 8,
         min_leaf: int = 2,
         ccp_alpha: float = 0.0,
+        trees: int = 1,
         device: torch.device | str | None = None,
         **options: Any,
     ) -> None:
@@ -77,13 +87,18 @@ class TreeHead(InfoDisentHead):
             raise ValueError(f"TreeHead: depth is {depth}, must be at most 16 (131,071 nodes)")
         check_positive("TreeHead", "min_leaf", min_leaf)
         check_strength("TreeHead", "ccp_alpha", ccp_alpha)
+        check_positive("TreeHead", "trees", trees)
         super().__init__(in_features, num_classes, device=device, **options)
         self.depth, self.min_leaf, self.ccp_alpha = depth, min_leaf, float(ccp_alpha)
+        self.trees = trees
         self._clear(device)
 
     def _clear(self, device: torch.device | str | None) -> None:
-        """Buffers of a tree that is not grown: node j asks for ``channel[j]``, -1 at a leaf."""
-        nodes = 2 ** (self.depth + 1) - 1
+        """Buffers of trees that are not grown: node j asks for ``channel[j]``, -1 at a leaf.
+
+        The nodes of all trees lie behind each other, see `_roots`.
+        """
+        nodes = self.trees * self._nodes
         for name, value in (
             ("channel", torch.full((nodes,), -1)),
             ("threshold", torch.zeros(nodes)),
@@ -98,34 +113,45 @@ class TreeHead(InfoDisentHead):
         super().reset(num_classes, pool_type)
         self._clear(self.channel.device)
 
+    @property
+    def _nodes(self) -> int:
+        """Room of one tree."""
+        return int(2 ** (self.depth + 1)) - 1
+
+    def _roots(self) -> Tensor:
+        """Where every tree begins, ``[trees]`` int64."""
+        return torch.arange(self.trees, device=self.channel.device) * self._nodes
+
     # -- from a map to logits ---------------------------------------------------------------------
 
     def _way(
         self,
         pooled: Tensor,  # [n, C]
     ) -> Tensor:
-        """The nodes an image comes through, ``[n, depth + 1]`` int64; a leaf repeats itself."""
+        """Nodes an image comes through, ``[n, trees, depth + 1]`` int64; a leaf repeats itself."""
         channel, threshold = self.channel.to(pooled.device), self.threshold.to(pooled)
-        node = torch.zeros(len(pooled), dtype=torch.int64, device=pooled.device)
+        root = self._roots().to(pooled.device)
+        node = torch.zeros(len(pooled), self.trees, dtype=torch.int64, device=pooled.device)
         nodes = [node]
         for _ in range(self.depth):
-            asked = channel[node]
-            value = pooled.gather(1, asked.clamp_min(0)[:, None])[:, 0]
-            child = 2 * node + 1 + (value > threshold[node]).long()
+            asked = channel[root + node]
+            value = pooled.gather(1, asked.clamp_min(0))
+            child = 2 * node + 1 + (value > threshold[root + node]).long()
             node = torch.where(asked >= 0, child, node)
             nodes.append(node)
-        return torch.stack(nodes, dim=1)
+        return torch.stack(nodes, dim=2) + root[:, None]
 
     def classify(
         self,
         pooled: Tensor,  # [n, C]
     ) -> Tensor:
-        """Log probabilities of the leaf, ``[n, K]``; before the tree is grown InfoDisent's."""
+        """Log probabilities of the leaves, ``[n, K]``; before the tree is grown InfoDisent's."""
         linear = super().classify(pooled)
         if self.training:
             return linear
-        leaf = self._way(pooled)[:, -1]
-        return torch.where(self.grown, self.chances[leaf].log().to(linear.dtype), linear)
+        leaf = self._way(pooled)[..., -1]
+        chances = self.chances[leaf].mean(1)
+        return torch.where(self.grown, chances.log().to(linear.dtype), linear)
 
     def forward(
         self,
@@ -156,17 +182,19 @@ class TreeHead(InfoDisentHead):
         """How a channel's larger values change the classes' probabilities, ``[K, C]``, signed.
 
         Over the nodes that ask for it: the right child's probabilities less the left's, weighted by
-        the share of training images that come there. InfoDisent's weights until the tree is grown.
+        the share of training images that come there; of a forest the trees' mean. InfoDisent's
+        weights until the tree is grown.
         """
         weights = super().class_weights()
         inner = self.channel >= 0
         # of all nodes, whose number is known: steps of a training ask, and wait for nothing
-        children = 2 * torch.arange(len(inner), device=inner.device) + 1
+        node = torch.arange(len(inner), device=inner.device)
+        children = 2 * node + 1 - node // self._nodes * self._nodes
         children = children.clamp_max(len(self.chances) - 2)
         step = (self.chances[children + 1] - self.chances[children]) * self.share[:, None]
         step = torch.where(inner[:, None], step, 0).to(weights)
         grown = torch.zeros_like(weights.mT).index_add(0, self.channel.clamp_min(0), step)
-        return torch.where(self.grown, grown.mT, weights)
+        return torch.where(self.grown, grown.mT / self.trees, weights)
 
     def used_units(self) -> Tensor:
         """The channels that some node asks for, ``[C]`` bool."""
@@ -185,10 +213,11 @@ class TreeHead(InfoDisentHead):
         if not self.grown:
             return super().contributions(pooled, classes)
         way = self._way(pooled)
-        chances = self.chances.to(pooled)[way, classes.to(pooled.device)[:, None]]  # [n, depth + 1]
-        asked = self.channel.to(pooled.device)[way[:, :-1]].clamp_min(0)
+        chances = self.chances.to(pooled)[way, classes.to(pooled.device)[:, None, None]]
+        asked = self.channel.to(pooled.device)[way[..., :-1]].clamp_min(0)
+        change = chances.diff(dim=2) / self.trees
         # where a leaf repeats itself nothing changes, whichever channel that is added to
-        return torch.zeros_like(pooled).scatter_add(1, asked, chances.diff(dim=1))
+        return torch.zeros_like(pooled).scatter_add(1, asked.flatten(1), change.flatten(1))
 
     def offsets(
         self,
@@ -197,16 +226,16 @@ class TreeHead(InfoDisentHead):
         """The classes' shares of the training images, ``[n]``; a bias before the tree is grown."""
         if not self.grown:
             return super().offsets(classes)
-        return self.chances[0, classes.to(self.chances.device)]
+        return self.chances[self._roots()].mean(0)[classes.to(self.chances.device)]
 
     def decisions(
         self,
         pooled: Tensor,  # [C]
     ) -> tuple[Decision, ...]:
-        """The questions on the way to the leaf, see `Head.decisions`."""
-        if not self.grown:
+        """The questions on the way to the leaf, see `Head.decisions`; none of a forest."""
+        if not self.grown or self.trees > 1:
             return ()
-        way = list(dict.fromkeys(self._way(pooled[None])[0].tolist()))
+        way = list(dict.fromkeys(self._way(pooled[None])[0, 0].tolist()))
         chances = self.chances.cpu().double()
         steps = []
         for node, child in pairwise(way):
@@ -219,7 +248,7 @@ class TreeHead(InfoDisentHead):
 
     def start_stage(self, stage: Stage, batches: Batches) -> None:
         """Ask for scikit-learn before the work, not after it; a tree from before is forgotten."""
-        _sklearn_tree()
+        _sklearn()
         self._clear(self.channel.device)
 
     def start_offsets(
@@ -233,47 +262,57 @@ class TreeHead(InfoDisentHead):
         )
 
     def finish(self, batches: Batches) -> None:
-        """Grow the tree on the pooled channels of all training images."""
+        """Grow the trees on the pooled channels of all training images."""
         rows, labels = [], []
         for maps, label, _ in batches():
             rows.append(self.pool(maps, input_fmt="NLC").pooled.float().cpu())
             labels.append(label.cpu())
-        grown = _sklearn_tree().DecisionTreeClassifier(
-            max_depth=self.depth,
-            min_samples_leaf=self.min_leaf,
-            ccp_alpha=self.ccp_alpha,
-            random_state=0,  # equal splits: scikit-learn draws
-        )
+        options = {
+            "max_depth": self.depth,
+            "min_samples_leaf": self.min_leaf,
+            "ccp_alpha": self.ccp_alpha,
+            "random_state": 0,  # equal splits: scikit-learn draws
+        }
         label = torch.cat(labels)
+        ensemble, tree = _sklearn()
+        if self.trees > 1:
+            grown = ensemble.RandomForestClassifier(self.trees, **options)
+        else:
+            grown = tree.DecisionTreeClassifier(**options)
         grown.fit(torch.cat(rows).numpy(), label.numpy())
         self._clear(self.channel.device)
-        self._take(grown.tree_, torch.as_tensor(grown.classes_), len(label))
+        present = torch.as_tensor(grown.classes_)
+        for number, one in enumerate(grown.estimators_ if self.trees > 1 else [grown]):
+            self._take(one.tree_, present, len(label), number)
 
     def _take(
         self,
         tree: Any,
         present: Tensor,  # [classes with images] int64
         images: int,
+        number: int = 0,
     ) -> None:
-        """Lay scikit-learn's tree out as a complete one."""
+        """Lay scikit-learn's tree out as a complete one, the `number`-th."""
         left, right = (torch.as_tensor(t) for t in (tree.children_left, tree.children_right))
-        count = torch.as_tensor(tree.n_node_samples).double()
+        # of a forest's tree: images as often as they were drawn for it
+        count = torch.as_tensor(tree.weighted_n_node_samples).double()
         part = torch.zeros(tree.node_count, self.num_classes, dtype=torch.float64)
         part[:, present] = torch.as_tensor(tree.value)[:, 0].double()  # shares, since 1.3
         images_of = part / part.sum(1, keepdim=True) * count[:, None]
         root = (images_of[0] + 1 / self.num_classes) / (count[0] + 1)  # a class without images
         chances = (images_of + PRIOR_IMAGES * root) / (count[:, None] + PRIOR_IMAGES)
-        places = [(0, 0)]
+        places, first = [(0, 0)], number * self._nodes
         while places:
-            theirs, ours = places.pop()
+            theirs, place = places.pop()
+            ours = first + place
             self.chances[ours] = chances[theirs].to(self.chances)
             self.share[ours] = float(count[theirs] / images)
             if left[theirs] < 0:
                 continue
             self.channel[ours] = int(tree.feature[theirs])
             self.threshold[ours] = _float32_below(float(tree.threshold[theirs]))
-            places.append((int(left[theirs]), 2 * ours + 1))
-            places.append((int(right[theirs]), 2 * ours + 2))
+            places.append((int(left[theirs]), 2 * place + 1))
+            places.append((int(right[theirs]), 2 * place + 2))
         self.grown.fill_(True)
 
 
@@ -285,17 +324,20 @@ def _float32_below(value: float) -> float:
     return float(near)
 
 
-def _sklearn_tree() -> Any:
-    """`sklearn.tree`.
+def _sklearn() -> tuple[Any, Any]:
+    """`sklearn.ensemble` and `sklearn.tree`.
 
     Raises:
         ImportError: it is not installed.
     """
     try:
-        from sklearn import tree  # type: ignore[import-untyped,import-not-found]
+        from sklearn import (  # type: ignore[import-untyped,import-not-found]
+            ensemble,
+            tree,
+        )
     except ImportError as error:
         raise ImportError(
             "the method 'tree' grows its tree with scikit-learn, which is not installed: "
             "pip install 'infodisent[tree]', or pip install scikit-learn"
         ) from error
-    return tree
+    return ensemble, tree

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infodisent import ranks
-
 
 class StandardisedLinear(nn.Module):
     """``weight ((x - shift) / scale) + bias``, which is as linear in x as any other layer.
@@ -87,17 +85,12 @@ class StandardisedLinear(nn.Module):
         self,
         parts: Iterable[Tensor],  # [n, C] each
     ) -> None:
-        """Shift and scale: mean and deviation of the rows of all parts, at least two together.
-
-        Of several processes (`infodisent.ranks`) each has rows of its own, which count together.
-        """
+        """Shift and scale: mean and deviation of the rows of all parts, at least two together."""
         count, total, squares = 0, torch.zeros(()), torch.zeros(())
         for part in parts:
             rows = part.cpu().double()  # squares of rows far from 0 cancel
             count += len(rows)
             total, squares = total + rows.sum(0), squares + rows.square().sum(0)
-        count = sum(ranks.everyones(count))
-        total, squares = sum(ranks.everyones(total)), sum(ranks.everyones(squares))
         variance = (squares - total.square() / count).clamp_min(0) / max(1, count - 1)
         self.shift.copy_(total / count)
         self.scale.copy_(variance.sqrt() + 1e-6)

@@ -9,6 +9,7 @@ from infodisent.ops.rotation import rotation
 from infodisent.ops.similarity_pool import similarity_pool
 from infodisent.ops.softmax_alignment import softmax_alignment
 from infodisent.ops.softmax_pool import softmax_pool
+from infodisent.ops.softmax_views import Views, softmax_views
 
 OPERATORS = (
     "rotation",
@@ -26,6 +27,7 @@ __all__ = [
     "Pool",
     "SparsePool",
     "TopPixels",
+    "Views",
     "best_pixels",
     "infodisent_head",
     "mx_pool",
@@ -34,4 +36,5 @@ __all__ = [
     "similarity_pool",
     "softmax_alignment",
     "softmax_pool",
+    "softmax_views",
 ]

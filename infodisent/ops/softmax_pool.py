@@ -23,6 +23,9 @@ from infodisent.ops import register
 from infodisent.ops.similarity_pool import check_prototypes
 from infodisent.ops.valid_pixels import check_valid, check_valid_pixels
 
+KEPT_BYTES = 1 << 20, 64 << 20
+"""Of products that compiled code keeps for the gradient. More are made again, a chunk of images at
+a time, which is a fourth product beside three; fewer are made again in no time."""
 TEMPERATURES = 2.0**-100, 2.0**100
 """What a temperature may be: its inverse is a float32, too."""
 
@@ -42,7 +45,8 @@ def softmax_pool(
     ``s[b, m, p] = softmax over m of (x[b, :, p]·v_m / temperature + bias_m)``; without `prototypes`
     the channels are the scores, ``softmax over c of x[b, c, p] / temperature``, M = C (PIP-Net).
     Neither the softmax nor its gradient with respect to products is held for more than a chunk of
-    images; backward needs two numbers a pixel. The gradient is zero at pixels that are no
+    images; backward needs two numbers a pixel, and on CPUs up to 64 MiB of the products themselves
+    where prototypes make them. The gradient is zero at pixels that are no
     prototype's best, whatever they hold. Only the gradients asked for are computed.
 
     Args:
@@ -94,6 +98,9 @@ def softmax_pool(
                 input_fmt=input_fmt,
                 num_prefix_tokens=num_prefix_tokens,
             )
+    if backend == "native" and _keeps(x, prototypes, bias, valid, input_fmt, num_prefix_tokens):
+        layout = input_fmt, num_prefix_tokens
+        return Pool(*_Kept.apply(x, prototypes, bias, valid, temperature, *layout))
     arguments = x, prototypes, bias, valid, temperature, input_fmt, num_prefix_tokens, backend
     if register.direct(x, prototypes, bias, valid):
         return Pool(*_impl(*arguments)[:2])
@@ -159,6 +166,78 @@ def _impl(
     view = to_bpc(x, input_fmt, num_prefix_tokens)
     best, normalizer = served_by.softmax_pool(view, prototypes, temperature, bias, valid)
     return *best, normalizer
+
+
+def _keeps(
+    x: Tensor,
+    prototypes: Tensor | None,  # [M, C]
+    bias: Tensor | None,  # [M]
+    valid: Tensor | None,  # [B, P]
+    input_fmt: str,
+    num_prefix_tokens: int,
+) -> bool:
+    """Whether products are kept for the gradient: there will be one, they are few, nobody looks."""
+    given = [t for t in (x, prototypes, bias) if t is not None]
+    if prototypes is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    if not any(t.requires_grad for t in given):
+        return False
+    with torch.no_grad():  # that one of them asks for a gradient is known
+        if not register.direct(*given, valid):
+            return False
+    size = x.shape[0] * map_size(x, input_fmt, num_prefix_tokens)[1] * len(prototypes)
+    needed = size * value_dtype(*(t.dtype for t in given)).itemsize
+    return KEPT_BYTES[0] <= needed <= KEPT_BYTES[1]
+
+
+class _Kept(torch.autograd.Function):
+    """The compiled pool of products that are kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        prototypes: Tensor,  # [M, C]
+        bias: Tensor | None,  # [M]
+        valid: Tensor | None,  # [B, P]
+        temperature: float,
+        *layout: Any,
+    ) -> tuple[Tensor, Tensor]:
+        if valid is not None:
+            check_valid_pixels("softmax_pool", valid)
+        view = to_bpc(x, *layout)
+        dtype = value_dtype(*(t.dtype for t in (x, prototypes, bias) if t is not None))
+        scores = x.new_empty(*view.shape[:2], len(prototypes), dtype=dtype)
+        native: Any = implementation("native", "softmax_pool", x, prototypes, bias)
+        best, normalizer = native.softmax_pool(view, prototypes, temperature, bias, valid, scores)
+        ctx.save_for_backward(x, prototypes, bias, *best, normalizer, scores)
+        ctx.temperature, ctx.layout = temperature, layout
+        ctx.mark_non_differentiable(best.index)
+        return best.value, best.index
+
+    @staticmethod
+    @register.once
+    def backward(  # type: ignore[override]
+        ctx: Any, grad: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        x, prototypes, bias, value, index, normalizer, scores = ctx.saved_tensors
+        need_x, need_prototypes, need_bias = ctx.needs_input_grad[:3]
+        dx = like_the_map(x) if need_x else None
+        native: Any = implementation("native", "softmax_pool", x, prototypes, bias)
+        dv, db = native.softmax_pool_backward(
+            grad,
+            Best(value, index),
+            normalizer,
+            to_bpc(x, *ctx.layout),
+            prototypes,
+            ctx.temperature,
+            bias,
+            None if dx is None else pixels_of_gradient(dx, *ctx.layout),
+            need_prototypes,
+            need_bias,
+            scores,
+        )
+        return dx, dv, db, None, None, None, None
 
 
 def _fake(

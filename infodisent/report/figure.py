@@ -123,6 +123,7 @@ def prototypes_figure(
     k: int | None = None,
     unit: str = "channel",
     pictures: Pictures | None = None,
+    captions: Sequence[str] | None = None,
 ) -> Figure:
     """Draw what channels mean: one row a channel, positive side left, negative side right.
 
@@ -132,20 +133,25 @@ def prototypes_figure(
         k: images per side; default: all that were kept.
         unit: what the head calls its channels.
         pictures: decoded pictures, to share between figures.
+        captions: a few lines for each channel, such as the class it counts for and its weight.
 
     Raises:
-        ValueError: no channels, an unknown one, or k below 1.
+        ValueError: no channels, an unknown one, k below 1, or another number of captions.
     """
     if not len(channels):
         raise ValueError("prototypes_figure: channels is empty, at least one is needed")
     if k is not None and k < 1:
         raise ValueError(f"prototypes_figure: k is {k}, must be >= 1")
+    if captions is not None and len(captions) != len(channels):
+        raise ValueError(
+            f"prototypes_figure: {len(captions)} captions were given for {len(channels)} channels"
+        )
     for channel in channels:
         prototypes.check_channel(channel)
     pictures = pictures or Pictures(prototypes.transform)
     count = min(k or prototypes.k, prototypes.k)
     side = count * (TILE + PAD) + 0.3
-    label = 0.85
+    label = 0.85 if captions is None else 1.45
     canvas = Canvas(2 * MARGIN + label + 2 * side, 2 * MARGIN + 0.45 + _ROW * len(channels))
     for sign, name, color in ((1, "positive side", SUPPORTS), (-1, "negative side", OPPOSES)):
         x = MARGIN + label + (0 if sign == 1 else side)
@@ -155,6 +161,10 @@ def prototypes_figure(
             if sign == 1:
                 canvas.text(MARGIN, y + 0.4, f"{channel}", 13, weight="bold")
                 canvas.text(MARGIN, y + 0.68, unit, 8, color=MUTED)
+                lines = captions[i].splitlines() if captions is not None else []
+                for n, line in enumerate(lines):
+                    at = y + 0.86 + 0.17 * n
+                    canvas.text(MARGIN, at, line, 8, color=MUTED, length=24, room=label - 0.1)
             kept = prototypes.of(channel, sign)[:count]
             _prototypes(canvas, kept, pictures, prototypes.grid, color, (x, y))
     return canvas.figure

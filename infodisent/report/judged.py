@@ -14,19 +14,25 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from infodisent import ranks
 from infodisent.backbones.preprocess import transform_from
+from infodisent.data.annotation_formats import read_annotations
 from infodisent.data.images import ImageDataset
 from infodisent.data.store import FeatureStore
+from infodisent.evaluation.annotated import judge_annotated
 from infodisent.evaluation.disentanglement import duplicate_prototypes
 from infodisent.evaluation.judgement import MEASURES, Judgement, judge_features, judge_pictures
+from infodisent.evaluation.misalignment import EPSILON
 from infodisent.explanations.prototypes import relocate
 from infodisent.files import read_json, reading, write_json
 from infodisent.progress import bar
+from infodisent.report.annotated import AnnotatedImages
+from infodisent.report.pooled import write_images
 from infodisent.training import checkpoint
-from infodisent.training.folder import JUDGED, MODEL, open_run
+from infodisent.training.folder import JUDGED, MODEL, Run, open_run
 from infodisent.version import __version__
 
-FORMAT = 1
+FORMAT = 2
 _BATCH = 8
 """Pictures at a time."""
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -41,13 +47,16 @@ def judge_run(
     pictures: int = 16,
     seed: int = 0,
     again: bool = False,
+    epsilons: Sequence[float] = (EPSILON,),
+    annotations: str | None = None,
     images_root: str | os.PathLike[str] | None = None,
     module: checkpoint.Architecture | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Figures of a run's explanations on its held-out images, also written to its ``judge.json``.
 
-    What is there already of the same model and arguments is read back.
+    What is there already of the same model and arguments is read back. Several processes
+    (`infodisent.ranks`) divide the work; the leading one writes.
 
     Args:
         folder: of the run.
@@ -56,6 +65,9 @@ def judge_run(
             most of the time; 0 leaves these figures out.
         seed: of what is drawn.
         again: compute in any case.
+        epsilons: of the attacks on pictures, see `infodisent.evaluation.misalignment`.
+        annotations: "KIND:FOLDER" of parts and masks of the images, see
+            `infodisent.data.annotation_formats`; at most `images` of the annotated are judged.
         images_root: where the images are now, if they were moved.
         module: as for `open_run`.
         progress: show a progress bar.
@@ -69,12 +81,16 @@ def judge_run(
             f"judge: images is {images} and pictures {pictures}, must be >= 1 and >= 0"
         )
     loaded, prototypes, run = open_run(folder, module=module)
-    arguments = {"images": images, "pictures": pictures, "seed": seed}
+    arguments: dict[str, Any] = {"images": images, "pictures": pictures, "seed": seed}
+    if tuple(epsilons) != (EPSILON,):  # as older versions wrote it where nothing else is asked for
+        arguments["epsilons"] = list(epsilons)
+    if annotations is not None:
+        arguments["annotations"] = annotations
     made_from = {"model": _digest(run.folder / MODEL), "version": __version__, **arguments}
     stored = run.folder / JUDGED
     if stored.is_file() and not again:
         known = read_judgement(run.folder)
-        if known["made_from"] == made_from:
+        if known["made_from"] == made_from and known["format"] == FORMAT:
             return known
     store, model = run.trained_store(), loaded.model
     test = _drawn(store.indices("val"), images, seed)
@@ -89,6 +105,10 @@ def judge_run(
             "where with --images-root, or leave their figures out with --pictures 0"
         )
     independent = store.task == "multilabel"
+    known_parts: AnnotatedImages | None = None
+    groups: tuple[int, ...] = ()
+    if annotations is not None:
+        known_parts, groups = _annotated(annotations, files, store, images, seed, loaded.transform)
     with bar(progress) as display:
         task = display.add_task("features", total=len(test) + len(train), note="")
         judged = judge_features(
@@ -103,11 +123,20 @@ def judge_run(
                 model,
                 _pictures(files, store, shown, loaded.transform, judged.notes),
                 independent=independent,
+                epsilons=epsilons,
                 seed=seed,
                 advance=lambda count: display.advance(changed, count),
             )
-            judged.rows += more.rows
-            judged.notes += [note for note in more.notes if note not in judged.notes]
+            judged.extend(more)
+        if known_parts is not None:
+            parts = display.add_task("parts and masks", total=len(known_parts), note="")
+            judged.extend(
+                judge_annotated(
+                    model, known_parts, groups=groups, seed=seed,
+                    advance=lambda count: display.advance(parts, count),
+                )
+            )  # fmt: skip
+            judged.notes += _notes_of(known_parts)
     result = {
         "kind": "judgement",
         "format": FORMAT,
@@ -116,11 +145,21 @@ def judge_run(
         "method": model.head.method,
         "title": model.head.title,
         "unit": model.head.unit,
-        "judged_images": {"held out": len(test), "training": len(train), "pictures": len(shown)},
+        "judged_images": {
+            "held out": len(test),
+            "training": len(train),
+            "pictures": len(shown),
+            **({"annotated": len(known_parts)} if known_parts is not None else {}),
+        },
         "rows": _in_order(judged),
         "notes": judged.notes,
+        "recipe": _recipe(run),
+        "run_seed": run.metrics.get("config", {}).get("seed"),
     }
-    write_json(stored, result)
+    if ranks.leads():
+        write_images(run.folder, judged, made_from)
+        write_json(stored, result)
+    ranks.barrier()
     return result
 
 
@@ -140,6 +179,19 @@ def read_judgement(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if newer:
         raise ValueError(f"{path} has format {known['format']}, this version reads up to {FORMAT}")
     return known
+
+
+def _recipe(run: Run) -> dict[str, Any]:
+    """What runs of one method have in common, whatever their seed."""
+    metrics = run.metrics
+    config = {k: v for k, v in metrics.get("config", {}).items() if k != "seed"}
+    images = metrics["images"]
+    return {
+        **{key: metrics.get(key) for key in ("backbone", "method", "head", "task")},
+        "config": config,
+        "classes": images["classes"],
+        "images": [images["train"], images["val"]],
+    }
 
 
 def _drawn(indices: Tensor, count: int, seed: int) -> Tensor:
@@ -171,6 +223,34 @@ def _pictures(
         if good:
             pictures, labels = zip(*good, strict=True)
             yield torch.stack(pictures), torch.stack(labels)
+
+
+def _annotated(
+    given: str,
+    files: Sequence[str],
+    store: FeatureStore,
+    count: int,
+    seed: int,
+    config: Mapping[str, Any],
+) -> tuple[AnnotatedImages, tuple[int, ...]]:
+    """At most `count` of the held-out images that are annotated, and the groups of their parts."""
+    if store.task == "multilabel":
+        raise ValueError("judge: part and mask metrics ask for one class an image")
+    known, held_out = read_annotations(given), store.indices("val")
+    annotated = torch.tensor([known.find(files[i]) is not None for i in held_out.tolist()])
+    chosen = _drawn(held_out[annotated], count, seed) if annotated.any() else held_out
+    images = AnnotatedImages(
+        known, [files[i] for i in chosen.tolist()], store.labels[chosen], config
+    )
+    return images, known.groups
+
+
+def _notes_of(images: AnnotatedImages) -> list[str]:
+    notes = [f"left out: {reason}" for reason in dict.fromkeys(images.unreadable)]
+    if images.sources:
+        of = ", ".join(f"{count} from {source}" for source, count in images.sources.items())
+        notes.append(f"masks of objects: {of}")
+    return notes
 
 
 def _digest(path: Path) -> str:
@@ -212,7 +292,9 @@ def comparison_figure(judgements: Mapping[str, Mapping[str, Any]]) -> Figure:
         panel.set_axis_off()
     for panel, key in zip(panels, keys, strict=False):
         _draw(panel, key, tables)
-    figure.supxlabel("mean over images and its 95 % interval", fontsize=8, color="#555b66")
+    seeds = any("runs" in row for rows_ in tables.values() for row in rows_.values())
+    over = "images and seeds (a tick a seed)" if seeds else "images"
+    figure.supxlabel(f"mean over {over} and its 95 % interval", fontsize=8, color="#555b66")
     return figure
 
 
@@ -233,6 +315,8 @@ def _draw(
         row = tables[name].get(key)
         if row is None or row["mean"] is None:
             continue
+        for mean in row.get("runs", ()):  # of every seed, where several are pooled
+            panel.plot([mean], [place + 0.22], "|", color="#555b66", markersize=5)
         color, mark = _COLORS[place % len(_COLORS)], _MARKS[place % len(_MARKS)]
         if row["low"] is not None:
             panel.plot([row["low"], row["high"]], [place, place], color=color, linewidth=2)

@@ -1,37 +1,43 @@
-"""Explanations as one self-contained HTML page: no script, no request, readable anywhere.
+"""Explanations as one self-contained HTML page: no server, no request, a tool to ask with.
 
-Every picture is inside the page, as base64. A prototype picture that many channels share is stored
-once, as an SVG symbol, and its patch is drawn over it as vectors. File and class names come from
-outside: the template escapes all of them, and the page's own content policy forbids scripts.
+What a reader sees without scripts, a sum of every image and the figures of the model, is written
+by the template; what scripts show besides is one JSON block, see `pagedata`, and the sources in
+``page/``. File and class names come from outside: the template escapes all of them, scripts set
+them as text only, and the page's own content policy allows no script but these.
+
+Size: at most 75 MB for 1,000 images and a head of 1,280 units; of solar cells 42 MB. Photographs
+take up to 30 KB each (6 KB as a rule), unit values up to 16 KB; heat maps of all images together
+16 MB (`units.MAP_BYTES`, as base64), training images 12 MB (`shelf.PROTOTYPE_PICTURES`).
 """
 
 from __future__ import annotations
 
 import base64
 import datetime
-import io
+import hashlib
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
+from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from PIL import Image
+from markupsafe import Markup
 
-from infodisent.explanations.evidence import ChannelEvidence, DecisionEvidence, Explanation
+from infodisent.explanations.evidence import ChannelEvidence, Explanation
 from infodisent.explanations.prototypes import Prototypes
 from infodisent.files import write_text
-from infodisent.report.pictures import Pictures, heat_overlay, shrink
+from infodisent.report.packing import data_uri, script_json
+from infodisent.report.pagedata import Side, page_data, picture_side
+from infodisent.report.pictures import Pictures, shrink
+from infodisent.report.standing import Standing
 from infodisent.report.view import (
     answer_text,
     change_text,
     check_fits,
     explains_prediction,
-    marks,
     path_title,
-    prototype_box,
-    segments,
     short_name,
     signed,
     terms,
@@ -39,8 +45,10 @@ from infodisent.report.view import (
 )
 from infodisent.version import __version__
 
-PICTURE_SIDE, HEAT_SIDE, PROTOTYPE_SIDE = 448, 200, 152
-CHANNELS_SHOWN = 12
+SCRIPTS = ("core", "tiles", "rows", "card", "browse", "gallery", "main")
+"""Sources of the page's script in ``page/``, in the order they need each other."""
+MATRIX_CLASSES = 16
+"""A confusion matrix of more classes is a list of the commonest mistakes instead."""
 _PERCENT = {"accuracy", "balanced_accuracy", "explained"}
 _NAMES = {
     "balanced_accuracy": "balanced accuracy",
@@ -52,15 +60,39 @@ _NAMES = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class About:
+    """What a page says besides its images.
+
+    Attributes:
+        title: of the page.
+        summary: rows of a table, each a mapping from column to value (``metrics["rows"]`` of a run
+            fits), or one mapping, shown as a list of facts. Fractions named accuracy,
+            balanced_accuracy or explained become percentages, None a dash.
+        facts: short facts for the head of the page, name to value.
+        notices: what the owner of the head should know, see `Head.notices`.
+        standing: figures of the held-out images.
+        chosen: how the images were chosen, a sentence.
+        attribution: whose the photographs are and under which licence, a sentence.
+    """
+
+    title: str = "Why these images got these classes"
+    summary: Mapping[str, Any] | Sequence[Mapping[str, Any]] = ()
+    facts: Mapping[str, Any] | None = None
+    notices: Sequence[str] = ()
+    standing: Standing | None = None
+    chosen: str = ""
+    attribution: str = ""
+
+
 def write_page(
     path: str | os.PathLike[str],
     explanations: Sequence[Explanation],
     prototypes: Prototypes,
+    about: About | None = None,
     *,
-    title: str = "Why these images got these classes",
-    summary: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
-    facts: Mapping[str, Any] | None = None,
-    channels: Sequence[int] | None = None,
+    side: Side | None = None,
+    compared: Sequence[Side] = (),
     pictures: Pictures | None = None,
 ) -> None:
     """Write the page, at once or not at all.
@@ -69,70 +101,76 @@ def write_page(
         path: of the ``.html`` file.
         explanations: what to show, in this order; at least one.
         prototypes: of the same head.
-        title: of the page.
-        summary: rows of a table, each a mapping from column to value (``metrics["rows"]`` of a run
-            fits), or one mapping, shown as a list of facts. Fractions named accuracy,
-            balanced_accuracy or explained become percentages, None a dash.
-        facts: short facts for the head of the page, name to value.
-        channels: channels of the section "what the channels mean"; default: those that the
-            explanations use most, at most 12; empty: no such section.
+        about: what else the page says.
+        side: all units of the same explanations, which the reader may then ask for; default: the
+            page knows the units and classes that the explanations hold.
+        compared: other runs' explanations of the same images.
         pictures: decoded prototype pictures, to share between pages.
 
     Raises:
-        ValueError: no explanations, an unknown channel, or prototypes of another head.
+        ValueError: no explanations, prototypes of another head, or a run compared with explains
+            another number of images.
     """
     if not explanations:
         raise ValueError("write_page: explanations is empty, at least one is needed")
     for explanation in explanations:
         check_fits(explanation, prototypes)
-    used = Counter(e.channel for x in explanations for e in x.shown)
-    if channels is None:
-        channels = [c for c, _ in used.most_common(CHANNELS_SHOWN)]
-    for channel in channels:
-        prototypes.check_channel(channel)
-    facts = dict(facts or {})
+    for other in compared:
+        if len(other.explanations) != len(explanations):
+            raise ValueError(
+                f"write_page: {other.name} explains {len(other.explanations)} images, the page "
+                f"has {len(explanations)}"
+            )
+    about = about or About()
+    side = side or Side("run", explanations, prototypes, pictures=pictures)
+    page = _template().render(_context(about, explanations, prototypes, [side, *compared]))
+    # names of files may hold bytes that are no text
+    write_text(path, page.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def _context(
+    about: About,
+    explanations: Sequence[Explanation],
+    prototypes: Prototypes,
+    sides: Sequence[Side],
+) -> dict[str, Any]:
+    facts, summary = dict(about.facts or {}), about.summary
     if isinstance(summary, Mapping):
         facts |= summary
         summary = ()
-    shelf = _Shelf(prototypes, pictures or Pictures(prototypes.transform, PROTOTYPE_SIDE))
-    images = [_image(x, i, shelf) for i, x in enumerate(explanations, 1)]
-    meanings = [
-        {
-            "channel": c,
-            "sides": [{"sign": s, "prototypes": shelf.of(c, s)} for s in (1, -1)],
-            "used": [
-                image["number"]
-                for image, x in zip(images, explanations, strict=True)
-                if any(e.channel == c for e in x.shown)
-            ],
-        }
-        for c in channels
-    ]
-    first = explanations[0]
+    first, script, early = explanations[0], _script(), _source("early.js")
     evidence = [c for x in explanations for c in x.shown]
     judged = [x.correct for x in explanations if x.correct is not None]
-    page = _template().render(
-        title=title,
-        facts={name: _format(name, value) for name, value in facts.items()},
-        table=_table(summary, {"unit": first.unit, "score": first.score}),
-        images=images,
-        right=sum(judged),
-        wrong=len(judged) - sum(judged),
-        meanings=meanings,
-        symbols=shelf.symbols(),
-        grid=prototypes.grid,
-        channel_count=prototypes.channels,
-        unit=first.unit,
-        score=first.score,
-        offset=first.offset,
-        linear=all(c.linear for c in evidence),
-        two_sided=any(c.neg for c in evidence),
-        decides=any(x.decisions for x in explanations),
-        version=__version__,
-        date=datetime.date.today().isoformat(),
-    )
-    # names of files may hold bytes that are no text
-    write_text(path, page.encode("utf-8", "backslashreplace").decode("utf-8"))
+    longest = picture_side(len(explanations))
+    return {
+        "title": about.title,
+        "facts": {name: _format(name, value) for name, value in facts.items()},
+        "notices": about.notices,
+        "chosen": about.chosen,
+        "attribution": about.attribution,
+        "standing": _standing(about.standing),
+        "table": _table(summary, {"unit": first.unit, "score": first.score}),
+        "images": [_image(x, i, longest, prototypes.grid) for i, x in enumerate(explanations, 1)],
+        "right": sum(judged),
+        "wrong": len(judged) - sum(judged),
+        "grid": prototypes.grid,
+        "channel_count": prototypes.channels,
+        "unit": first.unit,
+        "score": first.score,
+        "offset": first.offset,
+        "linear": all(c.linear for c in evidence),
+        "two_sided": any(c.neg for c in evidence),
+        "decides": any(x.decisions for x in explanations),
+        "abstains": any(x.abstained for x in explanations),
+        "version": __version__,
+        "date": datetime.date.today().isoformat(),
+        "style": Markup(_source("page.css")),
+        "script": Markup(script),
+        "script_hash": _hash(script),
+        "early": Markup(early),
+        "early_hash": _hash(early),
+        "data": Markup(script_json(page_data(sides))),
+    }
 
 
 @cache
@@ -148,74 +186,35 @@ def _template() -> Template:
     return environment.get_template("page.html.j2")
 
 
-class _Shelf:
-    """The prototype pictures of a page, each encoded once."""
-
-    def __init__(self, prototypes: Prototypes, pictures: Pictures) -> None:
-        self._prototypes, self._pictures = prototypes, pictures
-        self._ids: dict[str, str] = {}
-
-    def of(self, channel: int, sign: int) -> list[dict[str, Any]]:
-        """The prototypes of one side of a channel, for the template."""
-        entries = []
-        for p in self._prototypes.of(channel, sign):
-            image, missing = self._pictures.get(p.file)
-            name = short_name(p.file)
-            entries.append(
-                {
-                    "id": self._ids.setdefault(p.file, f"p{len(self._ids)}"),
-                    "size": image.size,
-                    "box": None
-                    if missing
-                    else _rectangle(prototype_box(p, self._prototypes.grid, image.size)),
-                    "label": p.label_name,
-                    "name": name,
-                    "value": p.value,
-                    "alt": f"{p.label_name}, {name}: {missing}"
-                    if missing
-                    else f"{p.label_name}, {name}; activation {p.value:.2f}, patch in row "
-                    f"{p.pixel[0] + 1}, column {p.pixel[1] + 1}",
-                }
-            )
-        return entries
-
-    def symbols(self) -> list[dict[str, Any]]:
-        """Every picture used so far: id, size and data URI."""
-        return [
-            {"id": i, "size": (image := self._pictures.get(file).image).size, "uri": _uri(image)}
-            for file, i in self._ids.items()
-        ]
+@cache
+def _source(name: str) -> str:
+    return (resources.files("infodisent.report") / "page" / name).read_text(encoding="utf-8")
 
 
-def _uri(image: Image.Image, quality: int = 82) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=quality, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+@cache
+def _script() -> str:
+    """All scripts as one, with names of their own."""
+    parts = "\n".join(_source(f"{name}.js") for name in SCRIPTS)
+    return f'(() => {{\n"use strict";\n{parts}}})();'
 
 
-def _rectangle(box: Sequence[float]) -> dict[str, float]:
-    x0, y0, x1, y1 = box
-    return {"x": x0, "y": y0, "w": x1 - x0, "h": y1 - y0}
+def _hash(script: str) -> str:
+    """As the content policy names a script that may run."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _image(explanation: Explanation, number: int, shelf: _Shelf) -> dict[str, Any]:
-    e, picture = explanation, shrink(explanation.picture, PICTURE_SIDE)
-    largest = max((abs(c.contribution) for c in e.shown), default=1.0)
-    evidence = [_evidence(e, c, i, largest, shelf) for i, c in enumerate(e.shown, 1)]
-    split = len(e.supporting)
-    addends = terms(e)
-    equation = " ".join(f"{signed(t.value, 4)} ({_spoken(t.label, e.unit)})" for t in addends)
+def _image(e: Explanation, number: int, longest: int, grid: tuple[int, int]) -> dict[str, Any]:
+    where = [_where(e, c, grid) for c in e.shown]
     return {
         "number": number,
         "name": short_name(e.path),
-        "uri": _uri(picture, 86),
-        "thumbnail": _uri(shrink(e.picture, 120)),
+        "uri": data_uri(shrink(e.picture, longest), 84),
         "size": e.picture.size,
-        "marks": _marks(e),
         "class": e.class_name,
         "predicted": e.predicted_name,
         "explains_prediction": explains_prediction(e),
         "multilabel": e.independent,
+        "abstained": e.abstained,
         "labels": e.predicted_names,
         "notes": e.notes,
         "true": e.true_name,
@@ -227,91 +226,67 @@ def _image(explanation: Explanation, number: int, shelf: _Shelf) -> dict[str, An
         "magnitude_size": e.magnitude_size,
         "channels": e.channels,
         "top": top_classes(e),
-        "sections": [
-            section
-            for section in (
-                {"kind": "supports", "rows": evidence[:split]},
-                {"kind": "opposes", "rows": evidence[split:]},
-            )
-            if section["rows"]
-        ],
-        "terms": addends,
-        "equation": f"{equation} = {signed(e.score_value, 4)}",
-        "bar": _bar(e),
-        "path_title": path_title(e),
-        "path": [_decision(e, step, shelf) for step in e.decisions],
-    }
-
-
-def _decision(e: Explanation, step: DecisionEvidence, shelf: _Shelf) -> dict[str, Any]:
-    """A card of the path: the unit in this image, its first prototype, the answer."""
-    row = _evidence(e, step.evidence, 0, 1.0, shelf)
-    return {
-        **{name: row[name] for name in ("heat", "size", "box")},
-        "prototypes": row["prototypes"][:1],
-        "unit": step.unit,
-        "kind": "supports" if step.evidence.sign == 1 else "opposes",
-        "answer": answer_text(step),
-        "change": change_text(e, step),
-        "likeliest": step.likeliest,
-        "likeliest_probability": step.likeliest_probability,
-        "probability": step.probability,
-    }
-
-
-def _spoken(label: str, unit: str) -> str:
-    return f"{unit} {label}" if label.isdigit() else label
-
-
-def _evidence(
-    e: Explanation, c: ChannelEvidence, number: int, largest: float, shelf: _Shelf
-) -> dict[str, Any]:
-    overlay = shrink(heat_overlay(e.picture, c.heat, c.sign), HEAT_SIDE)
-    return {
-        "number": number,
-        "channel": c.channel,
-        "contribution": c.contribution,
-        "share": 100 * abs(c.contribution) / largest,
-        "weight": c.weight,
-        "linear": c.linear,
-        "pos": c.pos,
-        "neg": c.neg,
-        "heat": _uri(overlay),
-        "heat_size": overlay.size,
-        "size": e.picture.size,
-        "box": None if c.box is None else _rectangle(c.box),
-        "prototypes": shelf.of(c.channel, c.side),
-    }
-
-
-def _marks(e: Explanation) -> list[dict[str, Any]]:
-    radius = max(e.picture.size) / 30
-    return [
-        {"number": m.number, "kind": m.kind, "cx": m.center[0], "cy": m.center[1], "r": radius,
-         **_rectangle(m.box)}
-        for m in marks(e, radius)
-    ]  # fmt: skip
-
-
-def _bar(e: Explanation) -> dict[str, Any]:
-    """The sum's two lanes in percent of the bar's width."""
-    pieces = segments(e)
-    ends = [0.0, e.score_value, *(s.end for s in pieces)]
-    low, span = min(ends), (max(ends) - min(ends)) or 1.0
-    return {
-        "zero": 100 * -low / span,
-        "logit": 100 * (e.score_value - low) / span,
-        "pieces": [
+        "terms": [
             {
-                "kind": s.term.kind,
-                "lane": s.lane,
-                "left": 100 * (min(s.start, s.end) - low) / span,
-                "width": 100 * abs(s.end - s.start) / span,
-                "label": s.term.label.split(" of ")[0],
-                "hint": f"{_spoken(s.term.label, e.unit)}: {signed(s.term.value, 4)}",
+                "label": f"{e.unit} {e.shown[i].channel}" if i < len(where) else term.label,
+                "value": term.value,
+                "kind": term.kind,
+                "where": where[i] if i < len(where) else "",
             }
-            for s in pieces
+            for i, term in enumerate(terms(e))
         ],
+        "path_title": path_title(e),
+        "path": [
+            {
+                "unit": step.unit,
+                "answer": answer_text(step),
+                "change": change_text(e, step),
+                "likeliest": step.likeliest,
+                "likeliest_probability": step.likeliest_probability,
+            }
+            for step in e.decisions
+        ],
+    }
+
+
+def _where(e: Explanation, c: ChannelEvidence, grid: tuple[int, int]) -> str:
+    """The patch of a unit in words."""
+    if c.box is None:
+        return "nowhere in the image"
+    (rows, columns), (width, height) = grid, e.picture.size
+    row, column = round(c.box[1] * rows / height), round(c.box[0] * columns / width)
+    return f"in row {min(row, rows - 1) + 1}, column {min(column, columns - 1) + 1}"
+
+
+def _standing(known: Standing | None) -> dict[str, Any] | None:
+    """Accuracy, a row a class, and the confusion matrix, or its largest entries."""
+    if known is None:
+        return None
+    counts = known.confusion
+    small = len(known.classes) <= MATRIX_CLASSES
+
+    def part(value: float | None) -> str:
+        return "–" if value is None else f"{value:.1%}"
+
+    sizes = counts.sum(1).tolist()
+    return {
+        "accuracy": known.accuracy,
+        "error": known.error,
+        "images": known.images,
+        "names": known.classes,
+        "rows": [
+            {"name": name, "images": n, "recall": part(r), "precision": part(p)}
+            for name, n, r, p in zip(
+                known.classes, sizes, known.recall, known.precision, strict=True
+            )
+        ],
+        "matrix": [
+            [{"count": n, "part": round(n / max(1, size), 3)} for n in row]
+            for row, size in zip(counts.tolist(), sizes, strict=True)
+        ]
+        if small
+        else [],
+        "mistakes": [] if len(known.classes) <= 2 else known.mistakes(),
     }
 
 

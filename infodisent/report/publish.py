@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import re
@@ -10,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from infodisent.explanations.evidence import Explanation
-from infodisent.explanations.local import explain_many
 from infodisent.explanations.predictions import predict_images
 from infodisent.explanations.prototypes import Prototypes, relocate
 from infodisent.progress import bar
+from infodisent.report.about import Subject, about_run, chosen_text
 from infodisent.report.figure import explanation_figure, save_figure
 from infodisent.report.held_out import balanced, existing, label_of, wrong_indices
 from infodisent.report.notices import say, say_lost
 from infodisent.report.page import write_page
+from infodisent.report.pagedata import Side
 from infodisent.report.pictures import Pictures
 from infodisent.report.sheet import draw_prototypes
+from infodisent.report.shelf import PROTOTYPE_SIDE
 from infodisent.report.sources import find_sources, limited
 from infodisent.report.table import check_folder
 from infodisent.training.checkpoint import Architecture, Checkpoint
@@ -82,6 +85,7 @@ def report_held_out(
     seed: int = 0,
     module: Architecture | None = None,
     progress: bool = True,
+    **extras: Any,
 ) -> Path | None:
     """Explain held-out images of a run, evenly from the classes, with what they really are.
 
@@ -96,6 +100,7 @@ def report_held_out(
         seed: of the choice.
         module: as for `infodisent.training.run.open_run`.
         progress: show progress bars and notices.
+        extras: see `publish`.
 
     Returns:
         Path of the page; None where `wrong_only` finds no image.
@@ -131,25 +136,23 @@ def report_held_out(
     if lost:
         say(progress, f"{len(lost)} held-out image(s) are lost and left out, as {files[lost[0]]}")
     single = loaded.task == "multiclass"
-    explanations = explain_many(
-        loaded.model,
+    subject = Subject(loaded, prototypes.relocated(root, images_root), run.metrics, run)
+    side = subject.explained(
         [files[i] for i in chosen],
         true_names=[store.classes[int(store.labels[i])] for i in chosen] if single else None,
         on_error=lambda image, error: say(progress, str(error)),
-        classes=loaded.classes,
         class_index=class_index,
         top=top,
         top_opposing=top_opposing,
-        transform=loaded.transform,
         progress=progress,
-        task=loaded.task,
     )
     if wrong_only:  # stored maps are rounded: a tie may fall the other way
-        explanations = [e for e in explanations if e.correct is not True] or explanations
-    if not explanations:
+        wrong = [i for i, e in enumerate(side.explanations) if e.correct is not True]
+        side = side.of(wrong) if wrong else side
+    if not side.explanations:
         raise ValueError(f"report: none of the {len(chosen)} held-out images can be read")
-    prototypes = prototypes.relocated(root, images_root)
-    return _publish(explanations, prototypes, target, run.metrics, progress)
+    told = chosen_text(len(side.explanations), len(indices), seed, wrong_only=wrong_only)
+    return publish(subject, side, target, chosen=told, progress=progress, **extras)
 
 
 def report_sources(
@@ -158,6 +161,7 @@ def report_sources(
     *,
     out: str | os.PathLike[str],
     limit: int = 64,
+    more: str = "--limit {} for all",
     wrong_only: bool = False,
     images_root: str | os.PathLike[str] | None = None,
     class_name: str | None = None,
@@ -167,6 +171,7 @@ def report_sources(
     page: int | None = None,
     module: Architecture | None = None,
     progress: bool = True,
+    **extras: Any,
 ) -> tuple[Path | None, list[str]]:
     """Explain files, folders and patterns with a run's model; folders may name the true classes.
 
@@ -175,9 +180,11 @@ def report_sources(
         names: see `infodisent.report.sources.find_sources`.
         out: folder for page and figures.
         limit: images to explain at most; what is left out is said.
+        more: how to get the rest, ``{}`` for how many there are.
         wrong_only: only images that the model gets wrong; their folders must name their classes.
         intensity_range, page: how files are read, see `infodisent.data.pictures.load_picture`.
-        images_root, class_name, top, top_opposing, module, progress: see `report_held_out`.
+        images_root, class_name, top, top_opposing, module, progress, extras: see
+            `report_held_out`.
 
     Returns:
         Path of the page, None where `wrong_only` finds no image, and the reasons why images were
@@ -221,7 +228,7 @@ def report_sources(
     chosen = limited(sources, limit)
     if len(chosen) < len(sources.items):
         total = len(sources.items)
-        say(progress, f"{len(chosen):,} of {total:,} images are explained; --limit {total} for all")
+        say(progress, f"{len(chosen):,} of {total:,} images are explained; {more.format(total)}")
     written, unreadable = report_images(
         loaded,
         prototypes.relocated(run.metrics["images"].get("root", ""), images_root),
@@ -233,7 +240,9 @@ def report_sources(
         top=top,
         top_opposing=top_opposing,
         progress=progress,
+        run=run,
         **reading,
+        **extras,
     )
     return written, failures + unreadable
 
@@ -252,8 +261,14 @@ def report_images(
     intensity_range: tuple[float, float] | None = None,
     page: int | None = None,
     progress: bool = True,
+    run: Run | None = None,
+    **extras: Any,
 ) -> tuple[Path, list[str]]:
     """Explain given images: a PNG each in ``out/figures/``, and the page ``out/report.html``.
+
+    Args:
+        run: that `loaded` is of, whose features say how usual an image is.
+        extras: see `publish`.
 
     Returns:
         Path of the page, and the reasons why images were skipped that cannot be read.
@@ -266,25 +281,21 @@ def report_images(
         raise NotADirectoryError(f"{out} is a file, expected a folder for the results")
     class_index = _class_index(loaded, class_name)
     failures: list[str] = []
-    explanations = explain_many(
-        loaded.model,
+    subject = Subject(loaded, prototypes, metrics, run)
+    side = subject.explained(
         images,
         true_names=true_names,
         on_error=lambda image, error: failures.append(str(error)),
-        classes=loaded.classes,
         class_index=class_index,
         top=top,
         top_opposing=top_opposing,
-        transform=loaded.transform,
         intensity_range=intensity_range,
         page=page,
         progress=progress,
-        task=loaded.task,
     )
-    if not explanations:
+    if not side.explanations:
         raise ValueError(f"explain: no image can be read: {'; '.join(failures[:3])}")
-    written = _publish(explanations, prototypes, Path(out), metrics, progress)
-    return written, failures
+    return publish(subject, side, Path(out), progress=progress, **extras), failures
 
 
 def _class_index(loaded: Checkpoint, name: str | None) -> int | None:
@@ -303,32 +314,64 @@ def listed(names: Sequence[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + rest
 
 
-def _publish(
-    explanations: Sequence[Explanation],
-    prototypes: Prototypes,
+def publish(
+    subject: Subject,
+    side: Side,
     folder: Path,
-    metrics: dict[str, Any],
-    progress: bool,
+    *,
+    chosen: str = "The images were named by whoever made this page.",
+    name: str = PAGE,
+    figures: bool = True,
+    attribution: str = "",
+    compare: Sequence[str | os.PathLike[str]] = (),
+    module: Architecture | None = None,
+    progress: bool = True,
 ) -> Path:
-    """Draw a figure for each explanation and write the page; returns the page's path."""
-    pictures = Pictures(prototypes.transform)
-    with bar(progress) as display:
-        task = display.add_task("draw figures", total=len(explanations), note="")
-        for number, explanation in enumerate(explanations, 1):
-            figure = explanation_figure(explanation, prototypes, pictures=pictures)
-            save_figure(figure, folder / "figures" / _figure_name(number, explanation))
-            display.advance(task)
-    page = folder / PAGE
+    """Draw a figure for each explanation and write the page; returns the page's path.
+
+    Args:
+        subject: the run.
+        side: its explanations.
+        folder: of page and figures.
+        chosen: how the images were chosen, a sentence.
+        name: of the page's file.
+        figures: draw figures too.
+        attribution: whose the photographs are, a sentence; default: what is known of the run's.
+        compare: folders of other runs, whose explanations of the same images stand beside these.
+        module: as for `infodisent.training.run.open_run`, of those.
+        progress: show progress bars and notices.
+    """
+    pictures = Pictures(subject.prototypes.transform, PROTOTYPE_SIDE)
+    if figures:
+        _draw(side, subject.prototypes, pictures, folder, progress)
+    files = [e.path for e in side.explanations]
+    true = [e.true_name for e in side.explanations]
+    others = []
+    for place in compare:
+        other = Subject.opened(place, module)
+        others.append(other.explained(files, true_names=true, progress=progress))
+    page = folder / name
     write_page(
         page,
-        explanations,
-        prototypes,
-        title=f"Why {metrics['backbone'] or 'the model'} decides as it does",
-        summary=metrics["rows"],
-        pictures=pictures,
+        side.explanations,
+        subject.prototypes,
+        about_run(subject, chosen, attribution),
+        side=dataclasses.replace(side, pictures=pictures),
+        compared=others,
     )
     say_lost(pictures, progress)
     return page
+
+
+def _draw(
+    side: Side, prototypes: Prototypes, pictures: Pictures, folder: Path, progress: bool
+) -> None:
+    with bar(progress) as display:
+        task = display.add_task("draw figures", total=len(side.explanations), note="")
+        for number, explanation in enumerate(side.explanations, 1):
+            figure = explanation_figure(explanation, prototypes, pictures=pictures)
+            save_figure(figure, folder / "figures" / _figure_name(number, explanation))
+            display.advance(task)
 
 
 def _figure_name(number: int, explanation: Explanation) -> str:

@@ -8,6 +8,9 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
+from infodisent import ranks
 from infodisent.explanations.prototypes import find_prototypes
 from infodisent.report.figure import prototypes_figure, save_figure
 from infodisent.report.notices import say_lost
@@ -31,6 +34,8 @@ def draw_prototypes(
     progress: bool = True,
 ) -> Path:
     """Draw what channels of a run mean; finds the prototypes anew if more are asked for.
+
+    Several processes (`infodisent.ranks`) search together; the leading one draws and writes.
 
     Args:
         folder: of the run.
@@ -67,14 +72,38 @@ def draw_prototypes(
     keep = min(keep, run.metrics["images"]["train"])
     if keep > prototypes.k:
         prototypes = find_prototypes(loaded.model.head, run.store, k=keep, progress=progress)
-        prototypes.save(run.folder / PROTOTYPES)
+        if ranks.leads():
+            prototypes.save(run.folder / PROTOTYPES)
+    if not ranks.leads():
+        return target
     prototypes = prototypes.relocated(run.metrics["images"].get("root", ""), images_root)
     pictures = Pictures(prototypes.transform)
     unit = loaded.model.head.unit
-    figure = prototypes_figure(prototypes, chosen, k=keep, unit=unit, pictures=pictures)
+    figure = prototypes_figure(
+        prototypes,
+        chosen,
+        k=keep,
+        unit=unit,
+        pictures=pictures,
+        captions=_captions(loaded.model.head.class_weights().detach(), loaded.classes, chosen),
+    )
     save_figure(figure, target)
     say_lost(pictures, progress)
     return target
+
+
+def _captions(
+    weight: Tensor,  # [K, M]
+    classes: Sequence[str],
+    channels: Sequence[int],
+) -> list[str]:
+    """For each channel the class that it counts most for, and its weight."""
+    captions = []
+    for channel in channels:
+        column = weight[:, channel]
+        heaviest = int(column.abs().argmax())
+        captions.append(f"{classes[heaviest]}\nweight {float(column[heaviest]):.3f}")
+    return captions
 
 
 def _sheet_name(channels: Sequence[int] | None, keep: int) -> str:

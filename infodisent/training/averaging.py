@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from infodisent.methods import Head
-from infodisent.nn import Rotation
+from infodisent.methods.rotations import moved_rotations
 from infodisent.training.state import SavedState
 
 
@@ -40,13 +40,7 @@ class Average:
         saved: SavedState | None = None,
     ) -> None:
         self._head, self._decay, self._steps = head, decay, steps
-        self._bases = [
-            module
-            for module in head.modules()
-            if isinstance(module, Rotation)
-            and module.parametrization == "lie"
-            and any(module.A is parameter for parameter in trained)
-        ]
+        self._bases = moved_rotations(head, trained)
         self._live: list[Tensor] = [*trained, *(module.base for module in self._bases)]
         self._values = [tensor.detach().clone() for tensor in self._live]
         if saved is not None:

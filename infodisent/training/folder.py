@@ -21,10 +21,10 @@ MODEL, STATE, METRICS, PROTOTYPES, FEATURES, VIEWS, TRAINED_FEATURES = (
     "views",
     "features-trained",
 )
-JUDGED = "judge.json"
+JUDGED, JUDGED_IMAGES = "judge.json", "judge-images.safetensors"
 PROFILE = "profile"
 TABLE = "training.csv"
-WRITTEN = (STATE, MODEL, PROTOTYPES, METRICS, JUDGED, TABLE)
+WRITTEN = (STATE, MODEL, PROTOTYPES, METRICS, JUDGED, JUDGED_IMAGES, TABLE)
 DRAWN = ("report.html", "curve.png", "prototypes*.png", "figures/*.png")
 """What is drawn of a run, as patterns: of another model it would lie."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ from infodisent.methods import Stage
 from infodisent.methods.stages import LoopOptions
 from infodisent.progress import console
 from infodisent.training.config import FitConfig
-from infodisent.training.sources import stored_batches
+from infodisent.training.live_cost import step_cost
+from infodisent.training.sources import stored_batches, window_of
 
 LIVE_BATCH = 64
 """Images of a step with a backbone that trains, where no number is given."""
@@ -75,15 +75,16 @@ class StoredMaps:
             device: where the maps are wanted. Of several processes each gets its own part's.
         """
         del number  # the generator is seeded with it
+        window, source = window_of(self.store, batch_size), self.store
+        mine = [ranks.piece(at) for at in torch.arange(len(order)).split(batch_size)]
         if views == 1 or self._views is None:
-            batches = order.split(batch_size)
-            mine = [ranks.piece(positions) for positions in batches]
-            yield from zip(batches, stored_batches(self.store, mine, device), strict=True)
-            return
-        pairs = torch.randint(self._views.pairs, (len(order),))
-        for at in torch.arange(len(order)).split(batch_size):
-            own = ranks.piece(at)
-            yield order[at], sent(self._views.pair(order[own], pairs[own]), device)
+            rows = [order[own] for own in mine]
+        else:  # two views of an image lie side by side in their store, which has the same order
+            source = self._views
+            pairs = torch.randint(self._views.pairs, (len(order),))
+            rows = [self._views.rows(order[own], pairs[own]) for own in mine]
+        maps = stored_batches(source, rows, device, window)
+        yield from zip(order.split(batch_size), maps, strict=True)
 
     def made(
         self,
@@ -243,6 +244,7 @@ def training_maps(
     augmentation: Augmentation,
     batch_size: int,
     num_workers: int,
+    compiled: bool,
     overwrite: bool,
     progress: bool,
 ) -> tuple[ViewStore | None, LiveMaps | None]:
@@ -254,7 +256,7 @@ def training_maps(
         config: of the training.
         live: the backbone trains; says what that takes.
         pairs, augmentation: of the views.
-        batch_size, num_workers, overwrite, progress: of the extraction of views.
+        batch_size, num_workers, compiled, overwrite, progress: of the extraction of views.
     """
     views = max(stage.views for stage in model.head.stages(LoopOptions()))
     if live:
@@ -282,6 +284,7 @@ def training_maps(
         seed=config.seed,
         batch_size=batch_size,
         num_workers=num_workers,
+        compiled=compiled,
         overwrite=overwrite,
         progress=progress,
     )
@@ -292,41 +295,6 @@ def trained(backbone: Backbone) -> None:
     """Freeze a backbone that has been trained; its original classifier fits it no more."""
     backbone.freeze()
     backbone.trained, backbone.num_classes = True, 0
-
-
-def step_cost(
-    backbone: Backbone, store: FeatureStore, batch_size: int, views: int, steps: int
-) -> str:
-    """A sentence: the memory of a training step, and on a CPU its time, from passes of one image.
-
-    Args:
-        backbone: that trains.
-        store: says what images it takes.
-        batch_size: images that one process passes at once; views: of every image; steps: of an
-            epoch.
-    """
-    weight = next(backbone.parameters())
-    size = tuple(store.meta["transform"]["input_size"])
-    image = torch.zeros(1, *size, device=weight.device, dtype=weight.dtype)
-    image = image.contiguous(memory_format=torch.channels_last)
-    kept: dict[int, int] = {p.data_ptr(): 0 for p in backbone.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.data_ptr(), tensor.numel() * tensor.element_size())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        held = backbone(image)
-    memory = sum(kept.values()) * batch_size * views / 1e9
-    del held
-    said = f"training the backbone: about {memory:.1f} GB a step of {batch_size} images"
-    said += f" in {views} views" if views > 1 else ""
-    if weight.device.type == "cpu":
-        start = time.perf_counter()
-        torch.autograd.grad(backbone(image).sum(), weight, allow_unused=True)
-        minutes = (time.perf_counter() - start) * batch_size * views * steps / 60
-        said += f", and on this CPU {minutes:.0f} minutes an epoch or less"
-    return said + "; a smaller batch_size takes less memory"
 
 
 class LiveStore(FeatureStore):
@@ -342,7 +310,7 @@ class LiveStore(FeatureStore):
         self, store: FeatureStore, backbone: Backbone, precision: torch.dtype | None = None
     ) -> None:
         self.__dict__.update(store.__dict__)
-        self._backbone, self._precision = backbone, precision
+        self._backbone, self._precision, self._resident = backbone, precision, None
 
     @torch.no_grad()
     def gather(
@@ -359,6 +327,10 @@ class LiveStore(FeatureStore):
         if not maps:
             return torch.empty(0, self.pixels, self.channels, dtype=dtype or weight.dtype)
         return torch.cat(maps).to(dtype or weight.dtype)
+
+    def files_of_maps(self, threads: int = 4) -> None:
+        """None: what the files hold was made before."""
+        del threads
 
     def average(self) -> Tensor:
         """See `FeatureStore.average`."""

@@ -83,6 +83,8 @@ def fit(
     batch_size: int = 32,
     num_workers: int = 0,
     dtype: str = "float16",
+    extract_amp: str = "none",
+    compiled: bool = False,
     compare_identity: bool = True,
     keep: int = 5,
     probe: bool = True,
@@ -111,7 +113,8 @@ def fit(
             one is never overwritten.
         original_classes: for classes whose name the original head does not know, its own name for
             them, column or WordNet id, see `infodisent.evaluation.original.match_classes`.
-        batch_size, num_workers, dtype: of the extraction, see `infodisent.data.extraction.extract`.
+        batch_size, num_workers, dtype, extract_amp, compiled: of the extraction, see
+            `infodisent.data.extraction.extract`.
         compare_identity: also train the heads that the method names for comparison, such as the
             same without rotation, see `Head.ablations`.
         keep: prototypes per channel and side.
@@ -156,6 +159,8 @@ def fit(
         "batch_size": batch_size,
         "num_workers": num_workers,
         "dtype": dtype,
+        "amp": extract_amp,
+        "compiled": compiled,
         "out": folder / FEATURES if features is None else Path(features),
         "overwrite": overwrite and features is None,
     }
@@ -244,6 +249,7 @@ def _fit(
         augmentation=chosen.augmentation,
         batch_size=extraction["batch_size"],
         num_workers=extraction["num_workers"],
+        compiled=extraction["compiled"],
         overwrite=extraction["overwrite"],
         progress=progress,
     )

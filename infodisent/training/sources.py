@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from infodisent.data.reader import block_order, read_ahead
+from infodisent.data.reader import block_order
 from infodisent.data.store import FeatureStore
-from infodisent.devices import sent
 
 IN_ANY_ORDER = 1 << 34
 """Bytes of maps up to which images come in any order: 16 GiB, which the system's cache may hold.
@@ -24,18 +23,24 @@ def stored_batches(
     store: FeatureStore,
     batches: Sequence[Tensor],  # [n] int64 each
     device: torch.device,
+    window: int = 0,
 ) -> Iterator[Tensor]:
-    """Maps ``[n, P, C]`` of one batch after the other, as stored, on `device`; read ahead by a
-    thread where they lie in files."""
-    files = store.files_of_maps()
-    if files is None:  # in memory
-        for positions in batches:
-            yield sent(store.gather(positions, dtype=None), device)
-        return
-    size = max((len(positions) for positions in batches), default=1)
+    """Maps ``[n, P, C]`` of one batch after the other, in the store's dtype, on `device`.
+
+    Of an epoch: where the store fits into a GPU it is brought there, elsewhere its files are read
+    ahead by a thread, `window` as of `window_of`.
+    """
+    store.keep_on(device)
+    return store.read(batches, device, window)
+
+
+def window_of(store: FeatureStore, batch_size: int) -> int:
+    """Steps whose images lie close together in an order that `shuffled` gave; 0: in any order.
+
+    `batch_size`: of a step, over all processes.
+    """
     blocks = in_blocks(store)
-    window = 0 if blocks is None else max(1, blocks[0] * blocks[1] // max(1, size))
-    yield from read_ahead(files, batches, device, window)
+    return 0 if blocks is None else max(1, blocks[0] * blocks[1] // max(1, batch_size))
 
 
 def in_blocks(store: FeatureStore) -> tuple[int, int] | None:

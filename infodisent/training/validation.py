@@ -99,11 +99,13 @@ def validate(
     loss = right = 0.0
     columns = len(store.classes)
     hits, seen = torch.zeros(2, columns), torch.zeros(2, columns)
-    for at in torch.arange(len(images)).split(batch_size * ranks.world()):
+    parts = torch.arange(len(images)).split(batch_size * ranks.world())
+    own = [images[ranks.piece(at)] for at in parts] if units is None else []
+    read = store.read(own, head.device)
+    for at in parts:
         labels = store.labels[images[at]]
         if units is None:
-            maps = store.gather(images[ranks.piece(at)], dtype=None).to(head.device)
-            pooled = ranks.gathered(head.pool(maps, input_fmt="NLC").pooled)
+            pooled = ranks.gathered(head.pool(next(read), input_fmt="NLC").pooled, len(at))
         else:
             pooled = units[at].to(head.device)
         logits = head.classify(pooled).float().cpu()

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .cost import FIRST, LATENCY, LOADED, OTHERS, REGISTERS, WRITTEN, processor, unit
+from .cost import (
+    CLEARED,
+    FIRST,
+    LATENCY,
+    LOADED,
+    OTHERS,
+    REGISTERS,
+    WRITTEN,
+    processor,
+    unit,
+)
 
 
 @dataclass(frozen=True)
@@ -66,23 +76,34 @@ def clocks(
     size: int,
     capability: int,
     processors: int,
+    *,
+    loads: int = 1,
+    split: int = 1,
 ) -> float:
     """Of a launch of so many tiles of a product of float32 matrices, as `cost.clocks`.
 
     Parts are made from what has been loaded: each number is loaded once, for all terms.
 
-    terms: products of parts that are added up; size: bytes of a part's numbers.
+    terms: products of parts that are added up; size: bytes of a part's numbers; loads: numbers that
+    make one of the left operand; split: programs that share the channels of a tile, the last of
+    which adds up what they have stored.
     """
     one, threads = processor(capability), 32 * block.num_warps
+    # whole groups of warps have 64 rows; with fewer, all GPUs have the matrix unit of the oldest
+    rate = one.rate if block.block_m >= 64 else min(one.rate, processor(80).rate)
     area = block.block_m * block.block_n
-    step = (block.block_m + block.block_n) * block.block_k  # numbers that are loaded
+    step = (loads * block.block_m + block.block_n) * block.block_k  # numbers that are loaded
     registers = min(255, (area + step) // threads + OTHERS)
     room = one.shared // (block.num_stages * step * 4)
     most = max(1, min(room, REGISTERS // (registers * threads)))
-    load = -(-items // processors)
+    load = -(-items * split // processors)
     rounds = -(-load // most)
-    multiplied = terms * area * block.block_k / (one.rate * 2 / size)
+    multiplied = terms * area * block.block_k / (rate * 2 / size)
     waited = LATENCY / (max(block.num_stages - 1, 1) * min(most, load))
     steps = -(-channels // block.block_k)
-    product = steps * max(multiplied, step * 4 / LOADED, waited)
-    return load * (product + 4 * area / WRITTEN) + rounds * FIRST
+    product = -(-steps // split) * max(multiplied, step * 4 / LOADED, waited)
+    written, before = 4 * area / WRITTEN, 0
+    if split > 1:
+        written += LATENCY + 4 * area * split / LOADED
+        before = CLEARED
+    return before + load * (product + written) + rounds * FIRST

@@ -299,16 +299,20 @@ def clocks(
     return cost.clocks(tiles, items, work(pixels, channels, products), capability, processors)
 
 
-def _splits(
+def splits(
     tiles: Tiles, number: int, channels: int, products: str, capability: int, processors: int
 ) -> list[Tiles]:
-    """The tiles whole, and with their channels shared by as many programs as there is room for."""
+    """The tiles whole, and with their channels shared by several programs.
+
+    As many as there is room for; or two or three, where more tiles than that leave the last wave
+    nearly empty.
+    """
     if tiles.columns > MOST_SPLIT:
         return [tiles]
     steps = _over(channels, tiles.block_k) * terms(products)
     size = work(1, channels, products)
     room = processors * cost.residents(tiles, size.size, capability, size.runs)
-    shares = {1, processors // number, room // number}
+    shares = {1, 2, 3, processors // number, room // number}
     shares = {max(1, min(share, steps // SHORTEST)) for share in shares}
     return [tiles if share == 1 else replace(tiles, split=share) for share in sorted(shares)]
 
@@ -331,7 +335,7 @@ def candidates(
         for images, widths in _packings(shape, least, batch, pixels):
             whole = _of_shape(shape, images, widths)
             number = count(whole, batch, pixels, channels)
-            options += _splits(whole, number, channels, products, capability, processors)
+            options += splits(whole, number, channels, products, capability, processors)
             loop = images > 0 and number > processors and cost.unit(capability) == 90
             if loop and shape.channels * whole.columns == PERSISTENT and products == "half":
                 options.append(replace(whole, persistent=True))

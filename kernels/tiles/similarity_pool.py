@@ -27,8 +27,12 @@ def candidates(
     capability: int,
     processors: int,
     views: int,
+    channels: int = 0,
 ) -> list[Tiles]:
-    """Tiles worth a try for B, P, M, each of one program, those of the largest shape first."""
+    """Tiles worth a try for B, P, M, those of the largest shape first.
+
+    Of C channels, where they are given, several programs may have a share of a tile each.
+    """
     options = pool.candidates(batch, pixels, prototypes, products, capability, processors)
     unit = cost.unit(capability)
     held, across = next((held, across) for least, held, across in MOST if unit >= least)
@@ -39,7 +43,14 @@ def candidates(
             tiles.images > 0 or numbers <= across
         )
 
-    return [t for t in options if t.split == 1 and not t.persistent and fits(t)]
+    whole = [t for t in options if t.split == 1 and not t.persistent and fits(t)]
+    if not channels:
+        return whole
+    shared: list[Tiles] = []
+    for tiles in whole:
+        number = pool.count(tiles, batch, pixels, prototypes)
+        shared += pool.splits(tiles, number, channels, products, capability, processors)
+    return shared
 
 
 @functools.lru_cache(maxsize=1024)
@@ -57,7 +68,9 @@ def choose(
 
     Its pool stands for that of a view: two sweeps, as there for whole float32 values.
     """
-    options = candidates(batch, pixels, prototypes, products, capability, processors, views)
+    options = candidates(
+        batch, pixels, prototypes, products, capability, processors, views, channels
+    )
     return cheapest(options, batch, pixels, prototypes, channels, products, capability, processors)
 
 
@@ -75,7 +88,7 @@ def cheapest(
     work = replace(pool.work(pixels, channels, products), exact=True)
 
     def clocks(tiles: Tiles) -> float:
-        number = pool.count(tiles, batch, pixels, prototypes)
-        return cost.clocks(tiles, number, work, capability, processors)
+        items = pool.count(tiles, batch, pixels, prototypes) * tiles.split
+        return cost.clocks(tiles, items, work, capability, processors)
 
     return min(options, key=clocks)

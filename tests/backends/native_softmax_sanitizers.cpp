@@ -95,10 +95,11 @@ void pool(int64_t n, int64_t p, int64_t c, int layout, int threads, bool masked,
   infodisent::softmax_pool<T>(s, value.data(), index.data(), top.data(), sum.data(), threads);
   for (const int other : {layout, 1 - layout % 2}) {  // the gradient's own layout
     const int64_t gap = other == 2 ? 2 : 1;
-    std::vector<A> dx(static_cast<size_t>(n * p * c * gap - (gap - 1)));
+    std::vector<A> dx(static_cast<size_t>(n * p * c * gap - (gap - 1)), A(7));
     const auto to = target(dx.data(), p, c, other);
-    infodisent::softmax_pool_backward<T>(s, grad.data(), value.data(), index.data(), top.data(),
-                                         sum.data(), to, threads);
+    for (const bool add : {false, true})  // twice the gradient, and nothing of what was there
+      infodisent::softmax_pool_backward<T>(s, grad.data(), value.data(), index.data(), top.data(),
+                                           sum.data(), to, add, threads);
     for (int64_t b = 0; b < n; ++b) {
       std::vector<double> every(static_cast<size_t>(p * c));
       for (int64_t i = 0; i < p; ++i) {
@@ -129,7 +130,7 @@ void pool(int64_t n, int64_t p, int64_t c, int layout, int threads, bool masked,
           const size_t k = static_cast<size_t>(b * c + m);
           const double own = index[k] == i ? static_cast<double>(grad[k]) : 0.0;
           const double wanted =
-              every[static_cast<size_t>(i * c + m)] * (own - common[static_cast<size_t>(i)]) / 2;
+              every[static_cast<size_t>(i * c + m)] * (own - common[static_cast<size_t>(i)]);
           const double ours = static_cast<double>(dx[static_cast<size_t>(place(to, b, i, m))]);
           require(std::abs(ours - wanted) < 2e-5, "softmax_pool_backward");
         }

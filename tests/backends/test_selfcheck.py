@@ -6,6 +6,7 @@ The check runs on a GPU where there is one, else in the interpreter (`test_in_th
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -28,6 +29,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 TINY = ((3, 6, 24), (2, 5, 17))
+_SEEN = itertools.count()
 
 runs = pytest.mark.skipif(
     not GPU and not INTERPRETED, reason="no GPU; test_in_the_interpreter runs it"
@@ -78,6 +80,52 @@ def test_wrong_best_pixels_fail(monkeypatch, spoil, message):
     monkeypatch.setattr(triton_kernels, "similarity_pool", wrong)
     with pytest.raises(WrongResultError, match=message):
         checks.check_similarity_pool(DEVICE, torch.float32, TINY, most=0)
+
+
+@runs
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda dx, dv: (dx.flip(1), dv), "dX"),
+        (lambda dx, dv: (dx, dv * 1.01), "dV"),
+        (lambda dx, dv: (dx, dv + 1e-6 * next(_SEEN)), "other bits"),
+    ],
+)
+def test_a_wrong_gradient_of_the_best_pixels_fails(monkeypatch, spoil, message):
+    plain = triton_kernels.similarity_pool_backward
+    monkeypatch.setattr(
+        triton_kernels, "similarity_pool_backward", lambda *a: spoil(*plain(*a))
+    )  # fmt: skip
+    with pytest.raises(WrongResultError, match=message):
+        checks.check_similarity_pool(DEVICE, torch.float32, TINY[1:], most=0)
+
+
+@runs
+@pytest.mark.parametrize("dtype", loading.DTYPES)
+def test_right_alignment_passes(dtype):
+    assert checks.check_softmax_alignment(DEVICE, dtype, TINY) == "2 sizes"
+
+
+@runs
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("softmax_alignment", lambda r: r[0].mul_(1.01), "loss"),
+        ("softmax_alignment", lambda r: r[1][5].mul_(1.01), "gradient of first"),
+        ("softmax_alignment_backward", lambda given: given[5].mul_(1.01), "gradient of second"),
+    ],
+)
+def test_a_wrong_alignment_fails(monkeypatch, name, change, message):
+    plain = getattr(triton_kernels, name)
+
+    def wrong(*given):
+        result = plain(*given)
+        change(given if result is None else result)
+        return result
+
+    monkeypatch.setattr(triton_kernels, name, wrong)
+    with pytest.raises(WrongResultError, match=message):
+        checks.check_softmax_alignment(DEVICE, torch.float32, TINY)
 
 
 @runs

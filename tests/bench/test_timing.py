@@ -142,6 +142,7 @@ TINY = {
     "cosine": shapes.PoolSize("cosine", ("cosine",), 5, 9, 12, 3, 2),
     "both": shapes.PoolSize("both", ("dot", "cosine"), 5, 9, 12, 3, 2),
     "softmax": shapes.PoolSize("softmax", ("softmax",), 5, None, 12, 3, 2),
+    "alignment": shapes.PoolSize("alignment", ("alignment",), 5, None, 12, 3, 2),
 }
 
 

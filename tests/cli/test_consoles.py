@@ -83,7 +83,7 @@ def test_a_whole_run_with_labels_that_the_console_lacks(monkeypatch, tmp_path, i
         cli.main()
     text = written(out)
     assert not stop.value.code, text
-    assert "next" in text.splitlines()[-1]
+    assert [line.split()[0] for line in text.splitlines()[-2:]] == ["next", "or"]
     assert text.count("extract features") == 2  # its start and its end
 
 

@@ -6,20 +6,31 @@ import functools
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from infodisent.cli.app import app
+from infodisent.data.annotation_formats import read_annotations
 from infodisent.evaluation import judgement
 from infodisent.evaluation.accuracy import evaluate_head
+from infodisent.evaluation.images import maps_of
 from infodisent.evaluation.judgement import MEASURES
+from infodisent.evaluation.localisation import mass_accuracy
 from infodisent.evaluation.misalignment import misalignment
+from infodisent.evaluation.parts import part_consistency, part_purity
+from infodisent.explanations.posthoc import EXPLAINERS
 from infodisent.report import judged
+from infodisent.report.annotated import AnnotatedImages
 from infodisent.report.judged import by_measure, comparison_figure, judge_run, read_judgement
+from infodisent.report.pooled import pooled, read_images, seed_groups
 from infodisent.training.folder import WRITTEN
 from infodisent.training.run import open_run
+
+ANNOTATED = {"consistency", "part_stability", "part_purity", "pointing", "mass", "rank"}
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +66,7 @@ def test_figures_are_those_of_the_run(run_folder, result):
     }
     count = sum(int((t[0] >= 0).sum()) for t in (prototypes.pos_image, prototypes.neg_image))
     assert rows["duplicates", ""]["mean"] == pytest.approx((count - len(patches)) / count)
-    assert {key[0] for key in rows} == set(MEASURES)
+    assert {key[0] for key in rows} == set(MEASURES) - ANNOTATED
     for row in rows.values():
         if row["low"] is not None:
             assert row["low"] <= row["mean"] <= row["high"]
@@ -163,3 +174,117 @@ def test_the_figure_shows_every_run_and_no_control(result):
     alone = figure.axes[titles.index("misalignment PLC, pgd")]
     mean = by_measure(result)["plc", "pgd"]["mean"]
     assert (len(alone.lines) == 0) == (mean is None or math.isnan(mean)) or len(alone.lines) == 2
+
+
+def annotate(root, folder):
+    """The images of `image_folder` as CUB's files have them: two parts, boxes, one mask."""
+    files = sorted(p.relative_to(root) for p in root.rglob("*.png"))
+    rows = {name: [] for name in ("images", "classes", "image_class_labels", "train_test_split")}
+    rows |= {name: [] for name in ("bounding_boxes", "parts/parts", "parts/part_locs")}
+    rows["classes"] = ["1 green", "2 red"]
+    rows["parts/parts"] = ["1 left corner", "2 right corner"]
+    for number, file in enumerate(files, 1):
+        place = int(file.stem)
+        rows["images"].append(f"{number} {file.as_posix()}")
+        rows["image_class_labels"].append(f"{number} {1 + (file.parts[0] == 'red')}")
+        rows["train_test_split"].append(f"{number} 1")
+        rows["bounding_boxes"].append(f"{number} {10 + place} 10 10 10")
+        rows["parts/part_locs"].append(f"{number} 1 {10 + place} 10 1")
+        rows["parts/part_locs"].append(f"{number} 2 {20 + place} 20 {place % 2}")
+    for name, lines in rows.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    (folder / "images").symlink_to(root)
+    return folder
+
+
+def test_annotated_images_are_judged_on_parts_and_masks(tmp_path, run_folder, image_folder):
+    known = annotate(image_folder, tmp_path / "annotated")
+    arguments = ["judge", str(run_folder), "--pictures", "1", "--parts", f"cub:{known}"]
+    arguments += ["--epsilon", "0.4", "--epsilon", "0.05"]
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
+    assert done.exit_code == 0, done.output
+    assert "masks of objects:" in done.output
+    assert "misalignment PAC: pgd, ε 0.05" in done.output
+    rows = by_measure(read_judgement(run_folder))
+    assert {key[0] for key in rows} == set(MEASURES)
+    loaded, _, run = open_run(run_folder)
+    store = run.store
+    test = store.indices("val")
+    batches = list(
+        AnnotatedImages(
+            read_annotations(f"cub:{known}"), [store.files[i] for i in test], store.labels[test],
+            loaded.transform,
+        )
+    )  # fmt: skip
+    images, labels, keypoints, masks = (torch.cat(x) for x in zip(*batches, strict=True))
+    assert rows["consistency", ""]["images"] == len(images) == len(test)
+    size = images.shape[-1]  # the whole photograph's middle: 48 columns, of which 40 are seen
+    box = masks[0].nonzero().float()
+    place = int(Path(store.files[int(test[0])]).stem)
+    edge = (10 + place - 4) / 40 * size
+    assert abs(float(box[:, 1].min()) - edge) <= 0.13 * size
+    model, visible = loaded.model, ~keypoints.isnan().any(2)
+    given = (model, images, labels, keypoints.nan_to_num(), visible)
+    consistent = part_consistency(*given).nanmean()
+    assert rows["consistency", ""]["mean"] == pytest.approx(float(consistent), abs=1e-6)
+    pure = part_purity(model, images, *given[3:], groups=(0, 0)).nanmean()
+    assert rows["part_purity", ""]["mean"] == pytest.approx(float(pure), abs=1e-6)
+    with torch.no_grad():
+        cells = EXPLAINERS["evidence"](model.head, maps_of(model, images), labels)
+    grid = cells.unflatten(1, model.grid_size(images.shape[2:]))[:, None].float()
+    large = torch.nn.functional.interpolate(grid, images.shape[2:], mode="bilinear")[:, 0]
+    inside = mass_accuracy(large, masks).nanmean()
+    assert rows["mass", "evidence"]["mean"] == pytest.approx(float(inside), abs=1e-4)
+    (known / "images.txt").write_text("1 a/b.jpg\n")
+    (known / "image_class_labels.txt").write_text("1 1\n")
+    for name in ("train_test_split", "bounding_boxes", "parts/part_locs"):
+        (known / f"{name}.txt").write_text("")
+    with pytest.raises(ValueError, match=r"none of the \d+ images is annotated"):
+        judge_run(run_folder, annotations=f"cub:{known}", pictures=0, progress=False)
+
+
+def with_seed(folder, to, seed):
+    """The same run as if another seed had made it."""
+    shutil.copytree(folder, to)
+    metrics = json.loads((to / "metrics.json").read_text())
+    metrics["config"] = {**metrics.get("config", {}), "seed": seed}
+    (to / "metrics.json").write_text(json.dumps(metrics))
+    return to
+
+
+def test_seeds_of_one_method_are_pooled(tmp_path, run_folder):
+    runs = [with_seed(run_folder, tmp_path / f"s{seed}", seed) for seed in (0, 1)]
+    arguments = ["judge", *map(str, runs), "--pictures", "0", "--images", "3"]
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    assert "pooled: s0, s1 differ only in their seed (0, 1)" in done.output
+    assert "s0 … 2 seeds" in done.output
+    judgements = {run.name: read_judgement(run) for run in runs}
+    assert seed_groups(judgements) == [["s0", "s1"]]
+    images = [read_images(run, judgements[run.name]) for run in runs]
+    images[1] = {key: values + 1 for key, values in images[1].items()}
+    judgements["s1"]["rows"] = [
+        {**row, "mean": row["mean"] + 1} for row in judgements["s1"]["rows"]
+    ]
+    made = by_measure(pooled(list(judgements.values()), images))
+    row, own = made["deletion", "evidence"], by_measure(judgements["s0"])["deletion", "evidence"]
+    assert row["mean"] == pytest.approx(own["mean"] + 0.5, abs=1e-6)
+    assert row["runs"] == [own["mean"], own["mean"] + 1]
+    assert row["high"] - row["low"] > 0.9  # both seeds alike may be drawn
+    assert made["global_size", ""]["low"] == own_number(judgements, "global_size")
+    drawn = comparison_figure({"both": {"rows": [row]}})
+    assert "a tick a seed" in drawn.get_supxlabel()
+    assert len(drawn.axes[0].lines) == 4  # two seeds, the interval, the mean
+    judgements["s1"]["run_seed"] = 0  # the same seed twice is no second seed
+    assert seed_groups(judgements) == [["s0"], ["s1"]]
+    judgements["s1"] |= {"run_seed": 1, "recipe": {"method": "another"}}
+    assert seed_groups(judgements) == [["s0"], ["s1"]]
+    judgements["s1"]["made_from"] = {"images": 3}
+    with pytest.raises(ValueError, match="judge the run --again"):
+        read_images(runs[1], judgements["s1"])
+    assert "pooled" not in CliRunner().invoke(app, [*arguments, "--each"]).output
+
+
+def own_number(judgements, measure):
+    return by_measure(judgements["s0"])[measure, ""]["mean"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -10,14 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from infodisent import attach
+from infodisent import attach, progress
 from infodisent.backbones.preprocess import transform_config, transform_from
-from infodisent.data import shards
+from infodisent.data import extraction, shards
 from infodisent.data.extraction import extract
 from infodisent.data.fingerprints import ENDS, LOOKS, listing
-from infodisent.data.images import ImageItem, ImageSet, load_image, scan_folder
+from infodisent.data.images import ImageDataset, ImageItem, ImageSet, load_image, scan_folder
 from infodisent.data.store import FeatureStore
 from infodisent.layout import to_bpc
 
@@ -122,6 +124,60 @@ def test_a_run_killed_without_warning_has_kept_parts(tmp_path, image_folder, tin
     index = torch.arange(len(whole))
     assert torch.equal(resumed.gather(index), whole.gather(index))
     assert resumed.skipped == whole.skipped
+
+
+class Spied(ImageDataset):
+    """Notes of every image which process has read it."""
+
+    def __getitem__(self, index):
+        index, image, notes = super().__getitem__(index)
+        return index, image, (*notes, f"read by {os.getpid()}")
+
+
+def test_processes_that_decode_start_once_for_all_shards(tmp_path, image_folder, tiny, monkeypatch):
+    monkeypatch.setattr(extraction, "ImageDataset", Spied)
+    said = []
+    monkeypatch.setattr(extraction, "print_notes", said.append)
+    monkeypatch.setattr(progress, "console", Console(file=io.StringIO()))
+    images = scan_folder(image_folder)
+    options = {"shard_size": 5, "batch_size": 4}
+    two = extract(tiny, images, tmp_path / "two", num_workers=1, **options)
+    (readers,) = said
+    assert len(readers) == 1  # of five shards
+    assert f"read by {os.getpid()}" not in readers
+    one = extract(tiny, images, tmp_path / "one", progress=False, **options)
+    index = torch.arange(len(one))
+    assert torch.equal(two.gather(index), one.gather(index))
+    assert two.skipped == one.skipped
+
+
+def test_products_in_half_precision_are_another_store(tmp_path, image_folder, tiny, store):
+    images = scan_folder(image_folder)
+    half = extract(tiny, images, tmp_path / "half", amp="bf16", progress=False)
+    index = torch.arange(len(store))
+    error = (half.gather(index) - store.gather(index)).abs().max() / store.gather(index).max()
+    assert 1e-4 < error < 0.05
+    with pytest.raises(ValueError, match="different: amp"):
+        extract(tiny, images, tmp_path / "half", progress=False)
+    with pytest.raises(ValueError, match="amp is 'int8', allowed are none, bf16, fp16"):
+        extract(tiny, images, tmp_path / "other", amp="int8")
+
+
+def test_a_compiled_backbone_makes_the_same_maps(tmp_path, image_folder, tiny, store, monkeypatch):
+    compiled = []
+
+    def compile(function):
+        compiled.append(function)
+        return lambda batch: function(batch) + 0.25
+
+    monkeypatch.setattr(torch, "compile", compile)
+    images = scan_folder(image_folder)
+    made = extract(tiny, images, tmp_path / "c", compiled=True, progress=False)
+    assert compiled == [tiny.backbone.raw]
+    index = torch.arange(len(store))
+    torch.testing.assert_close(
+        made.gather(index), store.gather(index) + 0.25, atol=2e-3, rtol=2e-3
+    )  # what ran is what was compiled
 
 
 def test_images_that_moved_are_the_same(tmp_path, image_folder, store, tiny, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 from infodisent.evaluation import localisation
 from infodisent.evaluation.faithfulness import cell_curves, pixel_curves
 from infodisent.evaluation.images import maps_of
-from infodisent.evaluation.intervals import bootstrap
+from infodisent.evaluation.intervals import bootstrap, bootstrap_of, bootstrap_runs
 from infodisent.explanations import unit_maps
 from infodisent.explanations.posthoc import EXPLAINERS
 from infodisent.methods import build_head
@@ -180,3 +180,22 @@ def test_bootstrap_knows_the_error_of_a_mean():
     assert bootstrap(torch.tensor([])).mean is None
     with pytest.raises(ValueError, match="level 1"):
         bootstrap(values, level=1)
+
+
+def test_intervals_over_runs_and_images():
+    g = torch.Generator().manual_seed(2)
+    values = torch.randn(200, generator=g)
+    one, plain = bootstrap_runs([values]), bootstrap(values)
+    assert one.mean == pytest.approx(plain.mean)
+    assert one.low == pytest.approx(plain.low, abs=0.03)
+    assert one.high == pytest.approx(plain.high, abs=0.03)
+    of = bootstrap_of(lambda at: float(values[at].mean()), 200, draws=500)
+    assert of.low == pytest.approx(plain.low, abs=0.04)
+    assert of.high == pytest.approx(plain.high, abs=0.04)
+    seeds = bootstrap_runs([torch.zeros(50), torch.ones(50), torch.tensor([torch.nan])])
+    assert (seeds.mean, seeds.low, seeds.high, seeds.images) == (0.5, 0, 1, 100)
+    wide = bootstrap_runs([values, values + 1.0])
+    assert wide.high - wide.low > 4 * (plain.high - plain.low) > 0
+    assert bootstrap_runs([torch.tensor([torch.nan])]).mean is None
+    assert bootstrap_of(lambda at: torch.nan, 3).mean is None
+    assert bootstrap_of(lambda at: 1.0, 0).images == 0

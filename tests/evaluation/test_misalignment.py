@@ -140,3 +140,35 @@ def test_choices_and_sides(scenes):
             run(model, scenes, **options)
     with pytest.raises(ValueError, match="7 labels were given for 8 images"):
         misalignment(model, batch.images, batch.labels[1:])
+
+
+def test_an_image_without_activation_takes_no_more_steps(scenes, monkeypatch):
+    """Bright enough everywhere else, the detector sees nothing, which no step can lower."""
+    seen = []
+
+    class Counted(Distracted):
+        def forward(self, x):
+            seen.append(len(x))
+            return super().forward(x)
+
+    model, batch = scene_model(scenes, Counted), scenes.batch()
+    batch.images[:4, :, :6] = batch.images[:4, :, -6:] = 1.0  # brighter ones are there earlier
+    options = {"own": 3, "step": 0.15, "epsilon": 3.0, "batch_size": 8}
+    seen.clear()
+    found = misalignment(model, batch.images, batch.labels, iterations=40, **options)
+    assert (found.pac == 100).all()
+    assert len(seen) < 30  # of 41 and the two before and after
+    assert sum(seen) < 8 * len(seen)  # images leave one by one
+    few = misalignment(model, batch.images, batch.labels, iterations=len(seen), **options)
+    assert torch.equal(few.plc, found.plc)
+    assert torch.equal(few.prc, found.prc)
+
+
+def test_the_published_step_is_a_fortieth_of_the_published_epsilon(scenes):
+    model, batch = scene_model(scenes, Distracted), scenes.batch([1, 2])
+    options = {"own": 3, "iterations": 4}
+    given = misalignment(model, batch.images, batch.labels, epsilon=0.4, step=0.01, **options)
+    default = misalignment(model, batch.images, batch.labels, **options)
+    assert torch.equal(default.pac, given.pac)
+    small = misalignment(model, batch.images, batch.labels, epsilon=0.1, **options)
+    assert (small.pac < default.pac).all()

@@ -13,9 +13,11 @@ from PIL import Image
 
 import infodisent
 from infodisent import attach, explain
-from infodisent.backbones.preprocess import transform_config
+from infodisent.backbones.geometry import crop_geometry
+from infodisent.backbones.preprocess import transform_config, transform_from
 from infodisent.explanations import local
 from infodisent.explanations.local import explain_many
+from infodisent.explanations.placing import on_photograph
 from tests.explanations.test_explain import five_classes, picture
 
 NAMES = ("cat $x_1$", "dog", "<b>bird</b>", "鳥", "")
@@ -90,14 +92,14 @@ def test_figure_overlay_and_html(explanation, tmp_path):
     e = explanation
     e.plot().savefig(tmp_path / "x.png", dpi=40)
     assert Image.open(tmp_path / "x.png").size == (400, 248)
-    image = e.overlay()
+    image = e.tile()
     assert image.size == (320, 320)
     x0, y0, *_ = (2 * v for v in e.shown[0].box)
     assert image.getpixel((x0 + 1, y0 + 1)) == (0, 114, 178)
-    assert e.overlay(e.shown[-1].channel).tobytes() != image.tobytes()
+    assert e.tile(e.shown[-1].channel).tobytes() != image.tobytes()
     hidden = next(c for c in range(e.channels) if c not in {s.channel for s in e.shown})
     with pytest.raises(ValueError, match=rf"channel is {hidden}, shown are \d+"):
-        e.overlay(hidden)
+        e.tile(hidden)
     page = e._repr_html_()
     tags: list[str] = []
     parser = html.parser.HTMLParser()
@@ -115,7 +117,8 @@ def test_nothing_shown(tmp_path):
     e.plot().savefig(tmp_path / "x.png", dpi=30)
     assert e._repr_html_()
     with pytest.raises(ValueError, match="shown are none"):
-        e.overlay()
+        e.tile()
+    assert e.class_map().max() == pytest.approx(1, abs=0.2)  # of all units, shown or not
 
 
 def test_labels_have_probabilities_of_their_own():
@@ -249,3 +252,88 @@ def test_no_float64_before_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "double", double)
     explain(five_classes(), picture())
     assert not moved
+
+
+def test_maps_have_the_photographs_size(explanation):
+    """Float maps in 0 … 1 and uint8 RGB, zero outside of what the network saw."""
+    e = explanation
+    for heat in (e.class_map(), e.heat_map(), e.heat_map(e.shown[-1].channel)):
+        assert heat.shape == (170, 300)
+        assert heat.dtype == np.float32
+        assert 0 <= heat.min() < heat.max() <= 1
+        x0, _, x1, _ = e.crop_in_image
+        assert not heat[:, : x0 - 1].any()
+        assert not heat[:, x1 + 1 :].any()
+    whole = e.overlay()
+    assert whole.shape == (170, 300, 3)
+    assert whole.dtype == np.uint8
+    assert not np.array_equal(whole, e.overlay(e.shown[0].channel))
+    assert float(e.cells.sum()) == pytest.approx(e.score_value - e.bias, abs=1e-3)
+    with pytest.raises(ValueError, match="heat_map: channel is -5, shown are"):
+        e.heat_map(-5)
+
+
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+def test_a_map_lies_where_its_box_does(mode):
+    """One cell of heat: the map's peak is the middle of the cell's box in the photograph."""
+    config = {"input_size": (3, 64, 64), "crop_pct": 0.9, "crop_mode": mode}
+    geometry = crop_geometry(config, (300, 200))
+    heat = torch.zeros(4, 4)
+    heat[2, 1] = 1
+    large = on_photograph(heat, geometry, (300, 200))
+    x0, y0, x1, y1 = geometry.in_image((16, 32, 32, 48))
+    y, x = np.unravel_index(large.argmax(), large.shape)
+    assert abs(x + 0.5 - (x0 + x1) / 2) < 2
+    assert abs(y + 0.5 - (y0 + y1) / 2) < 2
+    assert large.max() > 0.9
+    rows, columns = np.nonzero(large)
+    assert rows.min() < y0 < y1 - 1 < rows.max()  # half a cell beyond it on every side
+    assert columns.min() < x0 < x1 - 1 < columns.max()
+
+
+def test_the_photograph_is_read_again_from_where_it_was(tmp_path):
+    model, photo = five_classes(), picture(size=(90, 60))
+    photo.save(tmp_path / "a.png")
+    for source in (photo, np.asarray(photo), tmp_path / "a.png", (tmp_path / "a.png").open("rb")):
+        e = explain(model, source)
+        assert e.photograph().size == (90, 60)
+        assert e.photograph().tobytes() == photo.tobytes()
+    with Image.open(tmp_path / "a.png") as opened:
+        e = explain(model, opened)
+    assert e.photograph().tobytes() == photo.tobytes()
+    gone = explain(model, tmp_path / "a.png")
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"a\.png"):
+        gone.overlay()
+    assert gone.class_map().shape == (60, 90)
+
+
+def test_ready_tensors_and_class_names():
+    model = five_classes()
+    config = transform_config(model)
+    photo = picture(size=(200, 200))
+    x = transform_from(config)(photo)
+    plain = explain(model, photo, classes=NAMES, class_name="dog")
+    assert plain.class_index == 1
+    for given in (x, x[None], x.numpy()):
+        e = explain(model, given, classes=NAMES, class_name="dog", ready=True)
+        torch.testing.assert_close(e.logits, plain.logits)
+        assert e.class_map().shape == e.overlay().shape[:2] == tuple(x.shape[1:])
+    both = explain_many(model, torch.stack([x, -x]), ready=True, progress=False)
+    torch.testing.assert_close(both[0].logits, plain.logits)
+    assert both[1].image_size == both[1].picture.size
+    for wrong, message in (
+        ([photo], "tensor or array, got Image"),
+        ([x[:2]], r"\[3, H, W\] of floats as the backbone is fed, got \[2, 160, 160\]"),
+        ([(x * 50).to(torch.uint8)], "of uint8"),
+        ([x * float("nan")], "not finite"),
+        ([x, x[:, :96, :96]], "several sizes"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            explain_many(model, wrong, ready=True, progress=False)
+    with pytest.raises(ValueError, match="ready=True"):
+        explain(model, x)
+    with pytest.raises(ValueError, match=r"class is 'Dog', .* did you mean 'dog'"):
+        explain(model, photo, classes=NAMES, class_name="Dog")
+    with pytest.raises(ValueError, match="give one"):
+        explain(model, photo, classes=NAMES, class_name="dog", class_index=1)

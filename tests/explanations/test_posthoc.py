@@ -201,6 +201,19 @@ def test_kernel_shap_at_its_limit_is_the_closed_form(head, maps):
     assert (found[0].double() - phi / scale).abs().max() < 2e-3  # float32, weights of a million
 
 
+def test_maps_that_depend_on_other_pixels_have_no_closed_form(maps):
+    """ProtoPool subtracts the image's mean, which a part of the cells does not have."""
+    head = make_head("protopool", {})
+    units = unit_maps.UnitMaps(head)
+    assert not units.pointwise
+    pooled = head.pool(maps, input_fmt="NLC").pooled
+    torch.testing.assert_close(units.of_images(maps).amax(1).clamp_min(0), pooled)  # by image
+    for some in (maps, maps[:1]):  # alone, an image's maxima are its units: that is not enough
+        with pytest.raises(ValueError, match="depend on the image's other pixels"):
+            shapley_cells(head, some, CLASSES[: len(some)])
+    assert unit_maps.UnitMaps(make_head("protopnet", {})).pointwise
+
+
 def test_arguments_are_named(maps):
     head = make_head("infodisent", {})
     for name, explainer in EXPLAINERS.items():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,6 +48,20 @@ def test_they_are_the_models(tiny, made, files):
         e = explain(tiny, p.path, classes=("green", "red"))
         assert (p.predicted, p.explanation_size) == (e.predicted_name, e.size95)
     assert sum(bool(p.error) for p in made) == 1
+
+
+def test_images_in_memory_and_what_load_returns(tiny, made, files):
+    loaded = SimpleNamespace(
+        model=tiny, classes=("green", "red"), transform=transform_config(tiny), task="multiclass"
+    )
+    pictures = [load_image(path) for path in files[:3]]
+    tensors = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in pictures])
+    for images in (pictures, tensors, [np.array(p) for p in pictures]):
+        found = predict_images(loaded, images, progress=False)
+        assert [p.path for p in found] == [""] * 3
+        for ours, of_file in zip(found, made[:3], strict=True):
+            assert ours.top[0][0] == of_file.top[0][0]
+            assert ours.probabilities == pytest.approx(of_file.probabilities, abs=1e-5)
 
 
 def test_accuracy_counts_what_is_known():

@@ -131,8 +131,10 @@ def test_equal_activations_keep_the_first_image_across_batches(tmp_path):
 def test_every_image_is_read_once_and_never_all_at_once(tmp_path, monkeypatch):
     store = make_store(tmp_path, torch.randn(30, 2, 3), ["train"] * 20 + ["val"] * 10)
     read = []
-    plain = store.gather
-    monkeypatch.setattr(store, "gather", lambda i, *a: (read.append(i.tolist()), plain(i, *a))[1])
+    plain = store.read
+    monkeypatch.setattr(
+        store, "read", lambda b, *a: (read.extend(i.tolist() for i in b), plain(b, *a))[1]
+    )
     find_prototypes(InfoDisentHead(3, 2), store, batch_size=6, progress=False)
     assert [i for part in read for i in part] == list(range(20))
     assert max(map(len, read)) == 6

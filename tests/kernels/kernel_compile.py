@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.kernels import softmax_pool_calls
+from tests.kernels import prototype_calls
 from tests.kernels.kernel_text import facts, of_amd
 from tests.kernels.kernel_types import aligned, like, specialize
 
@@ -117,30 +117,20 @@ def _rotate_pool_backward(size: int, products: str) -> None:
         rotate_pool_backward(grad, grad, x, u, grad.int(), grad.int(), True, True, products)
 
 
-VIEWS = (("dot",), ("l2",), ("cosine", "dot"))
-"""Similarities that `similarity_pool` is compiled for."""
-PROTOTYPES = 2000
-
-
-def _similarity_pool(size: int, products: str) -> None:
-    from infodisent.kernels.similarity_pool import similarity_pool
-
-    for x, u in _maps(size, products):
-        prototypes = torch.empty(PROTOTYPES, size, dtype=u.dtype, device="meta")
-        for number, similarities in enumerate(VIEWS):
-            valid = torch.empty(x.shape[:2], dtype=torch.bool, device="meta") if number else None
-            similarity_pool(x, prototypes, valid, similarities, products)
-
-
 CALLS: dict[str, Callable[[int, str], None]] = {
     "rotation": _rotation,
     "rotate_pool": _rotate_pool,
     "infodisent_head": _infodisent_head,
     "rotate_pool_backward": _rotate_pool_backward,
-    "similarity_pool": _similarity_pool,
-    "softmax_pool": lambda size, products: softmax_pool_calls.run(
-        _maps(size, products), PROTOTYPES, products
-    ),
+    **{
+        call.__name__: lambda size, products, call=call: call(_maps(size, products), products)
+        for call in (
+            prototype_calls.similarity_pool,
+            prototype_calls.similarity_pool_backward,
+            prototype_calls.softmax_pool,
+            prototype_calls.softmax_alignment,
+        )
+    },
 }
 """Host code of each operator, by stem: (size, products)."""
 
@@ -163,7 +153,7 @@ def recorder() -> Iterator[list[tuple[Any, dict[str, Any]]]]:
         JITFunction.run = plain
 
 
-SHOWN = ("PARITY", "BLOCK", "BLOCK_M", "BLOCK_K", "images", "widths", "split")
+SHOWN = ("PARITY", "BLOCK", "BLOCK_M", "BLOCK_K", "images", "channels", "widths", "split")
 """Constants that tell launches of one kernel apart, beside those that are strings or true."""
 
 

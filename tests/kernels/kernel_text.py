@@ -10,6 +10,7 @@ TENSOR_CORE = re.compile(r"(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)[\w.:]*")
 ADDITION = re.compile(r"arith\.addf .* : tensor<\d+x\d+xf32")
 DRAIN = re.compile(r"warp_group_dot_wait .*pendings = 0")
 LOAD = re.compile(r"= tt\.load .*tensor<(\d+)x(\d+)x")
+WARPS = re.compile(r"warpsPerCTA = \[(\d+), (\d+)\], instrShape = \[(\d+), (\d+)")
 FENCE = re.compile(
     r"^[ \t]*(?:@!?%p\d+ )?(?:fence\.(?:acq_rel|sc)\.gpu|membar\.gl"
     r"|(?:atom|red|st)\.\S*(?:acq_rel|release)\S*)",
@@ -47,8 +48,9 @@ def facts(ttgir: str, ptx: str) -> dict[str, object]:
         instructions: the tensor-core instructions; adds: fewest additions of tiles in plain float32
         in a loop that multiplies; drains: most waits there for the matrix unit to be idle, in every
         step; loads: of matrices, most there that no asynchronous copy does; copies: bytes that one
-        such copies; fences: what orders memory for the whole device; stores: most to memory in a
-        loop that multiplies.
+        such copies; warps: of each layout of a product's result, warps down and to the right, and
+        rows and columns of a warp's instruction; fences: what orders memory for the whole device;
+        stores: most to memory in a loop that multiplies.
     """
     loops = list(product_loops(ttgir))
     return {
@@ -65,6 +67,7 @@ def facts(ttgir: str, ptx: str) -> dict[str, object]:
             default=0,
         ),
         "copies": sorted({int(size, 0) for size in COPY.findall(ptx)}),
+        "warps": [list(map(int, numbers)) for numbers in sorted(set(WARPS.findall(ttgir)))],
         "fences": len(FENCE.findall(ptx)),
         "stores": max((sum("tt.store" in t for _, t in loop) for loop in loops), default=0),
     }

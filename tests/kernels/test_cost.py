@@ -25,7 +25,9 @@ def test_the_last_wave_is_nearly_full(batch, products, capability, processors):
         items = pool.count(tiles, batch, pixels, channels) * tiles.split
         busiest = -(-items // processors) * processors / items
         if items >= processors:
-            most = 1.3 if capability in (80, 90) and products == "half" else 1.45
+            # of half maps the model takes 208 tiles of 128 x 256 on 148 multiprocessors: smaller
+            # tiles, or two programs for each, are more evenly spread and slower
+            most = 1.45 if capability in (100, 120) and products == "half" else 1.3
             assert busiest <= most, (pixels, channels, tiles)
 
 

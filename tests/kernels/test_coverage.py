@@ -6,6 +6,7 @@ import random
 
 import pytest
 from infodisent.kernels.precision import GRADIENT_OF_FLOAT, GRADIENT_OF_HALF
+from infodisent.kernels.tiles import infodisent_head as scores
 from infodisent.kernels.tiles import rotate_pool as pool
 from infodisent.kernels.tiles import rotate_pool_backward as backward
 from infodisent.kernels.tiles import rotation, softmax_pool
@@ -51,7 +52,7 @@ def test_every_kind_of_tile_is_checked(products, capability, processors):
 def test_every_kind_of_tile_of_the_views_is_checked(products, capability, processors):
     cases = coverage.view_cases(products, capability, processors)
     draw = random.Random(1)
-    for _ in range(1500):
+    for _ in range(600):
         pixels, prototypes = draw.randint(1, 1500), draw.randint(1, 3000)
         size = draw.choice(BATCHES), pixels, prototypes, draw.randint(1, 1024)
         for number in (1, 2):
@@ -60,6 +61,7 @@ def test_every_kind_of_tile_of_the_views_is_checked(products, capability, proces
     for (_, number), case in cases.items():
         assert pool.count(case.tiles, case.batch, case.pixels, case.prototypes) > 1
         assert case.views == number
+    assert {number for kind, number in cases if kind.split} == {1, 2}
 
 
 @pytest.mark.parametrize(("capability", "processors"), MACHINES)
@@ -95,6 +97,19 @@ def test_every_tile_of_the_gradients_is_checked(products, capability):
                 assert coverage.kind_of_u(block_u, cut) in cases, (channels, pixels)
     assert {case.splits for case in cases.values()} == {1, 2}
     assert {kind.images for kind in cases} >= {0, 1, 2}
+
+
+@pytest.mark.parametrize(("capability", "processors"), MACHINES)
+def test_every_tile_of_the_class_scores_is_checked(capability, processors):
+    kinds = {coverage.kind(t) for t in coverage.score_tiles("tf32x3", capability)}
+    seen = set()
+    for batch in BATCHES:
+        for classes in (1, 10, 200, 1000, 20000):
+            for channels in (1, 64, 513, 768, 2048):
+                sizes = batch, classes, channels, "tf32x3", capability, processors
+                seen.add(coverage.kind(scores.choose(*sizes)))
+    assert seen <= kinds
+    assert {kind.split for kind in seen} == {False, True}
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from tests.kernels.marks import DEVICE, compiles, outside, runs
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 ACROSS = Tiles(64, (64,), 0, 32, 4, 3)
 TWO_WIDTHS = Tiles(64, (64, 32), 0, 32, 4, 3)
+SHARED = Tiles(64, (64,), 1, 32, 4, 3, split=3)
+SHARED_ACROSS = Tiles(64, (64,), 0, 32, 4, 3, split=2)
 VIEWS = (("dot",), ("l2",), ("cosine",), ("cosine", "dot"), ("dot", "l2"))
 
 
@@ -80,6 +82,35 @@ def test_sizes(pixels, prototypes):
     """Of prototypes around a tile's rows, and of images in one tile or several."""
     x, v = maps(1 + prototypes % 2, pixels, 24, prototypes)
     check(x, v, None, ("l2", "dot"))
+
+
+@runs
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("tiles", [SHARED, SHARED_ACROSS])
+@pytest.mark.parametrize(("dtype", "channels"), [(F32, 200), (BF16, 90), (F32, 40)])
+def test_several_programs_share_the_channels_of_a_tile(dtype, channels, tiles):
+    """Also where there are fewer steps than programs; a NaN and a tie as ever."""
+    x, v = maps(3, 49, channels, 70, dtype)
+    check(x, v, None, ("cosine", "l2"), chosen=tiles, tolerance=8e-6)
+    x[1, 20], x[1, 30] = math.nan, math.nan
+    x[2, 40] = x[2, 9]
+    ((value, index),) = run(x, v, None, ("dot",), chosen=tiles)
+    assert value[1].isnan().all()
+    assert (index[1] == 20).all()
+    assert (index[2] != 40).all()
+    check(*maps(3, 49, channels, 20, dtype, integers=True), None, ("dot",), places=True,
+          tolerance=0, chosen=tiles)  # fmt: skip
+
+
+def test_deep_tiles_are_shared_where_multiprocessors_are_idle():
+    """Of one image and 2048 channels, not of a batch nor of the family's 64 to 256 channels."""
+    from infodisent.kernels.tiles.similarity_pool import choose
+
+    machine = "tf32x3", 90, 132, 1
+    assert choose(1, 49, 2000, 2048, *machine).split > 1
+    assert choose(1, 49, 10, 768, *machine).split > 1
+    assert choose(80, 49, 2000, 128, *machine).split == 1
+    assert choose(1, 49, 2000, 128, *machine).split == 1
 
 
 @runs
@@ -221,6 +252,23 @@ def test_compiles_without_spills(arch, products):
         "similarity_pool_kernel", "norms_kernel", "refine_kernel"
     }  # fmt: skip
     for r in results:
+        assert "error" not in r, r
+        assert r["spills"] == 0, r
+        assert r["shared"] <= kernel_compile.SHARED_LIMIT[arch], r
+        assert not r["serialized"], r
+
+
+@compiles
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, 90, 100, 120])
+def test_shared_tiles_compile_without_spills(arch):
+    results = kernel_compile.run(
+        "similarity_pool", [arch], [2048], ["tf32x3", "half"], maps=[(1, 49), (8, 49)]
+    )
+    shared = [r for r in results if r["kernel"] == "similarity_pool_kernel"
+              and "split=1 " not in r["what"]]  # fmt: skip
+    assert len(shared) >= 2
+    for r in shared:
         assert "error" not in r, r
         assert r["spills"] == 0, r
         assert r["shared"] <= kernel_compile.SHARED_LIMIT[arch], r

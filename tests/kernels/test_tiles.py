@@ -92,7 +92,7 @@ def test_choice_of_tiles(pixels, products):
                 number = pool.count(tiles, batch, pixels, channels)
                 one = tiles_of.work(pixels, channels, products)
                 room = cost.residents(tiles, one.size, capability, one.runs)
-                assert 1 <= tiles.split <= max(1, 132 * room // number)
+                assert 1 <= tiles.split <= max(3, 132 * room // number)
                 assert not tiles.persistent or tiles.images * (tiles.split == 1)
             assert cost.residents(chosen, one.size, capability, one.runs) > 0
     if pixels == 49 and products == "half":

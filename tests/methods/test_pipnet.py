@@ -110,9 +110,8 @@ def test_loss_is_the_formula(stage):
 def test_gradient_of_the_alignment_takes_the_other_view_as_given():
     head = small()
     x = torch.randn(4, 6, 2, 3, dtype=torch.float64)
-    from infodisent.methods.pipnet import alignment
-
-    ours = torch.autograd.grad(alignment(head.layer(x.flatten(2).mT)), head.layer.weight)[0]
+    aligned = head.train().training_pool(x)[1]["alignment"].mean()
+    ours = torch.autograd.grad(aligned, head.layer.weight)[0]
     one, other = head.layer(x.flatten(2).mT).softmax(2).split(2)
     sides = (-(a * b.detach()).sum(2).log().mean() for a, b in ((one, other), (other, one)))
     wanted = torch.autograd.grad(0.5 * sum(sides), head.layer.weight)[0]

@@ -27,7 +27,7 @@ def by_hand(classes=3):
         children_right=np.array([4, 3, -1, -1, -1]),
         feature=np.array([1, 0, -2, -2, -2]),
         threshold=np.array([0.5, -0.25, -2, -2, -2]),
-        n_node_samples=np.array([10, 6, 4, 2, 4]),
+        weighted_n_node_samples=np.array([10.0, 6, 4, 2, 4]),
         value=np.array([[[0.4, 0.6]], [[2 / 3, 1 / 3]], [[1, 0]], [[0, 1]], [[0, 1]]]),
     )
     head._take(tree, torch.tensor([0, 2]), 10)
@@ -106,6 +106,46 @@ def test_a_tree_is_that_of_scikit_learn(store):
     assert not small.used_units().any()  # pruned to its root
 
 
+def test_a_forest_is_the_mean_of_its_trees(store):
+    sklearn = pytest.importorskip("sklearn.ensemble", reason="scikit-learn is not installed")
+    head = new_head(store.channels, 2, 0, method="tree", depth=3, min_leaf=1, trees=4)
+    fit_head(head, store, CONFIG, progress=False)
+    maps, labels, _ = next(store.batches(store.indices("train"), 99))
+    rows = head.pool(maps, input_fmt="NLC").pooled.detach()
+    forest = sklearn.RandomForestClassifier(4, max_depth=3, min_samples_leaf=1, random_state=0)
+    forest.fit(rows.numpy(), labels.numpy())
+    wanted = torch.zeros(len(rows), 2, dtype=torch.float64)
+    start = torch.zeros(2, dtype=torch.float64)
+    for one in forest.estimators_:
+        tree = one.tree_
+        drawn = torch.as_tensor(tree.weighted_n_node_samples * tree.value[:, 0].T).T
+        root = (drawn[0] + 1 / 2) / (drawn[0].sum() + 1)
+        leaf = drawn[one.apply(rows.numpy())]
+        wanted += (leaf + root) / (leaf.sum(1, keepdim=True) + 1) / 4
+        start += (drawn[0] + root) / (drawn[0].sum() + 1) / 4
+    found = head(maps, input_fmt="NLC").detach().exp()
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(head.offsets(torch.arange(2)).double(), start)
+    for k in range(2):
+        of = torch.full((len(rows),), k)
+        total = head.contributions(rows.double(), of).sum(1) + head.offsets(of)
+        torch.testing.assert_close(total, wanted[:, k], rtol=1e-5, atol=1e-6)
+    asked = {int(f) for one in forest.estimators_ for f in one.tree_.feature if f >= 0}
+    assert set(head.used_units().nonzero().flatten().tolist()) == asked
+    assert head.decisions(rows[0]) == ()
+    slope = torch.zeros(store.channels, dtype=torch.float64)  # of class 0, node by node
+    for one in forest.estimators_:
+        tree = one.tree_
+        drawn = torch.as_tensor(tree.weighted_n_node_samples * tree.value[:, 0].T).T
+        root = (drawn[0] + 1 / 2) / (drawn[0].sum() + 1)
+        chances = (drawn + root) / (drawn.sum(1, keepdim=True) + 1)
+        for node in (tree.feature >= 0).nonzero()[0]:
+            right, left = (int(t[node]) for t in (tree.children_right, tree.children_left))
+            share = drawn[node].sum() / len(rows)
+            slope[tree.feature[node]] += share * (chances[right, 0] - chances[left, 0]) / 4
+    torch.testing.assert_close(head.class_weights()[0].detach().double(), slope, atol=1e-6, rtol=0)
+
+
 def test_interrupted_training_goes_on(tmp_path, store, monkeypatch):
     pytest.importorskip("sklearn.tree", reason="scikit-learn is not installed")
 
@@ -157,6 +197,7 @@ BAD = {
     "deep": ({"depth": 17}, "depth is 17, must be at most 16"),
     "min_leaf": ({"min_leaf": 0.5}, "min_leaf is 0.5"),
     "ccp_alpha": ({"ccp_alpha": -1.0}, "ccp_alpha is -1.0"),
+    "trees": ({"trees": 0}, "trees is 0"),
 }
 
 

@@ -34,7 +34,7 @@ def figures(folder):
 
 
 def verdicts(page):
-    return re.findall(r'class="panel case" .*?data-verdict="(\w+)"', page.read_text("utf-8"))
+    return re.findall(r'class="item" .*?data-verdict="(\w+)"', page.read_text("utf-8"))
 
 
 def test_held_out_images_have_their_class(run_folder, tmp_path):

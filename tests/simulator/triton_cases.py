@@ -16,17 +16,11 @@ from infodisent.kernels.tiles.blocks import serving
 from infodisent.kernels.tiles.rotate_pool import Tiles
 from torch import Tensor
 
-from infodisent import reference
+from infodisent import reference, testing
 from infodisent.backends.triton import coverage
-from infodisent.testing import (
-    check_close,
-    check_extremes,
-    gradient_truth,
-    random_map,
-    relative,
-    require,
-)
+from infodisent.testing import check_close, check_extremes, random_map, require
 from tests.kernels.rotate_pool_cases import BF16, F16, F32, rounding
+from tests.simulator import prototype_cases
 from tests.simulator.triton import Case
 
 Change = Callable[[Tiles, int], Tiles]
@@ -71,7 +65,7 @@ def _pool(
 
 def _head(
     products: str, launches: str, batch: int, pixels: int, channels: int, classes: int,
-    change: Change | None = None,
+    change: Change | None = None, scores: Tiles | None = None,
 ) -> Case:  # fmt: skip
     def run(arch: int) -> Sequence[Tensor]:
         of_x, of_u = _dtypes(products, BF16)
@@ -81,7 +75,7 @@ def _head(
         bias = torch.randn(classes, generator=g).to(of_x)
         chosen = change(pool.best_tiles(x, products), arch) if change else None
         logits, *result = head.infodisent_head(
-            x, u, weight, bias, True, launches, products, chosen=chosen
+            x, u, weight, bias, True, launches, products, chosen=chosen, scores_chosen=scores
         )
         check_extremes(result, y, relative_tolerance=4 * rounding(x, products, False))
         pooled = y.amax(1).clamp_min(0) - (-y).amax(1).clamp_min(0)
@@ -187,7 +181,7 @@ def _backward(
             places = [p.clamp_max(pixels - 2) for p in places]
             x[0, pixels - 1, 5], x[1, pixels - 1, channels - 1] = float("inf"), float("nan")
         winners = (*grads, *places)
-        truth = gradient_truth(*grads, x, u, *places)
+        truth = testing.gradient_truth(*grads, x, u, *places)
         du = backward.grad_u(winners, x, u.dtype, products, splits=splits)
         dx = backward.grad_x(winners, u, pixels, x.dtype, products)
         check_close(du, truth.du, ERROR_OF_GRADIENTS[products], "dU")
@@ -241,8 +235,9 @@ def _product(products: str, size: int, **options: bool) -> Case:
         if options.get("symmetric"):  # the lower half of what is added counts for both
             truth = truth.tril() + truth.tril(-1).mT
         require(
-            relative(out, truth) <= {"tf32x3": 2e-6, "bf16x3": 5e-5, "tf32": 2e-3}[products],
-            f"product off by {relative(out, truth):.1e}",
+            testing.relative(out, truth)
+            <= {"tf32x3": 2e-6, "bf16x3": 5e-5, "tf32": 2e-3}[products],
+            f"product off by {testing.relative(out, truth):.1e}",
         )
         return (out,)
 
@@ -328,6 +323,12 @@ CASES: dict[str, Case] = {
     },
     "head two half": _head("half", "two", 5, 49, 128, 37),
     "head two half, 20 images": _head("half", "two", 20, 20, 64, 70),
+    "head two half, small scores shared": _head("half", "two", 20, 4, 300, 37,
+        scores=Tiles(16, (32,), 0, 64, 4, 3, split=4)),
+    "head two half, middling scores shared": _head("half", "two", 20, 4, 128, 70,
+        scores=Tiles(32, (64,), 0, 32, 4, 3, split=2)),
+    "head two half, large scores shared": _head("half", "two", 20, 4, 128, 140,
+        scores=Tiles(64, (128,), 0, 32, 4, 3, split=2)),
     "head two tf32x3": _head("tf32x3", "two", 3, 49, 64, 20),
     "head two ieee": _head("ieee", "two", 2, 20, 64, 20),
     "head one half": _head("half", "one", 5, 49, 128, 37),
@@ -342,6 +343,9 @@ CASES: dict[str, Case] = {
     "views half across, two widths": _views(
         "half", 3, 70, 33, 30, ("dot", "cosine"), _across(64, 32)
     ),
+    "views half shared": _views("half", 3, 49, 200, 30, ("l2",), _split(3)),
+    "views half shared, across": _views("half", 3, 70, 128, 30, ("dot",), _across(64, split=2)),
+    "views tf32x3 shared, two": _views("tf32x3", 2, 49, 128, 30, ("cosine", "l2"), _split(2)),
     "views tf32x3": _views("tf32x3", 2, 49, 64, 30, ("cosine", "l2")),
     "softmax half": _softmax("half", 3, 49, 64, 150),
     "softmax half hidden": _softmax("half", 3, 49, 72, 70, hidden=True),
@@ -352,6 +356,7 @@ CASES: dict[str, Case] = {
     "softmax of a map": _softmax("half", 2, 70, 80, None, hidden=True),
     "softmax of a map, float32": _softmax("tf32x3", 2, 35, 300, None),
     "softmax of a map, NCHW": _softmax("tf32x3", 2, 70, 70, None, nchw=True),
+    **prototype_cases.CASES,
     "backward half 49": _backward("half", 4, 49, 128),
     "backward half 196, C=256": _backward("half", 2, 196, 256),
     "backward half one channel": _backward("half", 2, 20, 1),

@@ -15,7 +15,8 @@ from infodisent.training import epochs
 from infodisent.training import fit as fitting
 from infodisent.training.config import FitConfig
 from infodisent.training.fit import fit_head, new_head
-from infodisent.training.maps import LiveMaps, StoredMaps, step_cost
+from infodisent.training.live_cost import step_cost
+from infodisent.training.maps import LiveMaps, StoredMaps
 from infodisent.training.run import evaluate_run, fit, open_run
 
 CPU = torch.device("cpu")

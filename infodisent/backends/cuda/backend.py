@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from infodisent.backends import choices
-from infodisent.backends.base import Backend, Call, MaybeTensor
+from infodisent.backends.base import Backend, Call
 from infodisent.backends.cuda import channels_last, module, rotate_pool_backward
 from infodisent.backends.errors import BackendError
+from infodisent.backends.operators import MaybeTensor
 from infodisent.backends.sparse.backend import Sparse, unsupported
 from infodisent.backends.triton.backend import Triton
 from infodisent.contract import Extremes

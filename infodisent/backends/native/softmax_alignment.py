@@ -22,7 +22,7 @@ def softmax_alignment(
     first: Tensor,  # [B, P, C]
     second: Tensor,  # [B, P, C]
 ) -> tuple[Tensor, Tensor]:
-    """The loss [B, P] and its statistics [6, B, P], see `infodisent.backends.base.Backend`."""
+    """The loss [B, P] and its statistics [6, B, P], see `infodisent.backends.operators`."""
     dtype = value_dtype(first.dtype, second.dtype)
     loss = torch.empty(first.shape[:2], dtype=dtype, device="cpu")
     statistics = torch.empty(6, *loss.shape, dtype=dtype, device="cpu")

@@ -57,8 +57,10 @@ def softmax_pool_backward(
     best: Best,
     normalizer: Tensor,  # [2, B, P]
     dw: Tensor,  # [B, P, M] float32 (float64), any strides, to be written; may be w
+    *,
+    add: bool = False,
 ) -> None:
-    """The gradient of `softmax_pool` by w, see ``csrc/cpu/softmax_pool.h``."""
+    """The gradient of `softmax_pool` by w, see ``csrc/cpu/softmax_pool.h``; `add` it to dw."""
     (batch, pixels, count), wide = w.shape, value_dtype(w.dtype)
     if best.index.numel():
         first, last = best.index.aminmax()
@@ -72,8 +74,14 @@ def softmax_pool_backward(
         *module._values((best.index,), (batch, count), torch.int32),
         *module._values(tuple(normalizer), (batch, pixels), wide),
         *_target(dw, w, wide),
+        add,
         torch.get_num_threads(),
     )
+
+
+def prefer_huge_pages(x: Tensor) -> None:
+    """Advice for memory that is about to be written, see ``csrc/buffer.h``; contiguous."""
+    module._module.prefer_huge_pages(x.data_ptr(), x.numel() * x.element_size())
 
 
 def softmax_alignment(

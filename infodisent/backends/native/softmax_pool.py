@@ -19,12 +19,16 @@ def _scores(
     x: Tensor,  # [n, P, C]
     prototypes: Tensor | None,  # [M, C], of the dtype computed in
     dtype: torch.dtype,
+    out: Tensor | None = None,  # [n, P, M], contiguous, where products go
 ) -> Tensor:
     """``x_p·v_m``, [n, P, M], contiguous; x itself without prototypes, half numbers as they are."""
     if prototypes is None:
         return x if value_dtype(x.dtype) == dtype else x.to(dtype)
     rows = x.to(dtype).reshape(-1, x.shape[2])
-    return torch.mm(rows, prototypes.mT).view(*x.shape[:2], -1)
+    if out is None:
+        return torch.mm(rows, prototypes.mT).view(*x.shape[:2], -1)
+    torch.mm(rows, prototypes.mT, out=out.view(-1, len(prototypes)))
+    return out
 
 
 def _bias(bias: Tensor | None, temperature: float, dtype: torch.dtype) -> Tensor | None:
@@ -38,8 +42,12 @@ def softmax_pool(
     temperature: float,
     bias: Tensor | None,  # [M]
     valid: Tensor | None,  # [B, P] bool
+    scores: Tensor | None = None,  # [B, P, M] of the dtype computed in, contiguous, to be written
 ) -> tuple[Best, Tensor]:
-    """Best [B, M] and normalizer [2, B, P], see `infodisent.backends.base.Backend`."""
+    """Best [B, M] and normalizer [2, B, P], see `infodisent.backends.operators`.
+
+    With prototypes the products can be kept for the gradient, which then need not make them again.
+    """
     batch, pixels, _ = x.shape
     count = x.shape[2] if prototypes is None else len(prototypes)
     dtype = computed_in(x, prototypes, bias)
@@ -47,11 +55,13 @@ def softmax_pool(
     normalizer = torch.empty(2, batch, pixels, dtype=dtype, device="cpu")
     v = None if prototypes is None else prototypes.to(dtype)
     b = _bias(bias, temperature, dtype)
+    if scores is not None:
+        softmax_calls.prefer_huge_pages(scores)
     ranges = [(0, batch)] if v is None else chunks(x, count, dtype.itemsize)
     for start, stop in ranges:
         part = slice(start, stop)
         softmax_calls.softmax_pool(
-            _scores(x[part], v, dtype),
+            _scores(x[part], v, dtype, None if scores is None else scores[part]),
             b,
             temperature,
             None if valid is None else valid[part],
@@ -72,6 +82,7 @@ def softmax_pool_backward(
     dx: Tensor | None,  # [B, P, C], to be written
     need_prototypes: bool,
     need_bias: bool,
+    scores: Tensor | None = None,  # [B, P, M], of the forward
 ) -> tuple[Tensor | None, Tensor | None]:
     """Write dX; dV [M, C] and dbias [M], if needed."""
     batch, count = best.value.shape
@@ -82,8 +93,8 @@ def softmax_pool_backward(
     at_once = prototypes is None and (dx is None or dx.dtype == dtype)
     for start, stop in [(0, batch)] if at_once else chunks(x, count, dtype.itemsize):
         part = slice(start, stop)
-        w = _scores(x[part], collected.v, dtype)
-        if prototypes is not None:
+        w = _scores(x[part], collected.v, dtype) if scores is None else scores[part]
+        if prototypes is not None and scores is None:
             dw = w  # over the scores themselves
         elif at_once and dx is not None:
             dw = dx

@@ -63,7 +63,7 @@ class SkewExponential:
     def __init__(self, passes: TorchPasses) -> None:
         self.passes = passes
 
-    def empty(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def empty_rotation(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Uninitialised results of `forward`, for tracing."""
         return (
             torch.empty_like(a, memory_format=torch.contiguous_format),
@@ -71,7 +71,7 @@ class SkewExponential:
             torch.empty(2, dtype=torch.int64, device="cpu"),
         )
 
-    def forward(self, a: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
+    def rotation(self, a: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
         """Forward.
 
         Args:
@@ -111,7 +111,7 @@ class SkewExponential:
             u.add_(poison)
         return u, kept, torch.tensor([number, squarings], device="cpu")
 
-    def backward(
+    def rotation_backward(
         self,
         grad: Tensor,  # [C, C]
         a: Tensor,  # [C, C]

@@ -13,7 +13,7 @@ def softmax_alignment(
     first: Tensor,  # [B, P, C]
     second: Tensor,  # [B, P, C]
 ) -> tuple[Tensor, Tensor]:
-    """The loss [B, P] and its statistics [6, B, P], see `infodisent.backends.base.Backend`."""
+    """The loss [B, P] and its statistics [6, B, P], see `infodisent.backends.operators`."""
     batch, pixels, channels = first.shape
     dtype = value_dtype(first.dtype, second.dtype)
     statistics = torch.empty(6, batch, pixels, dtype=dtype, device=first.device)

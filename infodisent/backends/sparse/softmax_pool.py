@@ -51,7 +51,7 @@ def softmax_pool(
     bias: Tensor | None,  # [M]
     valid: Tensor | None,  # [B, P] bool
 ) -> tuple[Best, Tensor]:
-    """Best [B, M] and normalizer [2, B, P], see `infodisent.backends.base.Backend`."""
+    """Best [B, M] and normalizer [2, B, P], see `infodisent.backends.operators`."""
     batch, pixels, _ = x.shape
     count = x.shape[2] if prototypes is None else len(prototypes)
     dtype = computed_in(x, prototypes, bias)

@@ -12,15 +12,14 @@ import sys
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
-from infodisent import reference
 from infodisent.backends.triton import coverage, kernels
 from infodisent.backends.triton.problems import REPEATS, SIZES
 from infodisent.backends.triton.problems import other_dtypes as _other
 from infodisent.backends.triton.problems import random_numbers as _random
-from infodisent.backends.triton.softmax_checks import check_softmax_pool
-from infodisent.contract import Best, Extremes
+from infodisent.backends.triton.similarity_checks import check_similarity_pool
+from infodisent.backends.triton.softmax_checks import check_softmax_alignment, check_softmax_pool
+from infodisent.contract import Extremes
 from infodisent.testing import (
     WrongResultError,
     check_close,
@@ -146,7 +145,26 @@ def check_infodisent_head(
             truth = pooled @ weight.double().clamp_min(0).mT + bias.double()
             allowed = max(2 * torch.finfo(kind).eps, 1e-4 if dtype.itemsize == 4 else 1e-3)
             check_close(logits, truth, allowed, f"{what}: logits")
-    return said
+    return f"{said}, {_check_scores(device, dtype)} kinds of tiles of the scores"
+
+
+def _check_scores(device: torch.device, dtype: torch.dtype) -> int:
+    """The class scores in each of the tiles, two of them in either direction; how many."""
+    from infodisent.kernels import device as gpu
+    from infodisent.kernels import infodisent_head as host
+
+    cases = coverage.score_tiles("tf32x3", gpu.capability(device))
+    for number, tiles in enumerate(cases):
+        channels = 8 * tiles.block_k - (0, 8, 3)[number % 3]
+        batch, classes = tiles.channels + 1, tiles.columns + 1
+        x, u, y = random_map(batch, 4, channels, dtype=dtype, device=device, seed=number)
+        weight, bias = (_random(device, *s) for s in ((classes, channels), (classes,)))
+        logits = host.infodisent_head(x, u, weight, bias, False, scores_chosen=tiles)[0]
+        pooled = y.amax(1).clamp_min(0) - (-y).amax(1).clamp_min(0)
+        truth = pooled @ weight.double().mT + bias.double()
+        allowed = 1e-4 if dtype.itemsize == 4 else 1e-3
+        check_close(logits, truth, allowed, f"infodisent_head, scores in tiles {tiles}")
+    return len(cases)
 
 
 def check_rotation(
@@ -206,85 +224,13 @@ def _check_products(device: torch.device) -> int:
     return count
 
 
-def _check_views(
-    x: Tensor,  # [B, P, C]
-    prototypes: Tensor,  # [M, C]
-    valid: Tensor | None,  # [B, P] bool
-    found: tuple[Best, ...],
-    similarities: tuple[str, ...],
-    what: str,
-) -> None:
-    """Values against float64's, and that every place has its value."""
-    x, v = x.double(), prototypes.double()
-    for similarity, best in zip(similarities, found, strict=True):
-        truth = reference.similarity_pool(x, v, similarity=similarity, valid=valid, input_fmt="NLC")
-        check_close(best.value, truth.value, 2**-14, f"{what}: values by {similarity}")
-        inside = (best.index >= 0) & (best.index < x.shape[1])
-        index = best.index.long().clamp(0, x.shape[1] - 1)
-        if valid is not None:
-            inside &= valid.gather(1, index)
-        winner = torch.take_along_dim(x, index[:, :, None], dim=1)
-        there = (winner - v).square().sum(2) if similarity == "l2" else (winner * v).sum(2)
-        if similarity == "cosine":
-            there = there / winner.norm(dim=2) / v.norm(dim=1)
-        check_close(there, truth.value, 2**-14, f"{what}: places by {similarity}")
-        require(bool(inside.all()), f"{what}: places by {similarity} are outside")
-
-
-def check_similarity_pool(
-    device: torch.device,
-    dtype: torch.dtype,
-    sizes: Sequence[tuple[int, int, int]] = SIZES,
-    most: int | None = None,
-) -> str:
-    """The best pixels, of every kind of tile and by all similarities, with pixels left out.
-
-    most: kinds of tiles, for tests.
-    """
-    from infodisent.kernels import device as gpu
-    from infodisent.kernels import similarity_pool as host
-
-    machine = gpu.capability(device), gpu.processors(device)
-    views = (("dot",), ("cosine",), ("l2",), ("cosine", "dot"), ("l2", "dot"))
-    said = []
-    for v_dtype in _other(dtype):
-        products = host.default_products(dtype, v_dtype)
-        for number, size in enumerate(sizes):
-            x, _, _ = random_map(*size, dtype=dtype, device=device, seed=sum(size))
-            if number % 2:  # NCHW
-                x = x.mT.contiguous().mT
-            v = _random(device, 70, size[2]).to(v_dtype)
-            v[0] = x[-1, -1].to(v_dtype)
-            found = kernels.similarity_pool(x, v, None, views[-1 - number % 2])
-            what = f"similarity_pool {size}, prototypes in {v_dtype}"
-            _check_views(x, v, None, found, views[-1 - number % 2], what)
-        cases = coverage.view_cases(products, *machine)
-        for number, (kind, case) in enumerate(list(cases.items())[:most]):
-            x, _, _ = random_map(*case[:3], dtype=dtype, device=device, seed=9)
-            v = _random(device, case.prototypes, case.channels).to(v_dtype)
-            valid = _random(device, case.batch, case.pixels) > 0
-            valid[:, case.pixels // 2] = True
-            x[~valid] = float("nan")
-            similarities = views[3 + number % 2] if case.views == 2 else views[number % 3]
-            what = f"similarity_pool {products} {tuple(case[:4])} in {kind}"
-            call = (x, v, valid, similarities, products)
-            found = host.similarity_pool(*call, chosen=case.tiles)
-            seen = torch.where(valid[:, :, None], x, 0)
-            _check_views(seen, v, valid, found, similarities, what)
-            for _ in range(REPEATS if kind[0].across else 0):
-                again = host.similarity_pool(*call, chosen=case.tiles)
-                same = all(map(torch.equal, sum(again, ()), sum(found, ())))
-                require(same, f"{what}: other bits the next time")
-        said.append(f"{products}: {len(cases)} kinds of tiles")
-    return f"{len(sizes)} sizes, {', '.join(said)}"
-
-
 CHECKS: dict[str, Callable[[torch.device, torch.dtype], str]] = {
     "rotation": check_rotation,
     "rotate_pool": check_rotate_pool,
     "infodisent_head": check_infodisent_head,
     "similarity_pool": check_similarity_pool,
     "softmax_pool": check_softmax_pool,
+    "softmax_alignment": check_softmax_alignment,
 }
 
 

@@ -7,6 +7,7 @@ small problem that is run with its tiles.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
@@ -104,15 +105,18 @@ class ViewCase(NamedTuple):
     tiles: Tiles
 
 
+@functools.cache
 def view_cases(products: str, capability: int, processors: int) -> dict[tuple[Kind, int], ViewCase]:
-    """One small problem for each kind of tile and number of views.
+    """One small problem for each kind of tile and number of views; not to be changed.
 
     Arguments: see `pool_cases`.
     """
     from infodisent.kernels.tiles.similarity_pool import candidates
 
     machine = products, capability, processors
-    return _view_cases(lambda views, *sizes: candidates(*sizes, *machine, views), (1, 2))
+    return _view_cases(
+        lambda views, *sizes: candidates(*sizes, *machine, views, CHANNELS[-1]), (1, 2)
+    )
 
 
 def softmax_cases(products: str, capability: int, processors: int) -> dict[Kind, ViewCase]:
@@ -142,6 +146,9 @@ def _view_cases(
         # as in `pool_cases`: tiles that are not full, depths of every kind
         batch = tiles.images + 1 if tiles.images else tiles.columns // pixels + 2
         channels = (64, 40, 33)[number % 3]
+        if tiles.split > 1:  # two parts at least, and one that may have nothing
+            channels = max(channels, 2 * tiles.block_k)
+            tiles = replace(tiles, split=2 + number % 2)
         cases[key] = ViewCase(batch, pixels, channels, 2 * tiles.channels - 3, key[1], tiles)
     return cases
 
@@ -201,6 +208,18 @@ def gradient_cases(of_u: str, of_x: str, capability: int) -> dict[GradientKind, 
                 cases.setdefault(kind_of_u(block_u, cut), case)
                 cases.setdefault(of_image, case)
     return cases
+
+
+def score_tiles(products: str, capability: int) -> list[Tiles]:
+    """The tiles that the class scores of the head may take: whole, and each shared by two programs.
+
+    products: "tf32x3" or "ieee".
+    """
+    from infodisent.kernels.tiles import infodisent_head as tiles
+    from infodisent.kernels.tiles.blocks import serving
+
+    blocks = serving(tiles.SCORES, CHANNELS[-1], products, capability)
+    return [tiles.of_block(block, split) for block in blocks for split in (1, 2)]
 
 
 def rotation_blocks(products: str, capability: int) -> list[Block]:

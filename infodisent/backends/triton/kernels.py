@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from infodisent.backends.base import MaybeTensor
+from infodisent.backends.operators import MaybeTensor
 from infodisent.contract import Best, Extremes
 
 PRODUCTS = {"full": "tf32x3", "half": "bf16x3"}
@@ -30,14 +30,14 @@ def rotation_backward(
     grad: Tensor,  # [C, C]
     a: Tensor,  # [C, C]
     kept: Tensor,  # [BLOCKS, C, C]
-    numbers: Tensor,  # [WIDTH]
+    decisions: Tensor,  # [WIDTH]
     precision: str,
 ) -> Tensor:
     """dA [C, C]."""
     from infodisent.kernels import rotation as host
 
     products = PRODUCTS[precision]
-    d_a: Tensor = host.rotation_backward(grad, a, kept, numbers, precision, products)
+    d_a: Tensor = host.rotation_backward(grad, a, kept, decisions, precision, products)
     return d_a
 
 
@@ -95,3 +95,46 @@ def similarity_pool(
 
     best: tuple[Best, ...] = host.similarity_pool(x, prototypes, valid, similarities)
     return best
+
+
+def similarity_pool_backward(
+    grads: tuple[Tensor, ...],  # [B, M] each
+    best: tuple[Best, ...],
+    x: Tensor,  # [B, P, C]
+    prototypes: Tensor,  # [M, C]
+    similarities: tuple[str, ...],
+    need_x: bool,
+    need_prototypes: bool,
+) -> tuple[MaybeTensor, MaybeTensor]:
+    """dX [B, P, C] and dV [M, C], each only if needed."""
+    from infodisent.kernels import similarity_pool_backward as host
+
+    gradients: tuple[MaybeTensor, MaybeTensor] = host.similarity_pool_backward(
+        grads, best, x, prototypes, similarities, need_x, need_prototypes
+    )
+    return gradients
+
+
+def softmax_alignment(
+    first: Tensor,  # [B, P, C]
+    second: Tensor,  # [B, P, C]
+) -> tuple[Tensor, Tensor]:
+    """The loss [B, P] and its statistics [6, B, P]."""
+    from infodisent.kernels import softmax_alignment as host
+
+    results: tuple[Tensor, Tensor] = host.softmax_alignment(first, second)
+    return results
+
+
+def softmax_alignment_backward(
+    grad: Tensor,  # [B, P]
+    first: Tensor,  # [B, P, C]
+    second: Tensor,  # [B, P, C]
+    statistics: Tensor,  # [6, B, P]
+    d_first: Tensor | None,  # [B, P, C], to be written
+    d_second: Tensor | None,  # [B, P, C], to be written
+) -> None:
+    """Write the gradients that are asked for."""
+    from infodisent.kernels import softmax_alignment as host
+
+    host.softmax_alignment_backward(grad, first, second, statistics, d_first, d_second)

@@ -6,7 +6,14 @@ import functools
 
 import torch
 
-STEMS = ("rotation", "rotate_pool", "infodisent_head", "similarity_pool", "softmax_pool")
+STEMS = (
+    "rotation",
+    "rotate_pool",
+    "infodisent_head",
+    "similarity_pool",
+    "softmax_pool",
+    "softmax_alignment",
+)
 """Operators that have kernels."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)
@@ -22,6 +29,8 @@ def missing() -> str | None:
             rotate_pool_backward,
             rotation,
             similarity_pool,
+            similarity_pool_backward,
+            softmax_alignment,
             softmax_pool,
         )
     except ImportError as error:

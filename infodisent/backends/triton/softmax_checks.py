@@ -1,4 +1,4 @@
-"""What the self-check compares with float64 of `softmax_pool`."""
+"""What the self-check compares with float64 of `softmax_pool` and `softmax_alignment`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from infodisent.backends.triton import coverage, softmax_pool
+from infodisent.backends.triton import coverage, kernels, softmax_pool
 from infodisent.backends.triton.problems import REPEATS, SIZES, other_dtypes, random_numbers
 from infodisent.contract import Best
 from infodisent.testing import check_close, random_map, require
@@ -86,3 +86,31 @@ def check_softmax_pool(
                 require(same, f"{what}: other bits the next time")
         said.append(f"{products}: {len(cases)} kinds of tiles")
     return f"{len(sizes)} sizes, {', '.join(said)}"
+
+
+def check_softmax_alignment(
+    device: torch.device, dtype: torch.dtype, sizes: Sequence[tuple[int, int, int]] = SIZES
+) -> str:
+    """The loss and the gradient of both sides, of maps of two dtypes and in two layouts."""
+    for number, size in enumerate(sizes):
+        for other in other_dtypes(dtype):
+            first, second = random_numbers(device, 2, *size)
+            first, second = first.to(dtype), second.to(other)
+            if number % 2:  # NCHW
+                first, second = (x.mT.contiguous().mT for x in (first, second))
+            what = f"softmax_alignment {size}, second in {other}"
+            loss, statistics = kernels.softmax_alignment(first, second)
+            sides = torch.empty_like(first), torch.empty_like(second)
+            grad = random_numbers(device, *loss.shape)
+            kernels.softmax_alignment_backward(grad, first, second, statistics, *sides)
+            with torch.enable_grad():
+                leaves = first.double().requires_grad_(), second.double().requires_grad_()
+                a, b = leaves
+                truth = a.logsumexp(2) + b.logsumexp(2) - (a + b).logsumexp(2)
+                slopes = torch.autograd.grad(truth, leaves, grad.double())
+            check_close(loss, truth.detach(), 1e-5, f"{what}: loss")
+            for actual, slope, name in zip(sides, slopes, ("first", "second"), strict=True):
+                half = actual.dtype.itemsize == 2
+                tolerance = 2 * torch.finfo(actual.dtype).eps if half else 1e-5
+                check_close(actual, slope, tolerance, f"{what}: gradient of {name}")
+    return f"{len(sizes)} sizes"

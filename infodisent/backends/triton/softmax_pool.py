@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from infodisent.backends.base import MaybeTensor
+from infodisent.backends.operators import MaybeTensor
 from infodisent.backends.sparse.softmax_pool import Collected, computed_in
 from infodisent.contract import Best
 
@@ -19,7 +19,7 @@ def softmax_pool(
     bias: Tensor | None,  # [M]
     valid: Tensor | None,  # [B, P] bool
 ) -> tuple[Best, Tensor]:
-    """Best [B, M] and normalizer [2, B, P], see `infodisent.backends.base.Backend`."""
+    """Best [B, M] and normalizer [2, B, P], see `infodisent.backends.operators`."""
     from infodisent.kernels import softmax_pool as host
 
     results: tuple[Best, Tensor] = host.softmax_pool(x, prototypes, temperature, bias, valid)

@@ -1,0 +1,82 @@
+"""`infodisent report`, as a person types it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from tests.cli.test_cli import run
+
+
+@pytest.fixture
+def go(monkeypatch, capsys):
+    return lambda *arguments: run(monkeypatch, capsys, *arguments)
+
+
+def data_of(path):
+    text = path.read_text(encoding="utf-8")
+    start = text.index('id="data">') + len('id="data">')
+    return text[:start], json.loads(text[start : text.index("</script>", start)])
+
+
+def test_held_out_images_beside_another_run(tmp_path, run_folder, go):
+    code, text = go("report", "--run", run_folder, "--held-out", 3, "--seed", 4)
+    assert code == 0, text
+    head, data = data_of(run_folder / "report.html")
+    assert "Of 6 held-out images 3 were drawn evenly from the classes with seed 4" in head
+    assert "<dt>held-out accuracy</dt>" in head
+    assert "(standard error) of 6 held-out images" in head
+    assert not (run_folder / "figures").exists()
+    (first,) = data["runs"]
+    assert (first["name"], first["linear"], len(first["images"])) == ("a run", True, 3)
+    other = tmp_path / "twin"
+    shutil.copytree(run_folder, other)
+    out = tmp_path / "two.html"
+    code, text = go(
+        "report", "--run", run_folder, "--held-out", 2, "--compare", other, "-o", out,
+        "--attribution", "cells by <me>",
+    )  # fmt: skip
+    assert code == 0, text
+    head, data = data_of(out)
+    assert [r["name"] for r in data["runs"]] == ["a run", "twin"]
+    assert data["runs"][0]["images"][1]["scores"] == data["runs"][1]["images"][1]["scores"]
+    assert all(image["uri"] is None for image in data["runs"][1]["images"])  # the same picture
+    assert "cells by &lt;me&gt;" in out.read_text("utf-8")
+
+
+def test_given_images_and_refusals(tmp_path, run_folder, image_folder, go):
+    out = tmp_path / "why.html"
+    code, text = go(
+        "report", "--run", run_folder, "--images", image_folder / "green" / "0[0-1].png",
+        "--images", image_folder / "red", "-o", out, "--class", "red",
+    )  # fmt: skip
+    assert code == 1, text  # one of them cannot be read
+    assert "1 image(s) could not be read" in text
+    _, data = data_of(out)
+    images = data["runs"][0]["images"]
+    assert [image["true"] for image in images] == ["green"] * 2 + ["red"] * 11
+    assert {image["explained"] for image in images} == {1}
+    code, text = go("report", "--run", run_folder, "-o", tmp_path / "why.txt")
+    assert code == 2
+    assert "must end in .html, or be a folder that is there" in text
+
+
+def test_a_run_without_its_features_says_less(tmp_path, run_folder, image_folder, go):
+    shutil.rmtree(run_folder / "features")
+    out = tmp_path / "why.html"
+    image = image_folder / "green" / "00.png"
+    code, text = go("report", "--run", run_folder, "--images", image, "-o", out)
+    assert code == 0, text
+    head, data = data_of(out)
+    assert "held-out accuracy" not in head
+    assert data["runs"][0]["images"][0]["far"] is None
+
+
+def test_labels(tmp_path, labels_run, go):
+    code, text = go("report", "--run", labels_run, "--held-out", 4, "-o", tmp_path / "l.html")
+    assert code == 0, text
+    _, data = data_of(tmp_path / "l.html")
+    assert data["runs"][0]["multilabel"]
+    assert data["runs"][0]["independent"]
