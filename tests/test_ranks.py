@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from infodisent import ranks
+from infodisent import ops, ranks
+from infodisent.methods.stages import part_of
 from tests.ranks import torchrun
 
 
@@ -66,8 +67,26 @@ def check_everything():
         if together:
             torch.save(together, f"{sys.argv[1]}/{me}.pt")
     layouts(me)
+    passes()
     ranks.barrier()
     ranks.stop()
+
+
+def passes():
+    """What each finds in its part of a pass is merged to what one finds in the whole."""
+    generator = torch.Generator().manual_seed(3)
+    maps, vectors = (torch.randn(*s, generator=generator) for s in ((11, 4, 3), (5, 3)))
+    maps[7] = maps[2]  # the lower number of equals wins, wherever it was seen
+
+    def batches():
+        for at in torch.arange(11).split(2):
+            yield maps[at], torch.zeros(len(at)), at
+
+    whole = ops.best_pixels(batches(), vectors, k=3, vectors=True)
+    own = [i for _, _, at in part_of(batches)() for i in at.tolist()]
+    assert sorted(i for part in ranks.everyones(own) for i in part) == list(range(11))
+    merged = ops.best_pixels(part_of(batches)(), vectors, k=3, vectors=True, gather=True)
+    assert all(torch.equal(one, other) for one, other in zip(merged, whole, strict=True))
 
 
 def layouts(me):
