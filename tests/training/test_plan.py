@@ -104,7 +104,7 @@ def test_steps_are_timed_on_what_they_take(tmp_path, monkeypatch):
 
     monkeypatch.setattr(head, "pool", pooled)
     monkeypatch.setattr(head, "classify", classified)
-    rates = {name: 1.0 for name in ("decode", "forward", "probe", "read", "write")}
+    rates = dict.fromkeys(("decode", "forward", "probe", "read", "write"), 1.0)
     job = Job(
         train=64, held_out=8, channels=model.num_features, pixels=4, classes=3, batch_size=16,
         devices=2, item_bytes=1, stages=((None, True),),
