@@ -223,10 +223,14 @@ TORCHVISION = [
     ("resnext50_32x4d", "NCHW", 0, 2048, 64, True),
     ("densenet121", "NCHW", 0, 1024, 64, True),
     ("convnext_tiny", "NCHW", 0, 768, 64, True),
-    ("vit_b_16", "NLC", 1, 768, 224, True),
+    pytest.param(
+        "vit_b_16", "NLC", 1, 768, 224, True, marks=pytest.mark.slow
+    ),  # 224 pixels at least
     ("swin_t", "NHWC", 0, 768, 64, True),
     ("swin_v2_t", "NHWC", 0, 768, 64, True),
-    ("maxvit_t", "NCHW", 0, 512, 224, True),
+    pytest.param(
+        "maxvit_t", "NCHW", 0, 512, 224, True, marks=pytest.mark.slow
+    ),  # 224 pixels at least
     ("efficientnet_b0", "NCHW", 0, 1280, 64, True),
     ("mobilenet_v2", "NCHW", 0, 1280, 64, True),
     ("mobilenet_v3_small", "NCHW", 0, 1024, 64, True),

@@ -81,7 +81,9 @@ def test_any_optimiser_finds_a_rotation(make, moving):
     assert deviation(module.eval()()) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)]
+)
 def test_ten_thousand_steps_stay_orthogonal(dtype):
     module = Rotation(24, parametrization="lie", dtype=dtype)
     optimiser = torch.optim.Adam(module.parameters(), lr=0.05)
