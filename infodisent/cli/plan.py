@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from infodisent.classifier import InfoDisentClassifier
     from infodisent.training.plan import Plan, Rates
 
-RATES = ("decode", "forward", "step", "pool", "probe", "read", "write")
+RATES = ("decode", "forward", "step", "fixed_step", "pool", "probe", "read", "write")
 HELD_OUT = 25
 """Training images for one held-out image, as in ImageNet."""
 
@@ -52,7 +52,7 @@ def plan(
         list[str] | None,
         typer.Option(
             help="name=number, a second, that is stated and not measured: decode, forward, step, "
-            "pool (images of one process or device), probe (rows), read, write (bytes)."
+            "fixed_step, pool (images of one process or device), probe (rows), read, write (bytes)."
         ),
     ] = None,
     pictures: Annotated[
@@ -73,7 +73,7 @@ def plan(
     from infodisent.classifier import attach
     from infodisent.data.encoding import DTYPES
     from infodisent.devices import pick_device
-    from infodisent.training.calibration import measure_rates
+    from infodisent.training.calibration import measure_rates, trained_stages
     from infodisent.training.plan import Job
     from infodisent.training.plan import plan as cost
 
@@ -81,6 +81,9 @@ def plan(
     if feature_dtype not in DTYPES:
         raise ValueError(f"feature_dtype is {feature_dtype!r}, allowed: {', '.join(DTYPES)}")
     model = attach(backbone, classes, method=method).to(pick_device(device))
+    stages = trained_stages(model.head)
+    # a method's only stage takes the number that is given, though it has one of its own
+    own = epochs if len(stages) == 1 else None
     job = Job(
         train=images,
         held_out=max(1, images // HELD_OUT) if held_out is None else held_out,
@@ -96,6 +99,7 @@ def plan(
         trainings=1 + (len(model.head.ablations()) if compare else 0),
         probe=compare,
         parameters=sum(parameter.numel() for parameter in model.head.parameters()),
+        stages=tuple((own or stage.epochs, stage.pool_is_fixed) for stage in stages),
     )
     with console.status("measuring") as status:
         rates = measure_rates(
@@ -175,7 +179,9 @@ def _print(result: Plan, rates: Rates, given: dict[str, float]) -> None:
     console.print(table)
     values: dict[str, Any] = dataclasses.asdict(rates)
     told = ", ".join(
-        f"{name} {values[name]:,.4g}{' (stated)' if name in given else ''}" for name in RATES
+        f"{name} {values[name]:,.4g}{' (stated)' if name in given else ''}"
+        for name in RATES
+        if values[name] is not None
     )
     console.print(f"[dim]rates a second: {told}; {job.devices} device(s)", highlight=False)
 

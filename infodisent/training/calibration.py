@@ -20,10 +20,11 @@ from infodisent import ranks
 from infodisent.backbones.backbone import evaluating
 from infodisent.backbones.preprocess import transform_config, transform_from
 from infodisent.classifier import InfoDisentClassifier
+from infodisent.data.encoding import DTYPES, FLOAT8, computed_dtype
 from infodisent.data.pictures import load_picture
 from infodisent.data.shards import CACHED
 from infodisent.methods import Head
-from infodisent.methods.stages import LoopOptions
+from infodisent.methods.stages import LoopOptions, Stage
 from infodisent.training.plan import Job, Rates
 
 SECONDS = 3.0
@@ -31,6 +32,8 @@ SECONDS = 3.0
 ROOM = 1 << 28
 """Bytes written and read for the disk's rates: 256 MiB."""
 _ROWS = 2048
+COMPUTED = {1: computed_dtype(DTYPES[FLOAT8]), 2: torch.float16, 4: torch.float32}
+"""What maps are computed with, by the bytes of a stored number."""
 
 
 def measure_rates(
@@ -60,7 +63,7 @@ def measure_rates(
     known, device = dict(given or {}), model.head.device
     count = max(1, job.batch_size // job.devices)
     maps = torch.rand(count, job.pixels, job.channels)
-    maps = maps.to(device, torch.float16 if job.item_bytes == 2 else torch.float32)
+    maps = maps.to(device, COMPUTED[job.item_bytes])
 
     def forward() -> object:
         return model.head(maps, input_fmt="NLC")
@@ -72,6 +75,10 @@ def measure_rates(
         "pool": lambda: _rate(torch.inference_mode()(forward), count, seconds, device),
         "probe": lambda: _probe(job, seconds),
     }
+    if any(fixed for _, fixed in job.stages):
+        measured["fixed_step"] = lambda: _fixed_step_rate(model.head, job, seconds)
+        if all(fixed for _, fixed in job.stages):  # no step pools
+            measured["step"] = measured.pop("fixed_step")
     for name, measure in measured.items():
         if name not in known:
             say(name)
@@ -152,11 +159,13 @@ def _photograph() -> bytes:
 
 
 def training_step(head: Head) -> Callable[[Tensor], None]:
-    """A training step of the first stage, which has the pool in it, on maps ``[n, P, C]``.
+    """A training step of the first stage that has the pool in it, on maps ``[n, P, C]``.
 
-    Of several processes each brings its part of the maps, see `infodisent.ranks`.
+    Of several processes each brings its part of the maps, see `infodisent.ranks`. Of a head whose
+    pool is fixed in every stage, a step of the first stage with the pool before it.
     """
-    stage = head.stages(LoopOptions())[0]
+    stages = trained_stages(head)
+    stage = next((stage for stage in stages if not stage.pool_is_fixed), stages[0])
     optimizer = torch.optim.AdamW([dict(group) for group in stage.groups], weight_decay=0.0)
 
     def step(maps: Tensor) -> None:
@@ -183,6 +192,29 @@ def _step_rate(
     """Images a second of training steps; of a copy of the head, which stays as it is."""
     step = training_step(copy.deepcopy(head).train())
     return _rate(lambda: step(maps), len(maps), seconds, maps.device)
+
+
+def trained_stages(head: Head) -> list[Stage]:
+    """The stages in which something trains, see `infodisent.training.fit.fit_head`."""
+    return [stage for stage in head.stages(LoopOptions()) if stage.parameters()]
+
+
+def _fixed_step_rate(head: Head, job: Job, seconds: float) -> float:
+    """Images a second of training steps on pooled units, all of a step's; of a copy of the head."""
+    head = copy.deepcopy(head).train()
+    stage = next(stage for stage in trained_stages(head) if stage.pool_is_fixed)
+    optimizer = torch.optim.AdamW([dict(group) for group in stage.groups], weight_decay=0.0)
+    units = torch.rand(job.batch_size, head.num_features, device=head.device)
+    labels = torch.arange(len(units), device=head.device) % head.num_classes
+
+    def step() -> None:
+        loss = nn.functional.cross_entropy(head.classify(units), labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        head.after_step()
+
+    return _rate(step, len(units), seconds, head.device)
 
 
 def _probe(job: Job, seconds: float) -> float:

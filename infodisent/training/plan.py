@@ -25,6 +25,8 @@ class Rates:
         decode: images that one process decodes and resizes.
         forward: images through the backbone, a device.
         step: images of training steps on maps in memory, a device.
+        fixed_step: images of training steps on units that were pooled before, which every device
+            takes all of; None for as many as `step`. See `Stage.pool_is_fixed`.
         pool: images through the head, a device: evaluation and the search for prototypes.
         probe: rows of one evaluation of the linear probe.
         read, write: bytes of the disk.
@@ -41,8 +43,13 @@ class Rates:
     write: float
     cores: int = 1
     shared: bool = False
+    fixed_step: float | None = None
 
     def __post_init__(self) -> None:
+        if self.fixed_step is not None and not 0 < self.fixed_step < math.inf:
+            raise ValueError(
+                f"Rates: fixed_step is {self.fixed_step}, must be finite and > 0, or None"
+            )
         for name in ("decode", "forward", "step", "pool", "probe", "read", "write"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
@@ -61,13 +68,16 @@ class Job:
         original_classes: columns of the original head's logits, stored beside the maps.
         item_bytes: of one number of the stored maps.
         batch_size: images of a step, over all devices.
-        epochs: passes over the training images of all stages; None for what `FitConfig` takes.
+        epochs: passes over the training images of a stage that has no number of its own; None for
+            what `FitConfig` takes.
         devices: that work at the same time, each a process of its own.
         workers: processes that decode, a device; 0 decodes in a thread beside the backbone.
         trainings: heads that train: 2 where the same without rotation is compared.
         probe: a linear probe is fitted.
         units: M of the head.
         parameters: of the head.
+        stages: of the training: its passes over maps, None for `passes`, and whether its pool is
+            fixed: then all are pooled once, and the steps read no maps.
     """
 
     train: int
@@ -85,6 +95,7 @@ class Job:
     probe: bool = True
     units: int = 0
     parameters: int = 0
+    stages: tuple[tuple[int | None, bool], ...] = ((None, False),)
 
     def __post_init__(self) -> None:
         for name in ("train", "channels", "pixels", "classes", "batch_size", "devices"):
@@ -103,7 +114,7 @@ class Job:
 
     @property
     def passes(self) -> int:
-        """Epochs of one training: 15, or 120 steps if that is more."""
+        """Epochs of one stage: 15, or 120 steps if that is more."""
         steps = math.ceil(self.train / self.batch_size)
         return self.epochs or max(15, math.ceil(120 / steps))
 
@@ -163,8 +174,7 @@ def plan(job: Job, rates: Rates) -> Plan:
         averages = whole / rates.read
         seconds = EVALUATIONS * job.train / rates.probe
         stages.append(_cost("linear probe", {"disk": averages, "probe": seconds}, together=False))
-    epochs = job.passes * job.trainings
-    stages.append(_cost("training", {name: epochs * seconds for name, seconds in one.items()}))
+    stages.append(_training(job, rates))
     heads = job.trainings
     stages.append(_cost("evaluation", _reading(job, rates, heads * job.held_out)))
     stages.append(_cost("prototypes", _reading(job, rates, job.train)))
@@ -184,6 +194,24 @@ def _extraction(job: Job, rates: Rates) -> StageCost:
         return _cost("extraction", parts)
     decode /= job.devices * max(1, job.workers)
     return _cost("extraction", {"decoding": decode, "backbone": backbone, "disk": disk})
+
+
+def _training(job: Job, rates: Rates) -> StageCost:
+    """All stages of all trainings; what a stage waits for may differ from the next one's."""
+    parts, seconds = {"head": 0.0, "disk": 0.0}, 0.0
+    for own, fixed in job.stages:
+        epochs, steps = own or job.passes, 0.0
+        one = _pass(job, rates)
+        if fixed:
+            steps = epochs * job.train / (rates.fixed_step or rates.step)
+            epochs, one = 1, _reading(job, rates, job.train)
+        waited = {name: epochs * value for name, value in one.items()}
+        seconds += max(waited.values()) + steps
+        parts["head"] += waited["head"] + steps
+        parts["disk"] += waited["disk"]
+    parts = {name: job.trainings * value for name, value in parts.items()}
+    bound = max(parts, key=lambda part: parts[part])
+    return StageCost("training", job.trainings * seconds, bound, parts)
 
 
 def _pass(job: Job, rates: Rates) -> dict[str, float]:

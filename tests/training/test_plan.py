@@ -67,6 +67,55 @@ def test_rates_are_positive(wrong):
         Job(**{**vars(IMAGENET), "train": 0})
 
 
+def test_units_of_a_fixed_pool_are_made_once():
+    job = Job(
+        train=1000, held_out=1, channels=8, pixels=4, classes=2, devices=2, trainings=2, epochs=5,
+        probe=False, stages=((None, False), (20, True)),
+    )  # fmt: skip
+    rates = Rates(
+        decode=1, forward=1, step=100, pool=400, probe=1, read=6400, write=1, fixed_step=5000
+    )
+    _, training, *_ = plan(job, rates).stages
+    # an epoch over maps: 5 s of head on two devices, 10 s of disk; the units wait for the disk once
+    assert training.parts == {
+        "head": pytest.approx(2 * (5 * 5 + 1.25 + 20 * 0.2)),
+        "disk": pytest.approx(2 * 6 * 10),
+    }
+    assert training.seconds == pytest.approx(2 * (5 * 10 + 10 + 20 * 0.2))
+    assert training.bound == "disk"
+    with pytest.raises(ValueError, match="fixed_step is 0"):
+        Rates(**{**vars(GPU), "fixed_step": 0})
+
+
+def test_steps_are_timed_on_what_they_take(tmp_path, monkeypatch):
+    """A fixed pool is in no step; maps of a float8 store are computed with as bfloat16."""
+    seen = []
+    model = infodisent.attach("test_resnet", 3, method="protoquant")
+    head = type(model.head)
+    pool, classify = head.pool, head.classify
+
+    def pooled(self, maps, **options):
+        seen.append(("pool", maps.dtype, len(maps)))
+        return pool(self, maps, **options)
+
+    def classified(self, units):
+        seen.append(("classify", units.dtype, len(units)) if self.training else "other")
+        return classify(self, units)
+
+    monkeypatch.setattr(head, "pool", pooled)
+    monkeypatch.setattr(head, "classify", classified)
+    rates = dict.fromkeys(("decode", "forward", "probe", "read", "write"), 1.0)
+    job = Job(
+        train=64, held_out=8, channels=model.num_features, pixels=4, classes=3, batch_size=16,
+        devices=2, item_bytes=1, stages=((None, True),),
+    )  # fmt: skip
+    measure_rates(model, job, tmp_path, given={**rates, "pool": 1.0}, seconds=0.01)
+    assert set(seen) == {("classify", torch.float32, 16)}
+    seen.clear()
+    measure_rates(model, job, tmp_path, given={**rates, "step": 1.0}, seconds=0.01)
+    assert ("pool", torch.bfloat16, 8) in seen
+
+
 def test_rates_are_measured_and_leave_the_model_as_it_is(tmp_path):
     model = infodisent.attach("resnet18", 3, input_size=64)
     model.head = new_head(512, 3, 0, model.head)
@@ -96,7 +145,13 @@ def test_command(tmp_path, monkeypatch, capsys):
     values = json.loads(text)
     assert values["store"] == 1040 * (512 * 49 * 2 + 2000)
     assert values["rates"]["probe"] == 50
-    code, text = run(monkeypatch, capsys, *command, "--rate", "speed=3")
+    assert values["job"]["stages"] == [[None, False]]
+    command = ["plan", "--images", "9", "-b", "test_resnet", "--method", "protopnet", "--json"]
+    command += ["-o", tmp_path, *given, "--rate", "fixed_step=70"]
+    code, text = run(monkeypatch, capsys, *command)
+    assert code == 0, text
+    assert [fixed for _, fixed in json.loads(text)["job"]["stages"]][-1] is True
+    code, text = run(monkeypatch, capsys, "plan", "--images", "9", "--rate", "speed=3")
     assert code == 2
     assert "names are decode" in text
 
