@@ -170,6 +170,10 @@ def class_named(names: Sequence[str], name: str) -> int:
     lower = {known.lower(): known for known in names}
     close = [lower[n] for n in difflib.get_close_matches(str(name).lower(), list(lower), 3, 0.6)]
     hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
+    raise ValueError(f"explain: class is {name!r}, the model knows {listed(names)}{hint}")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, not more than a person reads."""
     rest = f" … ({len(names):,} in all)" if len(names) > _LISTED else ""
-    there = ", ".join(names[:_LISTED])
-    raise ValueError(f"explain: class is {name!r}, the model knows {there}{rest}{hint}")
+    return ", ".join(names[:_LISTED]) + rest

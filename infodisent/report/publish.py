@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from infodisent.explanations.evidence import Explanation
 from infodisent.explanations.predictions import predict_images
 from infodisent.explanations.prototypes import Prototypes, relocate
+from infodisent.explanations.request import class_named, listed
 from infodisent.progress import bar
 from infodisent.report.about import Subject, about_run, chosen_text
 from infodisent.report.figure import explanation_figure, save_figure
@@ -114,7 +114,7 @@ def report_held_out(
     target = Path(folder if out is None else out)
     check_folder(target, "report")
     loaded, prototypes, run = open_run(folder, module=module)
-    class_index = _class_index(loaded, class_name)
+    class_index = None if class_name is None else class_named(loaded.classes, class_name)
     store = run.trained_store() if wrong_only else run.store
     indices = store.indices("val")
     if wrong_only:
@@ -279,7 +279,7 @@ def report_images(
     """
     if Path(out).exists() and not Path(out).is_dir():
         raise NotADirectoryError(f"{out} is a file, expected a folder for the results")
-    class_index = _class_index(loaded, class_name)
+    class_index = None if class_name is None else class_named(loaded.classes, class_name)
     failures: list[str] = []
     subject = Subject(loaded, prototypes, metrics, run)
     side = subject.explained(
@@ -296,22 +296,6 @@ def report_images(
     if not side.explanations:
         raise ValueError(f"explain: no image can be read: {'; '.join(failures[:3])}")
     return publish(subject, side, Path(out), progress=progress, **extras), failures
-
-
-def _class_index(loaded: Checkpoint, name: str | None) -> int | None:
-    """Position of a class, ValueError with those that are spelt alike where there is none."""
-    if name is None or name in loaded.classes:
-        return None if name is None else loaded.classes.index(name)
-    lower = {known.lower(): known for known in loaded.classes}
-    close = [lower[n] for n in difflib.get_close_matches(name.lower(), list(lower), 3, 0.6)]
-    hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
-    raise ValueError(f"explain: class is {name!r}, the model knows {listed(loaded.classes)}{hint}")
-
-
-def listed(names: Sequence[str], most: int = 20) -> str:
-    """Names for a message, not more than a person reads."""
-    rest = f" … ({len(names):,} in all)" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
 
 
 def publish(
