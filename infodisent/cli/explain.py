@@ -11,7 +11,7 @@ import typer
 from infodisent.cli.modules import ModuleOption, module_from
 from infodisent.cli.options import ImagesRootOption, OutOption, RunArgument
 from infodisent.cli.preprocessing import IntensityRangeOption, PageOption
-from infodisent.cli.tables import print_result
+from infodisent.cli.tables import exit_if_skipped, print_result
 from infodisent.progress import console
 
 
@@ -77,7 +77,6 @@ def explain(
 
     Example: infodisent explain photo.jpg --run runs/fit --beside all
     """
-    from infodisent.report.notices import say
     from infodisent.report.publish import report_held_out, report_sources
 
     names = list(images or ())
@@ -121,11 +120,7 @@ def explain(
     if written is not None:
         print_result("figures", written.parent / "figures")
         print_result("open", written)
-    if failures:
-        console.print(f"[yellow]{len(failures)} image(s) could not be read and were skipped:")
-        for reason in failures:
-            say(True, f"  {reason}")
-        raise typer.Exit(1)
+    exit_if_skipped(failures)
 
 
 def _write_beside(run: Path, names: list[str] | None, *, limit: int, **options: Any) -> None:

@@ -10,8 +10,7 @@ import typer
 from infodisent.cli.modules import ModuleOption, module_from
 from infodisent.cli.options import ImagesRootOption, RunArgument, SeedOption
 from infodisent.cli.preprocessing import IntensityRangeOption, PageOption
-from infodisent.cli.tables import print_result
-from infodisent.progress import console
+from infodisent.cli.tables import exit_if_skipped, print_result
 
 MOST_IMAGES = 1000
 """A page of more opens too slowly."""
@@ -59,7 +58,6 @@ def report(
 
     Example: infodisent report --run runs/fit --images photos --compare runs/protopnet -o why.html
     """
-    from infodisent.report.notices import say
     from infodisent.report.publish import PAGE, report_held_out, report_sources
 
     target = _target(out, run / PAGE)
@@ -77,11 +75,7 @@ def report(
         written = report_held_out(run, held_out, seed=seed, **options)
     if written is not None:
         print_result("open", written)
-    if failures:
-        console.print(f"[yellow]{len(failures)} image(s) could not be read and were skipped:")
-        for reason in failures:
-            say(True, f"  {reason}")
-        raise typer.Exit(1)
+    exit_if_skipped(failures)
 
 
 def _target(out: Path | None, default: Path) -> Path:

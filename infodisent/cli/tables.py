@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import typer
 from rich.table import Table
 
 from infodisent.progress import console, printable
@@ -125,3 +127,13 @@ def print_result(what: str, value: object) -> None:
     console.print(
         f"{what:<8} {printable(str(value))}", markup=False, highlight=False, soft_wrap=True
     )
+
+
+def exit_if_skipped(failures: Sequence[str]) -> None:
+    """Print why images could not be read, and end with status 1; nothing where all could."""
+    if not failures:
+        return
+    console.print(f"[yellow]{len(failures)} image(s) could not be read and were skipped:")
+    for reason in failures:
+        console.print(printable(f"  {reason}"), markup=False, highlight=False)
+    raise typer.Exit(1)
