@@ -24,7 +24,7 @@ from infodisent.training.meter import Meter, Report
 from infodisent.training.objective import Objective, draw_epoch
 from infodisent.training.schedule import scheduler
 from infodisent.training.state import SavedState
-from infodisent.training.steps import Figures, Step, Tools, grad_scaler
+from infodisent.training.steps import Step, Tools, grad_scaler
 from infodisent.training.validation import stopped, validate
 
 History = list[dict[str, float]]
@@ -146,11 +146,11 @@ class Training:
         total = epochs * of_epoch
         advice = f"lower lr ({self.options.lr}) or rotation_lr ({self.config.rotation_lr})"
         meter = Meter(stage.name, head.device, self.advance, f"epoch {first + epoch + 1}; {advice}")
+        take = Step(head, self.maps, self.objective, self.options, self.config, stage, tools)
         batches = self._epoch(stage, first + epoch, order)
         for step, (batch, own) in enumerate(batches, epoch * of_epoch):
             units = None if pooled is None else sent(pooled[batch], head.device)
-            figures = self._step(stage, step / total, batch, own, units, tools)
-            meter.add(figures, len(batch))
+            meter.add(take(step / total, batch, own, units), len(batch))
             if step + 1 < total:
                 tools.scheduler.step()
             self.tick()
@@ -177,19 +177,6 @@ class Training:
         if stage.pool_is_fixed:
             return ((positions, None) for positions in order.split(size))
         return self.maps.epoch(order, size, stage.views, number, self.head.device)
-
-    def _step(
-        self,
-        stage: Stage,
-        done: float,
-        positions: Tensor,  # [n] int64
-        rows: Tensor | None,  # of this process's part of the positions, see `Maps.epoch`
-        units: Tensor | None,  # [n, M], where the pool is fixed
-        tools: Tools,
-    ) -> Figures:
-        """One step, see `Step`."""
-        run = Step(self.head, self.maps, self.objective, self.options, self.config, stage, tools)
-        return run(done, positions, rows, units)
 
     def _seed(self, epoch: int) -> None:
         seed_generators(self.config.seed * 100_003 + epoch, self.head.device)
