@@ -10,7 +10,7 @@ The extra ``posthoc`` brings captum, grad-cam and scikit-learn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -95,19 +95,13 @@ def lime(
         distance = 1 - float(shown.float().mean()) ** 0.5
         return float(torch.exp(torch.tensor(-(distance**2) / (2 * KERNEL_WIDTH**2))))
 
-    def explain(forward: Any, image: Tensor, mask: Tensor, label: int) -> Tensor:
-        method = Lime(
-            lambda x: forward(x).softmax(1),
-            interpretable_model=SkLearnRidge(alpha=1.0),
-            similarity_func=nearness,
-        )
-        found: Tensor = method.attribute(
-            image, baselines=0, target=label, feature_mask=mask,
-            n_samples=samples, perturbations_per_eval=batch_size,
-        )  # fmt: skip
-        return found
-
-    return _by_cells("lime", model, images, classes, seed, explain)
+    method = Lime(
+        lambda x: model(x).softmax(1),
+        interpretable_model=SkLearnRidge(alpha=1.0),
+        similarity_func=nearness,
+    )
+    sampling = {"n_samples": samples, "perturbations_per_eval": batch_size}
+    return _by_cells("lime", model, images, classes, seed, method, sampling)
 
 
 def kernel_shap(
@@ -131,14 +125,8 @@ def kernel_shap(
         _check_solver()
     check_positive("kernel_shap", "samples", samples)
 
-    def explain(forward: Any, image: Tensor, mask: Tensor, label: int) -> Tensor:
-        found: Tensor = KernelShap(forward).attribute(
-            image, baselines=0, target=label, feature_mask=mask,
-            n_samples=samples, perturbations_per_eval=batch_size,
-        )  # fmt: skip
-        return found
-
-    return _by_cells("kernel_shap", model, images, classes, seed, explain)
+    sampling = {"n_samples": samples, "perturbations_per_eval": batch_size}
+    return _by_cells("kernel_shap", model, images, classes, seed, KernelShap(model), sampling)
 
 
 def _by_cells(
@@ -147,7 +135,8 @@ def _by_cells(
     images: Tensor,
     classes: Tensor,
     seed: int,
-    explain: Callable[[Any, Tensor, Tensor, int], Tensor],
+    method: Any,  # of captum, which masks cells
+    sampling: dict[str, int],
 ) -> Tensor:
     """One number for every cell of the feature map's grid, an image at a time."""
     images = _placed(what, model, images, classes)
@@ -157,8 +146,9 @@ def _by_cells(
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for image, label in zip(images, classes.tolist(), strict=True):
-            map_ = explain(model, image[None], mask, label)[0, 0]  # [H, W], the same in a cell
-            found.append(nn.functional.adaptive_max_pool2d(map_[None].float(), grid)[0].cpu())
+            given = {"target": label, "feature_mask": mask, "baselines": 0, **sampling}
+            values = method.attribute(image[None], **given)[:, 0]  # [1, H, W], the same in a cell
+            found.append(nn.functional.adaptive_max_pool2d(values.float(), grid)[0].cpu())
     return torch.stack(found) if found else torch.zeros(0, *grid)
 
 
