@@ -40,6 +40,17 @@ def _pixels(
 
 
 @triton.jit
+def _at(
+    image,
+    pixel,  # [N]
+    image_stride,
+    pixel_stride,
+):
+    """Where pixels of an image begin, [N, 1]."""
+    return image * image_stride + pixel[:, None].to(tl.int64) * pixel_stride
+
+
+@triton.jit
 def alignment_kernel(
     first,  # [B, P, C], any strides and dtype
     second,  # likewise
@@ -60,8 +71,8 @@ def alignment_kernel(
     """The loss of every pixel, and what its gradient needs: one program some pixels."""
     image, pixel = _pixels(P, BLOCK_P)
     inside = pixel < P
-    a_at = image * first_image + pixel[:, None].to(tl.int64) * first_pixel
-    b_at = image * second_image + pixel[:, None].to(tl.int64) * second_pixel
+    a_at = _at(image, pixel, first_image, first_pixel)
+    b_at = _at(image, pixel, second_image, second_pixel)
     a_top = tl.full((BLOCK_P, BLOCK_C), NEGATIVE, tl.float32)
     b_top = tl.full((BLOCK_P, BLOCK_C), NEGATIVE, tl.float32)
     for k in range(0, C, BLOCK_C):
@@ -126,8 +137,8 @@ def alignment_gradient_kernel(
     """``grad (softmax(a) - softmax(a + b))``, and of b, each where it is asked for."""
     image, pixel = _pixels(P, BLOCK_P)
     inside = pixel < P
-    a_at = image * first_image + pixel[:, None].to(tl.int64) * first_pixel
-    b_at = image * second_image + pixel[:, None].to(tl.int64) * second_pixel
+    a_at = _at(image, pixel, first_image, first_pixel)
+    b_at = _at(image, pixel, second_image, second_pixel)
     row = image * P + pixel
     own = tl.load(grad + row, mask=inside, other=0.0)
     of = statistics + row
@@ -144,12 +155,12 @@ def alignment_gradient_kernel(
         b = _scores(second, b_at, channel, second_channel, mask) - b_most
         both = tl.exp(a + b - top) * share[:, None]
         if d_first is not None:
-            to = image * d_first_image + pixel[:, None].to(tl.int64) * d_first_pixel
+            to = _at(image, pixel, d_first_image, d_first_pixel)
             to += channel.to(tl.int64) * d_first_channel
             d = tl.exp(a) * a_share[:, None] - both
             tl.store(d_first + to, d.to(d_first.dtype.element_ty), mask=mask)
         if d_second is not None:
-            to = image * d_second_image + pixel[:, None].to(tl.int64) * d_second_pixel
+            to = _at(image, pixel, d_second_image, d_second_pixel)
             to += channel.to(tl.int64) * d_second_channel
             d = tl.exp(b) * b_share[:, None] - both
             tl.store(d_second + to, d.to(d_second.dtype.element_ty), mask=mask)
