@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +21,11 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks import image_sets
 from infodisent import demo
 from infodisent.bench.machine import machine
-from infodisent.data.extraction import extract
-from infodisent.data.images import scan_folder, split_items
+from infodisent.data.images import split_items
 from infodisent.data.store import FeatureStore
 from infodisent.evaluation.accuracy import evaluate_head, linear_probe, original_head
 from infodisent.files import read_json, write_json
@@ -131,17 +133,14 @@ def table(report: dict[str, Any]) -> str:
 def main() -> None:
     """Extract what is missing, make the runs that are missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--features", type=Path, required=True, help="folder of feature stores")
-    parser.add_argument("--images", action="append", default=[], metavar="NAME=FOLDER")
+    image_sets.add_options(parser)
     parser.add_argument("--vary", choices=VARIATIONS, default="none")
     parser.add_argument("--seeds", type=int, default=None, help="default: 3, or 1 with --vary")
     parser.add_argument("--no-rotation", action="store_true", help="only U = I, seconds a run")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/accuracy.json"))
     arguments = parser.parse_args()
     model = demo.efficientnet_lite0(2)
-    sets = {"elpv": demo.solar_cells()}
-    sets |= {n: scan_folder(f) for n, f in (i.split("=", 1) for i in arguments.images)}
-    stores = {n: extract(model, images, arguments.features / n) for n, images in sets.items()}
+    stores = image_sets.extracted(model, arguments)
     seeds = list(range(arguments.seeds or (3 if arguments.vary == "none" else 1)))
     report = read_json(arguments.out) if arguments.out.is_file() else {"runs": {}, "baselines": {}}
     report["machine"] = machine()

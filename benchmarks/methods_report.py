@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -31,12 +30,11 @@ from typing import Any
 
 import torch
 
+from benchmarks import image_sets
 from benchmarks.cpu_report import commit
 from benchmarks.pools_report import WatchedClock, peak_memory
 from infodisent import demo
 from infodisent.bench.machine import machine
-from infodisent.data.extraction import extract
-from infodisent.data.images import scan_folder
 from infodisent.data.store import FeatureStore
 from infodisent.data.views import ViewStore, extract_views
 from infodisent.evaluation.accuracy import evaluate_head, linear_probe, original_head
@@ -46,6 +44,7 @@ from infodisent.methods.stages import LoopOptions
 from infodisent.progress import bar
 from infodisent.training.fit import FitConfig, fit_head, new_head
 
+MODULE = "benchmarks.methods_report"
 TARGET = Path(__file__).parent / "results" / "methods.json"
 THREADS = 2
 CITED = (
@@ -285,21 +284,6 @@ def _mean(runs: list[dict[str, Any]], name: str) -> str:
     return f"{statistics.mean(values):.1f}".removesuffix(".0")
 
 
-def run_apart(folder: Path, method: str, seed: int, options: Options) -> dict[str, Any]:
-    """`one` in a process of its own.
-
-    Raises:
-        RuntimeError: it failed; with the end of what it wrote.
-    """
-    command = [sys.executable, "-m", "benchmarks.methods_report", "--one", str(folder)]
-    command += [method, str(seed), json.dumps(options)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{method}, seed {seed}, {folder.name}: {done.stderr[-2000:]}")
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures
-
-
 def main() -> None:
     """Extract what is missing, make the runs that are missing, write the report."""
     if sys.argv[1:2] == ["--one"]:
@@ -307,8 +291,7 @@ def main() -> None:
         print(json.dumps(one(Path(folder), method, int(seed), json.loads(options))))
         return
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--features", type=Path, required=True, help="folder of feature stores")
-    parser.add_argument("--images", action="append", default=[], metavar="NAME=FOLDER")
+    image_sets.add_options(parser)
     parser.add_argument("--methods", help="names, comma-separated; default: all")
     parser.add_argument("--option", action="append", default=[], metavar="METHOD.KEY=VALUE")
     parser.add_argument("--cited", action="store_true", help="the options of docstrings' figures")
@@ -327,9 +310,7 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     model = demo.efficientnet_lite0(2)
-    sets = {"elpv": demo.solar_cells()}
-    sets |= {n: scan_folder(f) for n, f in (i.split("=", 1) for i in arguments.images)}
-    stores = {n: extract(model, images, arguments.features / n) for n, images in sets.items()}
+    stores = image_sets.extracted(model, arguments)
     empty: dict[str, Any] = {"runs": {}, "baselines": {}}
     report = read_json(arguments.out) if arguments.out.is_file() else empty
     report |= {"machine": machine(), "commit": commit()}
@@ -347,7 +328,8 @@ def main() -> None:
             display.update(task, note=key)
             known = report["runs"].get(key)
             if known is None or (arguments.retime and known["others"] > QUIET):
-                figures = run_apart(stores[name].path, method, seed, options)
+                call = method, str(seed), json.dumps(options)
+                figures = image_sets.run_apart(MODULE, stores[name].path, *call)
                 what = {"images": name, "method": method, "seed": seed}
                 what |= {"options": options} if options else {}
                 report["runs"][key] = {**what, **figures}

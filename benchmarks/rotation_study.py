@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,11 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import image_sets
 from benchmarks.cpu_report import commit
 from infodisent import demo
 from infodisent.bench.machine import machine
-from infodisent.data.extraction import extract
-from infodisent.data.images import scan_folder
 from infodisent.data.store import FeatureStore
 from infodisent.evaluation.disentanglement import channel_purity, spatial_entropy
 from infodisent.evaluation.faithfulness import cell_curves
@@ -45,6 +43,7 @@ from infodisent.methods.stages import Stage, TrainingOptions
 from infodisent.progress import bar
 from infodisent.training.fit import FitConfig, fit_head, new_head
 
+MODULE = "benchmarks.rotation_study"
 TARGET = Path(__file__).parent / "results" / "rotation-study.json"
 THREADS = 2
 BATCH = 32
@@ -250,22 +249,6 @@ def _cell(runs: list[dict[str, Any]], name: str, form: str) -> str:
     return f"{mean} ± {100 * spread:.1f}" if name == "accuracy" else f"{mean} ± {spread:{form}}"
 
 
-def run_apart(folder: Path, variant: str, seed: int) -> dict[str, Any]:
-    """`one` in a process of its own.
-
-    Raises:
-        RuntimeError: it failed; with the end of what it wrote.
-    """
-    command = [sys.executable, "-m", "benchmarks.rotation_study", "--one", str(folder)]
-    done = subprocess.run(
-        [*command, variant, str(seed)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"{variant}, seed {seed}, {folder.name}: {done.stderr[-2000:]}")
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures
-
-
 def main() -> None:
     """Extract what is missing, make the runs that are missing, write the report."""
     if sys.argv[1:2] == ["--one"]:
@@ -273,16 +256,13 @@ def main() -> None:
         print(json.dumps(one(Path(folder), variant, int(seed))))
         return
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--features", type=Path, required=True, help="folder of feature stores")
-    parser.add_argument("--images", action="append", default=[], metavar="NAME=FOLDER")
+    image_sets.add_options(parser)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=TARGET)
     arguments = parser.parse_args()
     model = demo.efficientnet_lite0(2)
-    sets = {"elpv": demo.solar_cells()}
-    sets |= {n: scan_folder(f) for n, f in (i.split("=", 1) for i in arguments.images)}
-    stores = {n: extract(model, images, arguments.features / n) for n, images in sets.items()}
+    stores = image_sets.extracted(model, arguments)
     report = read_json(arguments.out) if arguments.out.is_file() else {"runs": {}}
     report |= {"machine": machine(), "commit": commit()}
     wanted = [
@@ -297,7 +277,7 @@ def main() -> None:
             key = f"{name}, {variant}, {seed}"
             display.update(task, note=key)
             if key not in report["runs"]:
-                figures = run_apart(stores[name].path, variant, seed)
+                figures = image_sets.run_apart(MODULE, stores[name].path, variant, str(seed))
                 about = {"images": name, "variant": variant, "seed": seed}
                 report["runs"][key] = {**about, **figures}
                 write_json(arguments.out, report)

@@ -1,0 +1,44 @@
+"""What reports on real images share: the sets, their stores, runs in processes of their own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from infodisent import demo
+from infodisent.classifier import InfoDisentClassifier
+from infodisent.data.extraction import extract
+from infodisent.data.images import scan_folder
+from infodisent.data.store import FeatureStore
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """``--features`` and ``--images``, as `extracted` takes them."""
+    parser.add_argument("--features", type=Path, required=True, help="folder of feature stores")
+    parser.add_argument("--images", action="append", default=[], metavar="NAME=FOLDER")
+
+
+def extracted(model: InfoDisentClassifier, options: argparse.Namespace) -> dict[str, FeatureStore]:
+    """ELPV and the sets that the options name, each with its features; missing ones are made."""
+    sets = {"elpv": demo.solar_cells()}
+    sets |= {n: scan_folder(f) for n, f in (i.split("=", 1) for i in options.images)}
+    return {n: extract(model, images, options.features / n) for n, images in sets.items()}
+
+
+def run_apart(module: str, folder: Path, *arguments: str) -> dict[str, Any]:
+    """The figures that ``python -m module --one folder ...`` prints as JSON in its last line.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it wrote.
+    """
+    command = [sys.executable, "-m", module, "--one", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        what = ", ".join([*arguments, folder.name])
+        raise RuntimeError(f"{module}, {what}: {done.stderr[-2000:]}")
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
