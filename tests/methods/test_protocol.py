@@ -17,6 +17,7 @@ from infodisent.report.publish import report_run
 from infodisent.training import fit as fitting
 from infodisent.training.fit import FitConfig, fit_head, new_head
 from infodisent.training.run import evaluate_run, fit, open_run
+from infodisent.training.steps import Step
 
 from .heads import PrototypeHead
 
@@ -214,16 +215,15 @@ def test_a_stage_trains_its_own_parameters_only(store, monkeypatch):
     head = new_head(store.channels, 2, 0, method="toy")
     last = head.last.weight.detach().clone()
     seen = []
-    plain = fitting._Training._step
+    plain = Step.__call__
 
-    def step(self, *arguments):
-        maps = arguments[3]
-        seen.append((head.vectors.requires_grad, head.last.weight.requires_grad, maps is not None))
+    def step(self, done, positions, rows, units):
+        seen.append((head.vectors.requires_grad, head.last.weight.requires_grad, rows is not None))
         if seen[-1][0]:
             assert torch.equal(head.last.weight, last)
-        return plain(self, *arguments)
+        return plain(self, done, positions, rows, units)
 
-    monkeypatch.setattr(fitting._Training, "_step", step)
+    monkeypatch.setattr(Step, "__call__", step)
     fit_head(head, store, CONFIG, progress=False)
     assert set(seen) == {(True, False, True), (False, True, False)}
     assert all(p.requires_grad for p in head.parameters())

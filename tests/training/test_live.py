@@ -170,14 +170,14 @@ def test_steps_see_augmented_images_and_stages_of_fixed_pools_plain_ones(store, 
 
 def test_the_backbone_has_its_own_rate(store, model, monkeypatch):
     seen = {}
-    plain = fitting._Training._groups
+    plain = epochs.Training._groups
 
     def groups(self, stage):
         made = plain(self, stage)
         seen[stage.name] = [(len(group["params"]), group["lr"]) for group in made]
         return made
 
-    monkeypatch.setattr(fitting._Training, "_groups", groups)
+    monkeypatch.setattr(epochs.Training, "_groups", groups)
     built = model("pipnet", **METHODS["pipnet"])
     fit_head(built.head, store, CONFIG, live=start(built, store), progress=False)
     count = sum(p.requires_grad for p in built.backbone.parameters())
