@@ -157,11 +157,13 @@ def product(
     machine = gpu.capability(out.device), gpu.processors(out.device)
     block = chosen or tiles.choose(n, products, symmetric, *machine)
     if products == "parts":
-        gate, turns = apart.Gate(numbers, flag, level), {"trans_a": trans_a, "trans_b": trans_b}
-        operands = apart.of_operands(a, b, block, gate, both=both, **turns)
+        gate = apart.Gate(numbers, flag, level)
+        operands = apart.of_operands(
+            a, b, block, gate, trans_a=trans_a, trans_b=trans_b, both=both
+        )  # fmt: skip
         apart.multiply(
-            *operands, out, block, gate,
-            symmetric=symmetric, both=both, add=add, beta=beta, **turns,
+            *operands, out, block, gate, trans_a=trans_a, trans_b=trans_b,
+            symmetric=symmetric, both=both, add=add, beta=beta,
         )  # fmt: skip
         return
     kernels.product_kernel[(tiles.count(block, n, symmetric),)](

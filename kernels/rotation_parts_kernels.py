@@ -87,7 +87,7 @@ def _accumulate(
         total = tl.dot(x, y_low.T, total, input_precision="tf32")
         # The matrix unit has been waited for here, and the last product goes on under the next
         # step's waiting. After it Triton 3.9 reads the accumulators in a branch without a wait.
-        if RUN > 1:
+        if RUN > 1:  # noqa: SIM102  (known to the compiler)
             if (step + 1) % RUN == 0:
                 exact += total
                 total = tl.zeros((BLOCK, BLOCK), tl.float32)

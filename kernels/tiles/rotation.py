@@ -22,7 +22,7 @@ BLOCKS = (
     Row(1024, 0, ("bf16x3", "tf32"), Block(128, 128, 32, 8, 3), multiple=4, below=120),
     Row(0, 0, TENSOR, Block(64, 64, 32, 4, 3)),
     Row(0, 90, ("parts",), Block(128, 128, 32, 8, 3)),
-    Row(0, 0, ("parts",), Block(128, 128, 16, 8, 4)),
+    Row(0, 0, ("parts",), Block(128, 128, 16, 8, 4), below=90),
     Row(0, 0, ("parts",), Block(64, 64, 32, 4, 3)),
 )
 GROUP = 8  # tile rows that share the columns of B in L2

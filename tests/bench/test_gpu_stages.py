@@ -15,7 +15,17 @@ import pytest
 import torch
 
 from benchmarks import gpu_report
-from benchmarks.gpu import bars, cases, exact, limits, machine, once, progress, random_shapes, tables
+from benchmarks.gpu import (
+    bars,
+    cases,
+    exact,
+    limits,
+    machine,
+    once,
+    progress,
+    random_shapes,
+    tables,
+)
 from benchmarks.gpu.stages import BUDGETS, STAGES, Stage, budget
 from infodisent.backends.table import BY_NAME
 from infodisent.bench import labels
