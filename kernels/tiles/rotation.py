@@ -22,7 +22,7 @@ BLOCKS = (
     Row(1024, 0, ("bf16x3", "tf32"), Block(128, 128, 32, 8, 3), multiple=4, below=120),
     Row(0, 0, TENSOR, Block(64, 64, 32, 4, 3)),
     Row(0, 90, ("parts",), Block(128, 128, 32, 8, 3)),
-    Row(0, 0, ("parts",), Block(128, 128, 16, 8, 4), below=90),
+    Row(0, 0, ("parts",), Block(128, 128, 16, 8, 4), multiple=4, below=90),
     Row(0, 0, ("parts",), Block(64, 64, 32, 4, 3)),
 )
 GROUP = 8  # tile rows that share the columns of B in L2
@@ -114,6 +114,7 @@ def choose(
 def run(block: Block, capability: int) -> int:
     """Steps of "parts" that the matrix unit adds up, which rounds toward zero: `precision.RUN`.
 
+    Half as many channels as there, as the small terms are added to a sum that is large by then.
     1 for the oldest unit, whose products are done when the next instruction runs.
     """
-    return 1 if unit(capability) == 80 else max(1, RUN // block.block_k)
+    return 1 if unit(capability) == 80 else max(1, RUN // 2 // block.block_k)

@@ -268,6 +268,18 @@ def test_a_few_channels_have_small_tiles():
     assert rotation.tiles.choose(2048, "tf32x3", False, 90, 132).block_m == 64
 
 
+def test_what_shared_memory_takes_of_a_step():
+    """By hand, of 128 x 128 x 32 on an H100: 128 bytes a clock."""
+    tiles, block = rotation.tiles, Block(128, 128, 32, 8, 3)
+    tile = 128 * 32 * 4
+    filled, read = 4 * tile, 3 * 2 * (tile // 2 + tile)  # three products by two groups of warps
+    assert tiles._step(block, "parts", 90, 1) == (filled + read) / 128 == 1664
+    # and what a program of tf32x3 does one after the other: products, parts and sums, three waits
+    serial = 3 * 128 * 128 * 32 / 1024 + (4 * 2 * 128 * 32 + 3 * 128 * 128) / 128 + 3 * 100
+    assert tiles._step(block, "tf32x3", 90, 1) == serial == 2476
+    assert tiles.time(block, 2048, "parts", False, 90, 132) == pytest.approx(213e3, rel=0.05)
+
+
 def check_compiled(results: list[dict], arch: int) -> None:
     assert any(r["kernel"] == "product_kernel" for r in results)
     for r in results:
