@@ -135,7 +135,7 @@ def _rate(run: Callable[[], object], count: int, seconds: float, device: torch.d
 
 def _decoding(model: InfoDisentClassifier, pictures: Sequence[str], seconds: float) -> float:
     transform = transform_from(transform_config(model.backbone))
-    some: list[str | bytes] = list(pictures[:: max(1, len(pictures) // 32)]) or [_photograph()]
+    some: list[str | bytes] = list(pictures[:: max(1, len(pictures) // 32)]) or [photograph()]
 
     def run() -> None:
         for picture in some:
@@ -152,7 +152,7 @@ def _copying(model: InfoDisentClassifier, pictures: Sequence[str], seconds: floa
         some = list(pictures[:: max(1, len(pictures) // 16)])
         if not some:
             file = Path(folder) / "photograph.jpg"
-            file.write_bytes(_photograph())
+            file.write_bytes(photograph())
             some = [str(file)]
         copies = [
             Copy(path, (0, at), view) for at, path in enumerate(some) for view in range(VIEWS)
@@ -176,9 +176,9 @@ def _rate_of_one_thread(run: Callable[[], object], count: int, seconds: float) -
         torch.set_num_threads(threads)
 
 
-def _photograph() -> bytes:
-    """A JPEG file with the detail of a photograph: noise of every scale."""
-    random = np.random.default_rng(0)
+def photograph(seed: int = 0) -> bytes:
+    """A JPEG file of 500 x 375 pixels with the detail of a photograph: noise of every scale."""
+    random = np.random.default_rng(seed)
     scales = [
         np.asarray(
             Image.fromarray(random.integers(0, 256, (h, w, 3), np.uint8)).resize((500, 375)),
