@@ -340,7 +340,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where the stores are made")
     parser.add_argument("--gigabytes", type=float, default=2, help="of a store")
     parser.add_argument("--pictures", type=int, default=96, help="that are extracted")
-    parser.add_argument("--rounds", type=int, default=4, help="of which a median is")
+    parser.add_argument("--rounds", type=int, default=3, help="of which a median is")
     parser.add_argument("--only", default="", help="parts whose name has this in it")
     parser.add_argument("--again", action="store_true", help="also what was measured before")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))

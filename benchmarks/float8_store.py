@@ -37,13 +37,11 @@ from infodisent.training.fit import FitConfig, fit_head, new_head
 MODULE = "benchmarks.float8_store"
 TARGET = Path(__file__).parent / "results" / "float8-store.json"
 DTYPES = ("float16", FLOAT8)
-THREADS = 2
 KEPT = ("accuracy", "balanced_accuracy", "loss", "explanation_size", "units_used")
 
 
 def one(folder: Path, seed: int) -> dict[str, Any]:
     """Train the default head on a store and judge it on the held-out images, in this process."""
-    torch.set_num_threads(THREADS)
     store = FeatureStore(folder)
     head = new_head(store.channels, len(store.classes), seed, method="infodisent")
     fit_head(head, store, FitConfig(seed=seed), progress=False)

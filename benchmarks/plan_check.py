@@ -47,7 +47,7 @@ from infodisent.training.run import fit
 
 MODULE = "benchmarks.plan_check"
 TARGET = Path(__file__).parent / "results" / "plan-check.json"
-CASES = ("infodisent=600", "infodisent=2400", "pipnet=150", "pipnet=600")
+CASES = ("infodisent=600", "infodisent=2400", "pipnet=100", "pipnet=400")
 """Methods and how many images."""
 CLASSES = 4
 BAR = 0.25

@@ -28,6 +28,7 @@ from infodisent.methods import Head
 from infodisent.methods.stages import LoopOptions, Stage
 from infodisent.training.config import FitConfig
 from infodisent.training.fit import new_head
+from infodisent.training.footprint import peak_bytes
 from infodisent.training.objective import Objective
 from infodisent.training.plan import Job, Passes, Rates
 from infodisent.training.steps import Step, Tools, grad_scaler
@@ -66,7 +67,8 @@ def measure_rates(
         OSError: the folder cannot be written to.
     """
     known, device = dict(given or {}), model.head.device
-    count = max(1, job.batch_size // job.devices)
+    count = max(1, min(job.batch_size, job.train) // job.devices)
+    memory: list[int] = []
     maps = torch.rand(count, job.pixels, job.channels)
     maps = maps.to(device, COMPUTED[job.item_bytes])
 
@@ -76,7 +78,7 @@ def measure_rates(
     measured: dict[str, Callable[[], float]] = {
         "decode": lambda: _decoding(model, pictures, seconds),
         "forward": lambda: _backbone(model, seconds),
-        "step": lambda: _step_rate(model.head, maps, seconds),
+        "step": lambda: _step_rate(model.head, maps, seconds, memory),
         "pool": lambda: _rate(torch.inference_mode()(forward), count, seconds, device),
         "probe": lambda: _probe(job, seconds),
     }
@@ -96,7 +98,12 @@ def measure_rates(
         write, read = _disk(folder)
         known = {"write": write, "read": read, **known}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Rates(**known, cores=cores or 1, shared=device.type == "cpu")
+    return Rates(
+        **known,
+        cores=cores or 1,
+        shared=device.type == "cpu",
+        step_bytes=max(memory, default=0) or None,
+    )
 
 
 def _backbone(model: InfoDisentClassifier, seconds: float) -> float:
@@ -240,10 +247,17 @@ def _step_rate(
     head: Head,
     maps: Tensor,  # [n, P, C]
     seconds: float,
+    memory: list[int],
 ) -> float:
-    """Maps a second of training steps, of n images; of a copy of the head, which stays as it is."""
+    """Maps a second of training steps, of n images; of a copy of the head, which stays as it is.
+
+    `memory`: where the bytes that a step needs besides are put, if the system tells.
+    """
     head = copy.deepcopy(head).train()
-    rows, step = maps.repeat(pooling_stage(head).views, 1, 1), training_step(head)
+    rows = maps.repeat(pooling_stage(head).views, 1, 1)
+    few, step = rows[: 2 * pooling_stage(head).views], training_step(head)
+    used = peak_bytes(lambda: step(rows), maps.device, lambda: step(few))
+    memory += [] if used is None else [used]
     return _rate(lambda: step(rows), len(rows), seconds, maps.device)
 
 

@@ -15,6 +15,9 @@ EVALUATIONS = 120
 """Of loss and gradient that the linear probe's L-BFGS takes: 60 to 300 on the sets at hand."""
 LOGIT_BYTES = 2
 ROW = 4
+HELD = 5
+"""Batches in memory at most: two that are ready and one that is being read, see
+`infodisent.data.reader`, and when a step asks for the next one, that and the one before."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Rates:
         read, write: bytes of the disk.
         cores: processors; where `shared`, decoding takes them from the backbone.
         shared: the device is the processor itself.
+        step_bytes: of memory, that a step needs besides its maps; None for as much as the head's
+            weights, their gradient and the optimiser's two moments.
     """
 
     decode: float
@@ -46,9 +51,10 @@ class Rates:
     shared: bool = False
     fixed_step: float | None = None
     copy: float | None = None
+    step_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("fixed_step", "copy"):
+        for name in ("fixed_step", "copy", "step_bytes"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"Rates: {name} is {value}, must be finite and > 0, or None")
@@ -191,8 +197,8 @@ class Plan:
     Attributes:
         job: it is of.
         store: bytes on the disk.
-        memory: bytes that every process needs besides torch and the backbone: batches in flight,
-            and the head with its gradient and the optimiser's two moments.
+        memory: bytes that every process needs for training besides torch and the backbone: `HELD`
+            batches, and what a step needs.
         epoch: seconds of one pass of the training over maps, in as many views as it has.
         stages: in their order.
     """
@@ -228,8 +234,8 @@ def plan(job: Job, rates: Rates) -> Plan:
     heads = len(job.trainings)
     stages.append(_cost("evaluation", _reading(job, rates, heads * job.held_out)))
     stages.append(_cost("prototypes", _reading(job, rates, job.train)))
-    batch = math.ceil(job.batch_size / job.devices) * job.views * job.map_bytes
-    memory = 4 * batch + 4 * ROW * job.parameters
+    batch = math.ceil(min(job.batch_size, job.train) / job.devices) * job.views * job.map_bytes
+    memory = HELD * batch + (rates.step_bytes or 4 * ROW * job.parameters)
     epoch = max(_pass(job, rates, job.views).values())
     return Plan(job, job.store_bytes, memory, epoch, tuple(stages))
 

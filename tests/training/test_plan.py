@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import infodisent
 from infodisent.training import calibration
 from infodisent.training.calibration import measure_rates, passes_of
 from infodisent.training.fit import new_head
+from infodisent.training.footprint import peak_bytes
 from infodisent.training.plan import EVALUATIONS, Job, Passes, Rates, plan
 from tests.cli.test_cli import run
 
@@ -122,7 +124,11 @@ def test_both_views_are_made_stored_read_and_stepped_on():
         "head": pytest.approx(10 * 5 + 1.25 + 3 * 0.2 + 5 * 5),
         "disk": pytest.approx(10 * 2 + 1 + 5 * 2),
     }
-    assert both.memory == 2 * alone.memory
+    assert (alone.memory, both.memory) == (5 * 64 * 64, 5 * 2 * 64 * 64)
+    told = plan(job, Rates(**{**vars(rates), "step_bytes": 1000}))
+    assert told.memory == both.memory + 1000
+    few = Job(**{**vars(job), "train": 10})
+    assert plan(few, rates).memory == 5 * 2 * 10 * 64  # no batch is larger than the set
     with pytest.raises(ValueError, match="views is 0"):
         Passes(views=0)
 
@@ -150,7 +156,9 @@ def test_a_step_on_pairs_takes_both(tmp_path, monkeypatch):
     )  # fmt: skip
     assert [stage.views for stage in job.stages] == [2, 1, 2]
     measured = measure_rates(model, job, tmp_path, given=rates)
-    assert seen == [32, (32, list(range(16)), "pretraining"), (16, list(range(16)), "classifier")]
+    # a step of two images first, then the one whose memory is looked at, then those that are timed
+    few, whole = ([2 * n, (2 * n, list(range(n)), "pretraining")] for n in (2, 16))
+    assert seen == [*few, *whole, *whole, (16, list(range(16)), "classifier")]
     assert (measured.step, measured.fixed_step) == (32, 16)
     assert measured.copy == 2  # both views of the photograph
 
@@ -231,6 +239,15 @@ def test_command(tmp_path, monkeypatch, capsys):
     code, text = run(monkeypatch, capsys, "plan", "--images", "9", "--rate", "speed=3")
     assert code == 2
     assert "names are decode" in text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system's own figures are read")
+def test_memory_of_a_run_is_beyond_what_there_was():
+    held = torch.ones(1 << 22)
+    used = peak_bytes(lambda: torch.ones(3 << 22).sum(), torch.device("cpu"))
+    assert used == pytest.approx(12 << 22, rel=0.1)
+    assert peak_bytes(lambda: None, torch.device("meta")) is None
+    del held
 
 
 def test_a_plan_leaves_no_folder(tmp_path, monkeypatch):
