@@ -256,9 +256,15 @@ def _step_rate(
     head = copy.deepcopy(head).train()
     rows = maps.repeat(pooling_stage(head).views, 1, 1)
     few, step = rows[: 2 * pooling_stage(head).views], training_step(head)
-    used = peak_bytes(lambda: step(rows), maps.device, lambda: step(few))
+    rate: list[float] = []
+    # of all steps: what they give back, the allocator does not give back at once
+    used = peak_bytes(
+        lambda: rate.append(_rate(lambda: step(rows), len(rows), seconds, maps.device)),
+        maps.device,
+        lambda: step(few),
+    )
     memory += [] if used is None else [used]
-    return _rate(lambda: step(rows), len(rows), seconds, maps.device)
+    return rate[0]
 
 
 def trained_stages(head: Head) -> list[Stage]:

@@ -36,8 +36,8 @@ class Rates:
         read, write: bytes of the disk.
         cores: processors; where `shared`, decoding takes them from the backbone.
         shared: the device is the processor itself.
-        step_bytes: of memory, that a step needs besides its maps; None for as much as the head's
-            weights, their gradient and the optimiser's two moments.
+        step_bytes: of memory, that a step needs besides its maps and weights, the optimiser's
+            moments among it; None for as much as the gradient and two moments.
     """
 
     decode: float
@@ -198,7 +198,8 @@ class Plan:
         job: it is of.
         store: bytes on the disk.
         memory: bytes that every process needs for training besides torch and the backbone: `HELD`
-            batches, and what a step needs.
+            batches, the head, what a step needs, and weights and moments once more, for the state
+            that is written.
         epoch: seconds of one pass of the training over maps, in as many views as it has.
         stages: in their order.
     """
@@ -235,7 +236,8 @@ def plan(job: Job, rates: Rates) -> Plan:
     stages.append(_cost("evaluation", _reading(job, rates, heads * job.held_out)))
     stages.append(_cost("prototypes", _reading(job, rates, job.train)))
     batch = math.ceil(min(job.batch_size, job.train) / job.devices) * job.views * job.map_bytes
-    memory = HELD * batch + (rates.step_bytes or 4 * ROW * job.parameters)
+    weights = ROW * job.parameters
+    memory = HELD * batch + 4 * weights + (rates.step_bytes or 3 * weights)
     epoch = max(_pass(job, rates, job.views).values())
     return Plan(job, job.store_bytes, memory, epoch, tuple(stages))
 

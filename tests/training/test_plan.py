@@ -108,7 +108,7 @@ def test_a_head_that_is_compared_costs_what_its_own_stages_cost():
 def test_both_views_are_made_stored_read_and_stepped_on():
     stages = (Passes(10, views=2), Passes(3, fixed=True), Passes(views=2))
     one = Job(train=1000, held_out=100, channels=8, pixels=4, classes=2, epochs=5, probe=False,
-              original_classes=7, batch_size=64)  # fmt: skip
+              original_classes=7, batch_size=64, parameters=3)  # fmt: skip
     job = Job(**{**vars(one), "stages": stages, "view_pairs": 3})
     rates = Rates(decode=80, copy=50, forward=100, step=400, pool=800, probe=1, read=64e3,
                   write=1e6, fixed_step=5000)  # fmt: skip
@@ -124,11 +124,11 @@ def test_both_views_are_made_stored_read_and_stepped_on():
         "head": pytest.approx(10 * 5 + 1.25 + 3 * 0.2 + 5 * 5),
         "disk": pytest.approx(10 * 2 + 1 + 5 * 2),
     }
-    assert (alone.memory, both.memory) == (5 * 64 * 64, 5 * 2 * 64 * 64)
+    assert (alone.memory, both.memory) == (5 * 64 * 64 + 84, 5 * 2 * 64 * 64 + 84)
     told = plan(job, Rates(**{**vars(rates), "step_bytes": 1000}))
-    assert told.memory == both.memory + 1000
+    assert told.memory == 5 * 2 * 64 * 64 + 48 + 1000
     few = Job(**{**vars(job), "train": 10})
-    assert plan(few, rates).memory == 5 * 2 * 10 * 64  # no batch is larger than the set
+    assert plan(few, rates).memory == 5 * 2 * 10 * 64 + 84  # no batch is larger than the set
     with pytest.raises(ValueError, match="views is 0"):
         Passes(views=0)
 
@@ -156,9 +156,9 @@ def test_a_step_on_pairs_takes_both(tmp_path, monkeypatch):
     )  # fmt: skip
     assert [stage.views for stage in job.stages] == [2, 1, 2]
     measured = measure_rates(model, job, tmp_path, given=rates)
-    # a step of two images first, then the one whose memory is looked at, then those that are timed
+    # a step of two images first, then those that are timed and whose memory is looked at
     few, whole = ([2 * n, (2 * n, list(range(n)), "pretraining")] for n in (2, 16))
-    assert seen == [*few, *whole, *whole, (16, list(range(16)), "classifier")]
+    assert seen == [*few, *whole, (16, list(range(16)), "classifier")]
     assert (measured.step, measured.fixed_step) == (32, 16)
     assert measured.copy == 2  # both views of the photograph
 
