@@ -17,7 +17,8 @@ LOGIT_BYTES = 2
 ROW = 4
 HELD = 5
 """Batches in memory at most: two that are ready and one that is being read, see
-`infodisent.data.reader`, and when a step asks for the next one, that and the one before."""
+`infodisent.data.reader`, and when a step asks for the next one, that and the one before. An epoch
+of fewer holds its own and the last one of the epoch before."""
 
 
 @dataclass(frozen=True)
@@ -197,8 +198,8 @@ class Plan:
     Attributes:
         job: it is of.
         store: bytes on the disk.
-        memory: bytes that every process needs for training besides torch and the backbone: `HELD`
-            batches, the head, what a step needs, and weights and moments once more, for the state
+        memory: bytes that every process needs for training besides torch and the backbone:
+            batches (`HELD`), the head, what a step needs, and weights and moments once more, for the state
             that is written.
         epoch: seconds of one pass of the training over maps, in as many views as it has.
         stages: in their order.
@@ -236,8 +237,9 @@ def plan(job: Job, rates: Rates) -> Plan:
     stages.append(_cost("evaluation", _reading(job, rates, heads * job.held_out)))
     stages.append(_cost("prototypes", _reading(job, rates, job.train)))
     batch = math.ceil(min(job.batch_size, job.train) / job.devices) * job.views * job.map_bytes
+    held = min(HELD, math.ceil(job.train / job.batch_size) + 1)
     weights = ROW * job.parameters
-    memory = HELD * batch + 4 * weights + (rates.step_bytes or 3 * weights)
+    memory = held * batch + 4 * weights + (rates.step_bytes or 3 * weights)
     epoch = max(_pass(job, rates, job.views).values())
     return Plan(job, job.store_bytes, memory, epoch, tuple(stages))
 

@@ -128,7 +128,9 @@ def test_both_views_are_made_stored_read_and_stepped_on():
     told = plan(job, Rates(**{**vars(rates), "step_bytes": 1000}))
     assert told.memory == 5 * 2 * 64 * 64 + 48 + 1000
     few = Job(**{**vars(job), "train": 10})
-    assert plan(few, rates).memory == 5 * 2 * 10 * 64 + 84  # no batch is larger than the set
+    assert (
+        plan(few, rates).memory == 2 * 2 * 10 * 64 + 84
+    )  # one batch an epoch, no larger than the set
     with pytest.raises(ValueError, match="views is 0"):
         Passes(views=0)
 
