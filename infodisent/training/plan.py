@@ -199,8 +199,8 @@ class Plan:
         job: it is of.
         store: bytes on the disk.
         memory: bytes that every process needs for training besides torch and the backbone:
-            batches (`HELD`), the head, what a step needs, and weights and moments once more, for the state
-            that is written.
+            batches (`HELD`), the head, what a step needs, and weights and moments once more, for
+            the state that is written.
         epoch: seconds of one pass of the training over maps, in as many views as it has.
         stages: in their order.
     """
