@@ -11,6 +11,7 @@
 #include "product_pool.h"
 #include "rotate_pool.h"
 #include "rotate_pool_tiles.h"
+#include "similarity_pool_screen.h"
 
 namespace infodisent {
 namespace {
@@ -152,13 +153,27 @@ INFODISENT_CLONES void refine(const ImageRows& image, Similarity similarity, flo
   }
 }
 
+// What finds the winners by integers; nullptr where the float tiles do.
+template <typename T>
+const ScreenKernel* screen_of(const Map<T>& x, int64_t count, const Matches& matches, int isa,
+                              int screen) {
+  if (screen == 1 || matches.views > 1 || matches.similarity[0] == Similarity::kDot) return nullptr;
+  if (screen == 0 && (isa != 0 || !similarity_screen_pays(x.images, x.pixels, x.channels, count)))
+    return nullptr;
+  const ScreenKernel* kernel =
+      screen_kernel(screen == 3 ? ScreenIsa::kPlain : static_cast<ScreenIsa>(isa));
+  if (kernel == nullptr) throw std::invalid_argument("similarity_pool: no such instructions here");
+  return kernel;
+}
+
 }  // namespace
 
 template <typename T>
 void similarity_pool(const Map<T>& x, const float* prototypes, int64_t count, const uint8_t* valid,
-                     const Matches& matches, int threads, int isa) {
+                     const Matches& matches, int threads, int isa, int screen) {
   const TileKernel<float>* kernel = float_tile(static_cast<Isa>(isa));
   if (kernel == nullptr) throw std::invalid_argument("similarity_pool: no such instructions here");
+  const ScreenKernel* screened = screen_of(x, count, matches, isa, screen);
   if (x.images == 0) return;
   const int64_t pixels = x.pixels, channels = x.channels;
   const bool refined = matches.similarity[0] != Similarity::kDot ||
@@ -198,7 +213,11 @@ void similarity_pool(const Map<T>& x, const float* prototypes, int64_t count, co
     const PoolState out{here.value[0], here.value[second], here.index[0], here.index[second]};
     const Views views{here, square.get(), counted, pixels};
     // what was laid out as rows serves the product, too
-    if (refined) {
+    if (screened != nullptr) {
+      similarity_screened({lines, square.get(), counted, some.images, pixels, channels}, prototypes,
+                          count, here.similarity[0], here.value[0], here.index[0], *kernel,
+                          *screened, threads);
+    } else if (refined) {
       const Map<float> flat{lines, some.images, pixels, channels, pixels * channels, channels, 1};
       ProductPool<float, float, Views>(flat, prototypes, count, out, *kernel, true, views)
           .run(threads);
@@ -227,10 +246,10 @@ void similarity_pool(const Map<T>& x, const float* prototypes, int64_t count, co
 }
 
 template void similarity_pool<float>(const Map<float>&, const float*, int64_t, const uint8_t*,
-                                     const Matches&, int, int);
+                                     const Matches&, int, int, int);
 template void similarity_pool<BFloat16>(const Map<BFloat16>&, const float*, int64_t, const uint8_t*,
-                                        const Matches&, int, int);
+                                        const Matches&, int, int, int);
 template void similarity_pool<Float16>(const Map<Float16>&, const float*, int64_t, const uint8_t*,
-                                       const Matches&, int, int);
+                                       const Matches&, int, int, int);
 
 }  // namespace infodisent
