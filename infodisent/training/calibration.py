@@ -26,6 +26,7 @@ from infodisent.data.shards import CACHED
 from infodisent.methods import Head
 from infodisent.methods.stages import LoopOptions, Stage
 from infodisent.training.plan import Job, Rates
+from infodisent.training.steps import adamw
 
 SECONDS = 3.0
 """Each rate is measured for."""
@@ -166,7 +167,7 @@ def training_step(head: Head) -> Callable[[Tensor], None]:
     """
     stages = trained_stages(head)
     stage = next((stage for stage in stages if not stage.pool_is_fixed), stages[0])
-    optimizer = torch.optim.AdamW([dict(group) for group in stage.groups], weight_decay=0.0)
+    optimizer = adamw([dict(group) for group in stage.groups], head.device)
 
     def step(maps: Tensor) -> None:
         if ranks.world() > 1:
@@ -203,7 +204,7 @@ def _fixed_step_rate(head: Head, job: Job, seconds: float) -> float:
     """Images a second of training steps on pooled units, all of a step's; of a copy of the head."""
     head = copy.deepcopy(head).train()
     stage = next(stage for stage in trained_stages(head) if stage.pool_is_fixed)
-    optimizer = torch.optim.AdamW([dict(group) for group in stage.groups], weight_decay=0.0)
+    optimizer = adamw([dict(group) for group in stage.groups], head.device)
     units = torch.rand(job.batch_size, head.num_features, device=head.device)
     labels = torch.arange(len(units), device=head.device) % head.num_classes
 
