@@ -31,7 +31,7 @@ from infodisent.training.fit import new_head
 from infodisent.training.footprint import peak_bytes
 from infodisent.training.objective import Objective
 from infodisent.training.plan import Job, Passes, Rates
-from infodisent.training.steps import Step, Tools, grad_scaler
+from infodisent.training.steps import Step, Tools, adamw, grad_scaler
 
 SECONDS = 3.0
 """Each rate is measured for."""
@@ -237,7 +237,7 @@ def _step(head: Head, stage: Stage, images: int) -> Step:
     """A step of the stage as it is in the middle, of images of all classes in turn."""
     config, maps, options = FitConfig(), _GivenMaps(images, head.num_classes), LoopOptions()
     groups = [{k: v for k, v in group.items() if k != "rate"} for group in stage.groups]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    optimizer = adamw(groups, head.device)
     constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     tools = Tools(optimizer, constant, grad_scaler(config, head.device))
     return Step(head, maps, Objective(False), options, config, stage, tools)  # type: ignore[arg-type]

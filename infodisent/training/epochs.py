@@ -24,7 +24,7 @@ from infodisent.training.meter import Meter, Report
 from infodisent.training.objective import Objective, draw_epoch
 from infodisent.training.schedule import scheduler
 from infodisent.training.state import SavedState
-from infodisent.training.steps import Step, Tools, grad_scaler
+from infodisent.training.steps import Step, Tools, adamw, grad_scaler
 from infodisent.training.validation import stopped, validate
 
 History = list[dict[str, float]]
@@ -116,9 +116,7 @@ class Training:
         groups = self._groups(stage)
         rates = [group.pop("rate", stage.rate) for group in groups]
         scaler = grad_scaler(self.config, self.head.device)
-        # the fused one asks no GPU whether a gradient in float16 was finite
-        fused = True if scaler.is_enabled() else None
-        optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=fused)
+        optimizer = adamw(groups, self.head.device, scaler.is_enabled())
         if saved is not None:
             saved.restore_optimizer(optimizer)
             saved.restore_scaler(scaler)
