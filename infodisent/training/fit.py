@@ -20,7 +20,7 @@ from infodisent.methods import DEFAULT, Head, build_head
 from infodisent.methods.stages import TrainingStatistics
 from infodisent.progress import bar
 from infodisent.training.config import FitConfig
-from infodisent.training.course import Course
+from infodisent.training.course import Course, stops_early
 from infodisent.training.epochs import Training as _Training
 from infodisent.training.maps import LiveMaps, Maps, StoredMaps
 from infodisent.training.objective import class_counts, class_pull, objective
@@ -101,9 +101,10 @@ def fit_head(
             ``config.backbone_lr``. It is trained in place, and its state is in `state`.
         state: a file for the state after every epoch. If it exists, training goes on from it, in
             the stage where it stopped, and ends exactly where an uninterrupted run ends; a state of
-            other options is refused. A *finished* run goes on if ``config.epochs`` is larger: the
-            added epochs start from its weights (the best, under `patience`) with a new optimiser
-            and a schedule of their own, which is not what one run of so many epochs gives.
+            other options is refused. A *finished* run goes on, up to ``config.epochs``, if that is
+            larger than it was, also one that `patience` ended: the added epochs start from its
+            weights (the best, under `patience`, which counts anew) with a new optimiser and a
+            schedule of their own, which is not what one run of so many epochs gives.
         callbacks: called after every epoch that is trained here, in order; of several processes
             by the leading one. TensorBoard::
 
@@ -171,7 +172,8 @@ def fit_head(
     schedule = [(stage.name, own or stage.epochs or epochs) for stage in stages]
     run = identity(head, store, given, config, schedule, recipe, maps.made_from(stages))
     if saved is not None:
-        saved.check(run)
+        early = stops_early(stages, len(stages) - 1)
+        saved.check(run, config.patience if early else None)
         saved.restore_head(head, maps.module)
     elif loss.multilabel:
         positive = class_counts(store, train)
