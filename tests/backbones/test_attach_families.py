@@ -137,6 +137,14 @@ CASES = [
         "vit_base_patch16_siglip_224", "NLC", 0, 768, 64, {"img_size": 64, "depth": 1}, pixel=False
     )._replace(pool=""),
 ]
+QUICK = {  # one of every form of map, token and head; the others are slow
+    "resnet34", "densenet121", "convnext_tiny", "tf_efficientnet_lite0", "mobilenetv3_small_050",
+    "regnetx_002", "hrnet_w18_small", "nf_resnet26", "mobilevit_xxs", "mambaout_femto",
+    "inception_next_atto", "efficientvit_b0", "pvt_v2_b0", "sequencer2d_s", "mixer_s32_224",
+    "levit_128s", "vit_tiny_patch16_224", "eva02_tiny_patch14_224", "vit_small_patch14_reg4_dinov2",
+    "vit_relpos_small_patch16_rpn_224", "deit3_small_patch16_224", "xcit_nano_12_p16_224",
+    "deit_tiny_distilled_patch16_224", "vit_base_patch16_siglip_224",
+}  # fmt: skip
 EIGHT = {
     "resnet34": ("NCHW", 0, 512, (7, 7)),
     "resnet50": ("NCHW", 0, 2048, (7, 7)),
@@ -149,7 +157,13 @@ EIGHT = {
 }
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=() if case.name in QUICK else pytest.mark.slow)
+        for case in CASES
+    ],
+)
 @torch.no_grad()
 def test_timm_family(case: Case) -> None:
     net = build(case.name, **case.kwargs)
@@ -223,14 +237,10 @@ TORCHVISION = [
     ("resnext50_32x4d", "NCHW", 0, 2048, 64, True),
     ("densenet121", "NCHW", 0, 1024, 64, True),
     ("convnext_tiny", "NCHW", 0, 768, 64, True),
-    pytest.param(
-        "vit_b_16", "NLC", 1, 768, 224, True, marks=pytest.mark.slow
-    ),  # 224 pixels at least
+    ("vit_b_16", "NLC", 1, 768, 224, True),
     ("swin_t", "NHWC", 0, 768, 64, True),
     ("swin_v2_t", "NHWC", 0, 768, 64, True),
-    pytest.param(
-        "maxvit_t", "NCHW", 0, 512, 224, True, marks=pytest.mark.slow
-    ),  # 224 pixels at least
+    ("maxvit_t", "NCHW", 0, 512, 224, True),
     ("efficientnet_b0", "NCHW", 0, 1280, 64, True),
     ("mobilenet_v2", "NCHW", 0, 1280, 64, True),
     ("mobilenet_v3_small", "NCHW", 0, 1024, 64, True),
@@ -245,8 +255,23 @@ TORCHVISION = [
 ]
 
 
+MORE = {
+    "resnext50_32x4d",
+    "densenet121",
+    "vit_b_16",
+    "swin_v2_t",
+    "maxvit_t",
+    "inception_v3",
+    "vgg11",
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "fmt", "prefix", "channels", "size", "average"), TORCHVISION, ids=lambda v: str(v)
+    ("name", "fmt", "prefix", "channels", "size", "average"),
+    [
+        pytest.param(*case, id=case[0], marks=pytest.mark.slow if case[0] in MORE else ())
+        for case in TORCHVISION
+    ],
 )
 @torch.no_grad()
 def test_torchvision_family(
