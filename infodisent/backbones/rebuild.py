@@ -170,11 +170,12 @@ def _build(source: str, name: str, kwargs: dict[str, Any]) -> nn.Module | None:
 
 
 class _NothingDrawn(TorchFunctionMode):
-    """Weights are not initialised: memory that nobody writes to is never the system's to find."""
+    """Weights are not initialised: the largest candidate's would take seconds, and gigabytes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.__name__ in ("normal_", "uniform_", "trunc_normal_"):
+        module, name = getattr(func, "__module__", None), getattr(func, "__name__", "")
+        if module == nn.init.__name__ or name in ("normal_", "uniform_"):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 
