@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
 import sys
 
 import pytest
 
 from infodisent.moved import MOVED
+from tests.forks import forked
 
 
 @pytest.mark.parametrize("name", sorted(MOVED))
@@ -21,18 +21,6 @@ def test_the_module_of_today_under_its_old_name(name):
     assert today.__name__ == today.__spec__.name == f"infodisent.{MOVED[name]}"
 
 
-ANEW = """
-import os, sys
-import torch
-failed = []
-for line in sys.argv[1:]:
-    child = os.fork()
-    if not child:
-        exec(line, {})
-        os._exit(0)
-    failed += [line] if os.waitpid(child, 0)[1] else []
-sys.exit(chr(10).join(failed) or None)
-"""
 WROTE = [
     "from infodisent import pipeline; pipeline.fit, pipeline.open_run, pipeline.load_backbone",
     "from infodisent.images import ImageItem, ImageSet, load_image, scan_folder, split_items",
@@ -52,10 +40,8 @@ WROTE = [
 
 
 def test_what_people_wrote():
-    """Each in a process of its own, which finds torch imported and nothing of the package."""
-    command = [sys.executable, "-W", "ignore", "-c", ANEW, *WROTE]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    """Each in a process that finds torch imported, and nothing of the package."""
+    forked("import torch", WROTE, "-W", "ignore")
 
 
 def test_other_names_are_not_found():
