@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,9 @@ def fit_head(
         ValueError: the head does not fit the store, there are no training images, the method needs
             `views` or does not learn several labels, the loss is not finite, `state` belongs to
             another run, or an option does not fit the images.
+
+    Warns:
+        UserWarning: an option was given that the method has no use for, see `Head.ignored`.
     """  # noqa: E501
     config = config or FitConfig()
     if head.num_classes != len(store.classes):
@@ -142,6 +146,7 @@ def fit_head(
         )
     if store.task == "multilabel" and not head.multilabel:
         raise ValueError(f"fit_head: {head.title} does not learn images with several labels")
+    _warn_of_ignored(head, config, store.task == "multilabel")
     train = store.indices("train") if train is None else train
     if not len(train):
         raise ValueError("fit_head: there are no training images")
@@ -209,6 +214,18 @@ def fit_head(
         display.update(course.task, completed=course.total * steps)
     training.finish()
     return course.history
+
+
+def _warn_of_ignored(head: Head, config: FitConfig, multilabel: bool) -> None:
+    """Of options that were given and do nothing."""
+    usual = FitConfig()
+    given = [
+        f"{name} ({getattr(config, name)})"
+        for name in head.ignored(multilabel)
+        if getattr(config, name) != getattr(usual, name)
+    ]
+    if given and ranks.leads():
+        warnings.warn(f"fit_head: {head.title} has no use for {', '.join(given)}", stacklevel=3)
 
 
 def _as_version_01(config: FitConfig) -> FitConfig:
