@@ -7,6 +7,7 @@ forward for the logits.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ ensure_torchvision()
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
 
+from infodisent.backbones import rebuild  # noqa: E402
 from infodisent.backbones.torchvision import torchvision_plan  # noqa: E402
 from infodisent.classifier import attach  # noqa: E402
 from tests.backbones.models import build, images, randomise, same  # noqa: E402
@@ -296,6 +298,17 @@ def test_torchvision_family(
     rows, columns = model.grid_size(size)
     assert rows * columns == pixels.shape[1]
     assert model(x).shape == (2, 5)
+
+
+def test_candidates_are_built_without_drawing_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A RegNet does not build on meta tensors, and its largest has 645 million weights."""
+    monkeypatch.setattr(torch.random, "fork_rng", lambda **_: contextlib.nullcontext())
+    before = torch.get_rng_state()
+    net = rebuild._build("torchvision", "regnet_y_400mf", {"num_classes": 3})
+    assert net is not None
+    assert net.fc.weight.device.type == "cpu"
+    assert net.fc.weight.shape == (3, 440)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_torchvision_refuses_other_families() -> None:
