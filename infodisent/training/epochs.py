@@ -68,7 +68,6 @@ class Training:
         *,
         more: bool = False,
         patience: int | None = None,
-        since: int = 0,
     ) -> None:
         """Run the epochs of a stage that are left.
 
@@ -78,8 +77,7 @@ class Training:
             epochs: how many it has; the rate's schedule is over these.
             saved: where an interrupted run stopped.
             more: these epochs go on with a stage that had ended, from its weights.
-            patience: end where the validation loss does not fall for so long.
-            since: the first epoch that counts for patience.
+            patience: end where the validation loss does not fall for so many of these epochs.
         """
         head, begun = self.head, len(self.history) - first
         steps = math.ceil(len(self.train) / self.config.batch_size)
@@ -99,7 +97,7 @@ class Training:
         held = pool_features(head, store, scored) if fixed and len(scored) else None
         with _training_only(head, stage.parameters()):
             for epoch in range(begun, epochs):
-                if stopped(self.history[since:], patience):
+                if stopped(self.history[first:], patience):
                     break
                 figures = self._run_epoch(stage, first, epoch, epochs, pooled, tools)
                 if len(scored):
@@ -107,7 +105,7 @@ class Training:
                         figures |= validate(head, store, scored, self.objective, held)
                 # a last digit that differs on another processor must not make one stop earlier
                 self.history.append(ranks.told(figures))
-                if epoch + 1 == epochs or stopped(self.history[since:], patience):
+                if epoch + 1 == epochs or stopped(self.history[first:], patience):
                     tools.settle()
                 self.keep(tools)
 

@@ -228,8 +228,7 @@ def _fit(
     if original is not None:
         rows.append(("original head", original))
     if chosen.probe:
-        leading = ranks.leads()
-        rows += ranks.told([("linear probe", linear_probe(store, train, test))] if leading else [])
+        rows.append(("linear probe", linear_probe(store, train, test)))
     laps.lap("baselines")
 
     state = folder / STATE
