@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.rotation import Triton
 from infodisent import ops
 from infodisent.bench import peers as ways
 from infodisent.bench import timing
@@ -30,7 +31,7 @@ from infodisent.files import write_json
 
 NORMS = (0.0, 0.3, 1.5, 2.5, 5.0, 12.0, 100.0)
 EPS = torch.finfo(torch.float32).eps
-OURS = {"tf32x3": "full", "ieee": "full", "bf16x3": "half", "tf32": "half"}
+OURS = {"tf32x3": "full", "parts": "full", "ieee": "full", "bf16x3": "half", "tf32": "half"}
 """The precision of the plan that goes with each way to compute a product."""
 LIMIT = {"bf16x3": 1e-3, "tf32": 3e-2}
 """Largest error of U and relative error of dA where that of eager float32 is not the measure."""
@@ -44,21 +45,6 @@ def kernels() -> Any:
     from infodisent.kernels import rotation
 
     return rotation
-
-
-class Triton(torch.autograd.Function):
-    """The backend under autograd, without the operator's checks."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, precision: str, products: str) -> Tensor:
-        u, kept, info = kernels().rotation(a, precision, products)
-        ctx.save_for_backward(a, kept, info)
-        ctx.how = precision, products
-        return u
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return kernels().rotation_backward(grad, *ctx.saved_tensors, *ctx.how), None, None
 
 
 @functools.lru_cache(maxsize=2)

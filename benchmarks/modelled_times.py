@@ -6,13 +6,15 @@ python -m benchmarks.modelled_times --check    # fail if they are not what the k
 A backend has a function in `BACKENDS`, which gives its rows; where one cannot be asked (its module
 is not built) its rows stay as they are. The kernels choose their tiles by these same models, which
 are two: ``csrc/sm90/tile_cost.h`` and ``grad_u_cost.h``, and ``kernels/tiles/cost.py``. Both state
-their guesses; their difference is no measurement.
+their guesses; their difference is no measurement. ``kernels/tiles/rotation.py`` adds shared memory
+and waits to the second, on an H100, as counted in what Triton 3.9 compiles.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -149,7 +151,7 @@ def triton_rows() -> list[Row] | None:
     """Forward and gradient of U of half maps by the Triton kernels; None without Triton."""
     if importlib.util.find_spec("triton") is None:
         return None
-    return _triton_forward() + _triton_scores() + _triton_grad_u()
+    return _triton_forward() + _triton_scores() + _triton_grad_u() + _triton_rotation()
 
 
 def _triton_scores() -> list[Row]:
@@ -182,6 +184,57 @@ def _triton_scores() -> list[Row]:
                 )
             )  # fmt: skip
     return rows
+
+
+def _triton_rotation() -> list[Row]:
+    """Of one product of the rotation, in float32: each form and tile that serves.
+
+    What "parts" needs before it is in a row of its own: of both operands a read, and a write of
+    twice as much. They are "chosen" among the tiles of one form.
+    """
+    from infodisent.kernels.tiles import rotation as tiles_of
+    from infodisent.kernels.tiles.blocks import serving
+
+    rows = []
+    for symmetric, channels in itertools.product((False, True), (512, 1024, 2048)):
+        arithmetic = (3 if symmetric else 6) * channels**3 / (FLOPS / 2) * 1e6
+        floor = Floor(arithmetic, 12.0 * channels**2 / BYTES * 1e6)
+        written = 24.0 * channels**2 / BYTES
+        operator = f"{'symmetric ' * symmetric}product of the rotation"
+        for form in ("tf32x3", "parts"):
+            chosen = tiles_of.choose(channels, form, symmetric, 90, PROCESSORS)
+            for tile in dict.fromkeys(serving(tiles_of.BLOCKS, channels, form, 90)):
+                tiles = tiles_of.count(tile, channels, symmetric)
+                clocks = tiles_of.time(tile, channels, form, symmetric, 90, PROCESSORS)
+                choice = f"{form}, {tile.block_m}x{tile.block_n}x{tile.block_k}"
+                choice += ", chosen" if tile == chosen else ""
+                before = {"": 0.0} if form == "tf32x3" else {"": 0.0, ", and written": written}
+                for word, seconds in before.items():
+                    rows.append(
+                        _of_rotation(
+                            operator, channels, choice + word, tiles, clocks, seconds, floor
+                        )
+                    )
+    return rows
+
+
+def _of_rotation(
+    operator: str,
+    channels: int,
+    choice: str,
+    tiles: int,
+    clocks: float,
+    seconds: float,
+    floor: Floor,
+) -> Row:
+    """A row of `_triton_rotation`; seconds: of launches before, whose clocks are in it, too."""
+    waves = -(-tiles // PROCESSORS)
+    clocks += seconds * CLOCK
+    return Row(
+        "triton", operator, f"C = {channels}", 1, choice, min(tiles, PROCESSORS), waves,
+        round(tiles / (waves * PROCESSORS), 3), round(clocks),
+        round(max(clocks / CLOCK * 1e6, floor.memory), 1), round(max(floor), 1),
+    )  # fmt: skip
 
 
 def _triton_grad_u() -> list[Row]:
@@ -256,7 +309,8 @@ def modelled() -> list[dict[str, Any]]:
 HEAD = f"""# Modelled times of the GPU kernels
 
 **MODELLED, not measured: no GPU has run these kernels.** Written by `benchmarks/modelled_times.py`
-from the models by which the kernels choose their tiles; bfloat16, an H100 SXM of {PROCESSORS}
+from the models by which the kernels choose their tiles; bfloat16 (the rotation: float32, by three
+products of TF32 parts), an H100 SXM of {PROCESSORS}
 multiprocessors at {CLOCK / 1e9:.2f} GHz (where its tensor cores have {FLOPS / 1e12:.0f} TFLOP/s)
 and {BYTES / 1e12:.1f} TB/s. Launch and host time are not in it. "Filled": the share of
 multiprocessors and waves that has a tile. "Floor": the longer of arithmetic and memory. "Peer" and

@@ -17,6 +17,8 @@ of products of parts.
     experimental: reached by tests and benchmarks alone.
 ``ieee``
     float32, no tensor cores. Experimental in every operator, likewise.
+``parts``
+    As ``tf32x3``, of parts that launches before have written; in `rotation` alone. Experimental.
 ``tf32``
     One product of TF32 numbers, about 2^-11. Experimental in every operator, likewise.
 
@@ -46,7 +48,7 @@ GRADIENT_OF_HALF = ("half", "split", "split3")
 """Products of `rotate_pool_backward`: of dY, which is split, with a half operand."""
 GRADIENT_OF_FLOAT = ("tf32x3", "bf16x3", "ieee")
 """The same with a float32 operand."""
-ROTATION = ("tf32x3", "bf16x3", "ieee", "tf32")
+ROTATION = ("tf32x3", "bf16x3", "ieee", "tf32", "parts")
 """Products of `rotation`, of float32 matrices; ``bf16x3`` is for its ``precision="half"``."""
 
 
@@ -56,7 +58,8 @@ RUN = 256
 It rounds every sum of 8 (TF32) or 16 products toward zero, so that the errors do not cancel: over
 2048 channels they would be four times those of float32 rounded to nearest. After this many
 channels the sum is added to another in plain float32, which leaves less than that
-(tests/kernels/test_accumulation.py). `rotation` and `rotate_pool_backward` do it after every step.
+(tests/kernels/test_accumulation.py). `rotation` and `rotate_pool_backward` do it after every step,
+``parts`` after half as many channels.
 """
 
 

@@ -27,6 +27,7 @@ from infodisent.polynomials.plans import Plan, Row, plans
 
 from . import device as gpu
 from . import rotation_kernels as kernels
+from . import rotation_parts as apart
 from .precision import ROTATION
 from .product import common_multiple
 from .tiles import rotation as tiles
@@ -155,6 +156,16 @@ def product(
     n = out.shape[-1]
     machine = gpu.capability(out.device), gpu.processors(out.device)
     block = chosen or tiles.choose(n, products, symmetric, *machine)
+    if products == "parts":
+        gate = apart.Gate(numbers, flag, level)
+        operands = apart.of_operands(
+            a, b, block, gate, trans_a=trans_a, trans_b=trans_b, both=both
+        )  # fmt: skip
+        apart.multiply(
+            *operands, out, block, gate, trans_a=trans_a, trans_b=trans_b,
+            symmetric=symmetric, both=both, add=add, beta=beta,
+        )  # fmt: skip
+        return
     kernels.product_kernel[(tiles.count(block, n, symmetric),)](
         a, b, add, out, numbers, flag, level, beta, n,
         TRANS_A=trans_a, TRANS_B=trans_b, SYMMETRIC=symmetric, BOTH=both,
@@ -227,7 +238,9 @@ def rotation(a: Tensor, precision: str, products: str) -> tuple[Tensor, Tensor, 
     Args:
         a: [C, C] float32, contiguous.
         precision: see `infodisent.ops.rotation`.
-        products: one of `PRODUCTS`; "ieee" and "tf32" are experimental.
+        products: one of `PRODUCTS`; "ieee", "tf32" and "parts" are experimental. With "parts" what
+            is known to be symmetric is multiplied as "tf32x3": there a triangle of tiles of 64 has
+            more to load than it spares (`benchmarks/results/modelled-times.md`).
 
     Returns:
         U = exp(a - a^T) [C, C]; what backward needs, [BLOCKS, C, C], partly never written; and
@@ -240,11 +253,12 @@ def rotation(a: Tensor, precision: str, products: str) -> tuple[Tensor, Tensor, 
         (s, left, right), chain = _empty(a, 3), kept[4:]
         square, fourth, q, p1 = kept[:4]
         _skew(a, s)
-        product(s, s, square, numbers, products, level=-1, symmetric=True)
-        product(square, square, fourth, numbers, products, level=-1, symmetric=True)
+        triangle = "tf32x3" if products == "parts" else products
+        product(s, s, square, numbers, triangle, level=-1, symmetric=True)
+        product(square, square, fourth, numbers, triangle, level=-1, symmetric=True)
         _decide(kept[:2], numbers, precision)
         _combine([s, square, fourth], [left], numbers, AT["q"], flag=USES_Q)
-        product(left, left, q, numbers, products, flag=USES_Q, symmetric=True)
+        product(left, left, q, numbers, triangle, flag=USES_Q, symmetric=True)
         _combine([s, square, fourth, q], [left, right], numbers, AT["first"], flag=USES_P1)
         product(left, right, p1, numbers, products, flag=USES_P1)
         w = chain[0]

@@ -25,6 +25,55 @@ def _triangle(p):
 
 
 @triton.jit
+def tile_at(
+    p,
+    C,
+    SYMMETRIC: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Row and column of program p's tile; with SYMMETRIC only those of the lower triangle."""
+    if SYMMETRIC:
+        i, j = _triangle(p)
+    else:
+        # down GROUP tiles, then to the right: programs that run together share rows and columns
+        across = tl.cdiv(C, BLOCK)
+        first = p // (GROUP * across) * GROUP
+        height = tl.minimum(across - first, GROUP)
+        i = first + p % (GROUP * across) % height
+        j = p % (GROUP * across) // height
+    return i, j
+
+
+@triton.jit
+def store_tile(
+    total,  # [BLOCK, BLOCK]
+    d,  # [C, C] or None
+    out,  # [C, C]
+    beta,
+    i,
+    j,
+    C,
+    SYMMETRIC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Write ``total [+ beta d]`` to tile (i, j); with SYMMETRIC to its mirror image, too."""
+    down = tl.arange(0, BLOCK)[:, None]
+    right = tl.arange(0, BLOCK)[None, :]
+    mask = (down < C - i * BLOCK) & (right < C - j * BLOCK)
+    corner = i.to(tl.int64) * BLOCK * C + j * BLOCK
+    if d is not None:
+        total += beta * tl.load(d + corner + (down * C + right), mask=mask, other=0.0)
+    if SYMMETRIC:
+        # on the diagonal each element is written once: the two roundings of a pair may differ
+        below = (i - j) * BLOCK + down - right
+        mirrored = out + (j.to(tl.int64) * BLOCK * C + i * BLOCK)
+        tl.store(mirrored + (right * C + down), total, mask=mask & (below > 0))
+        mask = mask & (below >= 0)
+    tl.store(out + corner + (down * C + right), total, mask=mask)
+
+
+@triton.jit
 def _accumulate(
     total,  # [BLOCK, BLOCK]
     a,  # [C, C]
@@ -105,16 +154,7 @@ def product_kernel(
     if tl.load(numbers + flag) <= level:
         return
     C = divisible(C, MULTIPLE)
-    p = tl.program_id(0)
-    if SYMMETRIC:
-        i, j = _triangle(p)
-    else:
-        # down GROUP tiles, then to the right: programs that run together share rows and columns
-        across = tl.cdiv(C, BLOCK)
-        first = p // (GROUP * across) * GROUP
-        height = tl.minimum(across - first, GROUP)
-        i = first + p % (GROUP * across) % height
-        j = p % (GROUP * across) // height
+    i, j = tile_at(tl.program_id(0), C, SYMMETRIC, BLOCK, GROUP)
     total = tl.zeros((BLOCK, BLOCK), tl.float32)
     total = _accumulate(
         total, a, b, i, j, C, TRANS_A, TRANS_B, PRODUCTS, EMULATE, BLOCK, BLOCK_K
@@ -123,19 +163,7 @@ def product_kernel(
         total = _accumulate(
             total, b, a, i, j, C, TRANS_B, TRANS_A, PRODUCTS, EMULATE, BLOCK, BLOCK_K
         )  # fmt: skip
-    down = tl.arange(0, BLOCK)[:, None]
-    right = tl.arange(0, BLOCK)[None, :]
-    mask = (down < C - i * BLOCK) & (right < C - j * BLOCK)
-    corner = i.to(tl.int64) * BLOCK * C + j * BLOCK
-    if d is not None:
-        total += beta * tl.load(d + corner + (down * C + right), mask=mask, other=0.0)
-    if SYMMETRIC:
-        # on the diagonal each element is written once: the two roundings of a pair may differ
-        below = (i - j) * BLOCK + down - right
-        mirrored = out + (j.to(tl.int64) * BLOCK * C + i * BLOCK)
-        tl.store(mirrored + (right * C + down), total, mask=mask & (below > 0))
-        mask = mask & (below >= 0)
-    tl.store(out + corner + (down * C + right), total, mask=mask)
+    store_tile(total, d, out, beta, i, j, C, SYMMETRIC, BLOCK)
 
 
 @triton.jit(do_not_specialize=["flag", "row"])

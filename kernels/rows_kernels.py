@@ -13,7 +13,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _nearest(v, LOW: tl.constexpr):
+def nearest(v, LOW: tl.constexpr):
     """v rounded to the nearest number whose LOW last bits are 0, towards 0 from 2^127 on."""
     bits = v.to(tl.int32, bitcast=True)
     half = tl.where((bits & 0x7FFFFFFF) < 0x7F000000, 1 << (LOW - 1), 0)
@@ -51,8 +51,8 @@ def rows_kernel(
         tl.store(to, v.to(out.dtype.element_ty), mask=mask)
     else:
         v = v.to(tl.float32)
-        high = _nearest(v, LOW)
-        low = tl.where(tl.abs(v) < float("inf"), _nearest(v - high, LOW), 0.0)
+        high = nearest(v, LOW)
+        low = tl.where(tl.abs(v) < float("inf"), nearest(v - high, LOW), 0.0)
         tl.store(to, high.to(out.dtype.element_ty), mask=mask)
         tl.store(to + out_part, low.to(out.dtype.element_ty), mask=mask)
 
@@ -102,7 +102,7 @@ def split_kernel(
         cut = (v.to(tl.int32, bitcast=True) & (-1 << LOW)).to(tl.float32, bitcast=True)
         high = tl.where(v == v, cut, v).to(parts.dtype.element_ty).to(tl.float32)
         high = tl.where(high == 0, tiny, high)
-        low = _nearest(v - high, LOW)
+        low = nearest(v - high, LOW)
         same = (low > 0) == (v > 0)
         low = tl.where((tl.abs(low) >= TINY) & same, low, tiny)
         tl.store(high_at + column, high.to(parts.dtype.element_ty), mask=mask)

@@ -9,9 +9,13 @@ import torch
 
 from benchmarks.gpu.cases import DTYPES, Report
 from benchmarks.gpu.machine import Machine
+from benchmarks.gpu.rotation import by_parts
 from infodisent import backends, ops
 from infodisent.bench import peers, timing
 from infodisent.testing import check_close
+
+BY_PARTS = "triton, parts"
+"""The form of the products that a GPU is to judge; it calls host code and no backend."""
 
 
 def ceilings(machine: Machine) -> Report:
@@ -75,6 +79,8 @@ def rotation(machine: Machine, channels: int) -> Report:
         "sparse": peers.by("sparse", ops.rotation),
         "torch.matrix_exp": eager,
     }
+    if "triton" in machine.ours:
+        functions[BY_PARTS] = by_parts
     runs: dict[str, Callable[[], Any]] = {}
     errors = {}
     for label, function in functions.items():

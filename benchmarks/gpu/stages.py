@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from benchmarks.gpu import cases, exact, limits, once, random_shapes, tools
+from benchmarks.gpu import cases, exact, limits, once, random_shapes, rotation, tools
 from benchmarks.gpu.cases import Report
 from benchmarks.gpu.machine import Machine
 from infodisent import backends, ops
@@ -64,6 +64,16 @@ def _rotation(machine: Machine, minutes: int) -> Iterator[Item]:
     if minutes >= 10:
         for channels in machine.channels:
             yield f"C = {channels}", lambda c=channels: limits.rotation(machine, c)
+
+
+def _products(machine: Machine, minutes: int) -> Iterator[Item]:
+    if minutes >= 10 and "triton" in machine.ours:
+        for channels in machine.channels if minutes >= 30 else machine.channels[:1]:
+            for kind in rotation.KINDS:
+                yield (
+                    f"C = {channels}, {kind}",
+                    lambda c=channels, kind=kind: rotation.product(machine, c, kind),
+                )
 
 
 def _overhead(machine: Machine, minutes: int) -> Iterator[Item]:
@@ -121,6 +131,7 @@ STAGES = (
     Stage("backward", "rotate_pool, forward + backward for U", 180, _part("backward")),
     Stage("head", "infodisent_head, forward", 180, _part("head")),
     Stage("rotation", "rotation, forward + backward", 180, _rotation),
+    Stage("products", "one product of the rotation", 180, _products),
     Stage("overhead", "the host's time", 60, _overhead),
     Stage("compiled", "beside torch.compile, max-autotune", 400, _compiled),
     Stage("profile", "ncu", 360, _profile),

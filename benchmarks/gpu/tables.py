@@ -23,6 +23,7 @@ def markdown(report: Report) -> str:
     for part in (*PARTS, "compiled"):
         lines += _times(report, part)
     lines += _rotation(report)
+    lines += _products(report)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -137,4 +138,17 @@ def _rotation(report: Report) -> list[str]:
         others = [n for n in names if not n.startswith(f"{row['ours']},")]
         rest = ", ".join(_multiple(row, n, base).replace(f", {mode}", "") for n in others)
         lines.append(f"| {row['channels']} | {row['ours']} {base:.1f} | {rest} |")
+    return [*lines, ""]
+
+
+def _products(report: Report) -> list[str]:
+    """Products of the rotation, the fastest first."""
+    rows = [row for row in _rows(report, "products").values() if "microseconds" in row]
+    if not rows:
+        return []
+    lines = ["## products of the rotation", "", "| C | product | µs |", "|---|---|---|"]
+    for row in rows:
+        times = sorted(row["microseconds"].items(), key=lambda item: item[1])
+        cells = ", ".join(f"{name} {us:.1f}" for name, us in times)
+        lines.append(f"| {row['channels']} | {row['kind']} | {cells} |")
     return [*lines, ""]

@@ -12,13 +12,16 @@ import re
 
 import pytest
 import torch
+from infodisent.kernels import rotation_parts
+from infodisent.kernels.tiles import rotation as tiles
+from infodisent.kernels.tiles.blocks import Block, Row
 
-from benchmarks.gpu import cases, exact, machine, once, random_shapes
+from benchmarks.gpu import cases, exact, machine, once, random_shapes, rotation, tables
 from infodisent.backends import selection
 from infodisent.backends.triton import kernels as triton_kernels
 from infodisent.backends.triton import loading
 from infodisent.contract import Extremes
-from infodisent.testing import WrongResultError
+from infodisent.testing import WrongResultError, check_close
 from tests.kernels import kernel_compile
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -102,10 +105,61 @@ def test_whole_numbers_and_every_operator(interpreter):
         assert run()["ok"]
 
 
+@pytest.fixture
+def small(interpreter, monkeypatch):
+    """With small tiles and without a clock: the interpreter is slow."""
+    block = Block(16, 16, 16, 4, 1)
+    monkeypatch.setattr(tiles, "BLOCKS", (Row(0, 0, rotation.FORMS, block),))
+    monkeypatch.setattr(tiles, "choose", tiles.choose.__wrapped__)  # it keeps what it chose
+
+    def times(runs, **_):
+        return machine.Times(dict.fromkeys(runs, 1e-6), dict.fromkeys(runs, "graph"), {})
+
+    monkeypatch.setattr(interpreter, "times", times, raising=False)
+    return interpreter
+
+
+@runs
+@pytest.mark.parametrize("kind", ["symmetric", "both"])  # the next test has the other
+def test_every_product_of_the_rotation(small, kind):
+    row = rotation.product(small, 20, kind)
+    times = row["microseconds"]
+    assert {name.split()[0] for name in times} >= {*rotation.FORMS, rotation.MM}
+    assert set(rotation.KINDS) == set(rotation.OPTIONS)
+    assert any("written before" in name for name in times)
+    assert rotation.PARTS_MM in row["errors"]
+    assert all(us > 0 for us in times.values())
+    text = tables._products({"stages": {"products": {"x": row}}})
+    assert f"| 20 | {kind} | " in text[-2]
+
+
+@runs
+def test_a_wrong_product_of_the_rotation_is_not_timed(small, monkeypatch):
+    plain = rotation_parts.multiply
+    wrong = lambda a, b, out, *rest, **options: (  # noqa: E731
+        plain(a, b, out, *rest, **options), out.mul_(1 + 1e-4)
+    )  # fmt: skip
+    monkeypatch.setattr(rotation_parts, "multiply", wrong)
+    with pytest.raises(WrongResultError, match="parts 16x16x16 is off by"):
+        rotation.product(small, 20, "whole")
+
+
+@runs
+@pytest.mark.usefixtures("small")
+def test_the_rotation_by_parts():
+    a = torch.randn(6, 6, requires_grad=True)
+    exact = a.detach().double().requires_grad_()
+    u, truth = rotation.by_parts(a), torch.matrix_exp(exact - exact.mT)
+    (d_a,) = torch.autograd.grad(u.sum(), a)
+    (d_truth,) = torch.autograd.grad(truth.sum(), exact)
+    assert check_close(u, truth, 1e-6, "U") > 0
+    check_close(d_a, d_truth, 1e-5, "dA")
+
+
 @pytest.mark.skipif(
     INTERPRETED or torch.cuda.is_available() or importlib.util.find_spec("triton") is None,
     reason="this is the interpreter, or there is a GPU, or no Triton",
 )
 def test_in_the_interpreter():
     passed = re.search(r"(\d+) passed", kernel_compile.interpret(__file__))
-    assert int(passed[1]) >= 7
+    assert int(passed[1]) >= 11

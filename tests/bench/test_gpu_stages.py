@@ -15,7 +15,17 @@ import pytest
 import torch
 
 from benchmarks import gpu_report
-from benchmarks.gpu import bars, cases, exact, machine, once, progress, random_shapes, tables
+from benchmarks.gpu import (
+    bars,
+    cases,
+    exact,
+    limits,
+    machine,
+    once,
+    progress,
+    random_shapes,
+    tables,
+)
 from benchmarks.gpu.stages import BUDGETS, STAGES, Stage, budget
 from infodisent.backends.table import BY_NAME
 from infodisent.bench import labels
@@ -55,10 +65,10 @@ def test_every_stage(path, cpu):
     assert status == progress.DONE
     report = read_json(path)
     # the others are about Triton's and CUDA's kernels only
-    others = ("cuda", "rotation in full", "tests")
-    assert list(report["stages"]) == [s.name for s in STAGES if s.name not in others]
+    others = ("products", "cuda", "rotation in full", "tests")
+    gone_through = [name for name, rows in report["stages"].items() if rows]
+    assert gone_through == [s.name for s in STAGES if s.name not in others]
     for rows in report["stages"].values():
-        assert rows
         for row in rows.values():
             assert row["ok"], row
     assert "running" not in report
@@ -73,6 +83,21 @@ def test_every_stage(path, cpu):
             assert row["clocks"]["sm_mhz"] == 1755
             assert next(iter(row["microseconds"])) == row["ours"][0]
     assert path.with_suffix(".png").stat().st_size > 5000
+
+
+def test_the_rotation_by_parts_is_a_peer(cpu, monkeypatch):
+    """Where Triton's kernels are; tests/bench/test_gpu_report.py runs it in the interpreter."""
+    by_parts = limits.BY_PARTS
+    assert not any(by_parts in name for name in limits.rotation(cpu, 12)["microseconds"])
+    ours = {**cpu.ours, "triton": ("triton",)}
+    monkeypatch.setattr(machine.Rehearsal, "ours", ours)
+    monkeypatch.setattr(limits, "by_parts", lambda a: torch.matrix_exp(a - a.mT))
+    row = limits.rotation(cpu, 12)
+    for mode in ("forward", "forward + backward"):
+        assert row["microseconds"][f"{by_parts}, {mode}"] > 0
+    assert f"{by_parts} " in tables._rotation({"stages": {"rotation": {"x": row}}})[-2]
+    names = {s.name: [name for name, _ in s.items(cpu, 30)] for s in STAGES}
+    assert len(names["products"]) == 3 * len(cpu.channels)
 
 
 def test_the_order_is_that_of_value():

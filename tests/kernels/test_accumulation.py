@@ -14,6 +14,8 @@ import pytest
 import torch
 from infodisent.kernels import device, rotate_pool
 from infodisent.kernels.precision import RUN
+from infodisent.kernels.tiles import rotation as tiles
+from infodisent.kernels.tiles.blocks import Block
 
 from tests.kernels import kernel_compile
 from tests.kernels.marks import compiles
@@ -139,6 +141,28 @@ def test_a_product_of_the_rotation(kind):
         total = near(total + step)
     assert error(total, truth) <= eager
     assert error(bare, truth) > 2 * eager
+
+
+def test_a_product_of_the_rotation_by_parts():
+    """The matrix unit adds up 128 channels, the small terms of a step before its large one."""
+    rows, g = 300, np.random.default_rng(1)
+    a, b = (near(g.standard_normal((rows, C))) for _ in range(2))
+    truth, eager = (a * b).sum(1), error(plain(a * b), (a * b).sum(1))
+    left, right = parts(a, "tf32", 2), parts(b, "tf32", 2)
+    block_k, found = 32, {}
+    chosen = tiles.run(Block(128, 128, block_k, 8, 3), 90)
+    for run in (chosen, C):
+        total, exact = np.zeros(rows), np.zeros(rows)
+        for step in range(C // block_k):
+            k = slice(step * block_k, (step + 1) * block_k)
+            total = unit(total, (left[1] * right[0])[:, k], DEPTH["tf32"])
+            total = unit(total, (left[0] * right[1])[:, k], DEPTH["tf32"])
+            if (step + 1) % run == 0:
+                exact, total = near(exact + total), np.zeros(rows)
+            total = unit(total, (left[0] * right[0])[:, k], DEPTH["tf32"])
+        found[run] = error(near(exact + total), truth)
+    assert found[chosen] <= eager
+    assert found[C] > 2 * eager  # and it would be without
 
 
 @pytest.mark.parametrize(("kind", "number"), [("tf32", 2), ("bf16", 3)])

@@ -12,7 +12,7 @@ import re
 
 import pytest
 import torch
-from infodisent.kernels import rotation
+from infodisent.kernels import rotation, rotation_parts
 from infodisent.kernels.tiles.blocks import Block, Row
 
 from infodisent.polynomials.plans import choose, norm_bound, plans
@@ -63,8 +63,12 @@ def chosen(a: torch.Tensor, precision: str) -> tuple[int, int]:
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize(("n", "norm"), CASES)
 def test_value_and_gradient(n, norm):
+    check(n, norm, "ieee")
+
+
+def check(n: int, norm: float, products: str) -> None:
     a, grad = matrix(n, norm), torch.randn(n, n)
-    u, d_a, _, numbers = run(a, grad)
+    u, d_a, _, numbers = run(a, grad, products=products)
     truth = exact(a.double(), grad.double())
     eager = exact(a, grad)
     for actual, true, other in zip((u, d_a), truth, eager):
@@ -88,8 +92,8 @@ def test_half(norm, products):
 
 @runs
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("n", [48, 50])
-def test_many_tiles(n, monkeypatch):
+@pytest.mark.parametrize(("n", "products"), [(48, "ieee"), (50, "parts")])
+def test_many_tiles(n, products, monkeypatch):
     """Both orders of tiles past one group of rows and several blocks of the norms."""
     tiles = rotation.tiles
     block = Block(16, 16, 16, 4, 1)
@@ -98,7 +102,67 @@ def test_many_tiles(n, monkeypatch):
     monkeypatch.setattr(tiles, "GROUP", 3)
     monkeypatch.setattr(tiles, "COMBINE_BLOCK", 16)
     monkeypatch.setattr(tiles, "NORM_COLS", 32)
-    test_value_and_gradient(n, 10.0)
+    check(n, 10.0, products)
+
+
+PRODUCT = {
+    "whole": {},
+    "transposed": {"trans_a": True, "trans_b": True},
+    "symmetric": {"symmetric": True},
+    "both": {"trans_b": True, "both": True},
+    "both, transposed": {"trans_a": True, "both": True},
+}
+
+
+@runs
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(("kind", "run"), [*((kind, 2) for kind in PRODUCT), ("both", 1)])
+def test_a_product_by_parts(kind, run, monkeypatch):
+    """All of a ragged matrix, of a triangle both halves; with 3 steps, summed one by one or not."""
+    options, n, block = PRODUCT[kind], 40, Block(16, 16, 16, 4, 1)
+    monkeypatch.setattr(rotation.tiles, "run", lambda *_: run)
+    a, b, add = torch.randn(3, n, n)
+    if kind == "symmetric":
+        a = b = a + a.mT
+        add = add + add.mT
+    left, right = (m.double() for m in (a, b))
+    left = left.mT if options.get("trans_a") else left
+    right = right.mT if options.get("trans_b") else right
+    truth = left @ right - 0.5 * add.double()
+    if options.get("both"):
+        truth += right @ left
+    a = a.to(DEVICE)
+    b = a if kind == "symmetric" else b.to(DEVICE)
+    out, numbers = torch.empty_like(a), torch.ones(rotation.WIDTH, device=DEVICE)
+    rotation.product(
+        a, b, out, numbers, "parts", add=add.to(DEVICE), beta=-0.5, chosen=block, **options
+    )  # fmt: skip
+    assert (out.cpu() - truth).abs().max() <= 8 * EPS * truth.abs().max()
+    if kind == "symmetric":
+        assert torch.equal(out, out.mT)
+
+
+@runs
+@pytest.mark.usefixtures("poisoned")
+def test_parts_are_all_of_a_matrix():
+    """High and low part have 11 bits each; what is beyond the matrix is 0."""
+    x = torch.randn(5, 5)
+    x[1, 2] = math.inf
+    block, numbers = Block(16, 16, 16, 4, 1), torch.ones(rotation.WIDTH, device=DEVICE)
+    gate = rotation_parts.Gate(numbers, rotation.ALWAYS, 0)
+    found = rotation_parts.parts(x.to(DEVICE), block, gate, straight=True, turned=True)
+    both = found.straight.cpu()
+    assert torch.equal(found.turned.cpu(), both.mT)
+    assert not (both.view(torch.int32) & 0x1FFF).any()
+    assert both[:, 1, 2].tolist() == [math.inf, 0]
+    assert not both[:, 5:].any()
+    assert not both[:, :, 5:].any()
+    x[1, 2] = both[0, 1, 2] = 0
+    assert ((both.sum(0)[:5, :5] - x).abs() <= 2.0**-22 * x.abs()).all()
+    closed = gate._replace(level=1)  # what is not needed is not written
+    nothing = rotation_parts.parts(x.to(DEVICE), block, closed, straight=True, turned=False)
+    assert nothing.turned is None
+    assert nothing.straight.isnan().all()
 
 
 @runs
@@ -199,7 +263,21 @@ def test_a_few_channels_have_small_tiles():
     for channels in (512, 768, 1024):
         for symmetric in (True, False):
             assert rotation.tiles.choose(channels, "tf32x3", symmetric, 90, 132).block_m == 64
-    assert rotation.tiles.choose(2048, "tf32x3", False, 90, 132).block_m == 128
+    # without parts to make, a large tile is fast; making them, nothing else runs on it meanwhile
+    assert rotation.tiles.choose(2048, "parts", False, 90, 132).block_m == 128
+    assert rotation.tiles.choose(2048, "tf32x3", False, 90, 132).block_m == 64
+
+
+def test_what_shared_memory_takes_of_a_step():
+    """By hand, of 128 x 128 x 32 on an H100: 128 bytes a clock."""
+    tiles, block = rotation.tiles, Block(128, 128, 32, 8, 3)
+    tile = 128 * 32 * 4
+    filled, read = 4 * tile, 3 * 2 * (tile // 2 + tile)  # three products by two groups of warps
+    assert tiles._step(block, "parts", 90, 1) == (filled + read) / 128 == 1664
+    # and what a program of tf32x3 does one after the other: products, parts and sums, three waits
+    serial = 3 * 128 * 128 * 32 / 1024 + (4 * 2 * 128 * 32 + 3 * 128 * 128) / 128 + 3 * 100
+    assert tiles._step(block, "tf32x3", 90, 1) == serial == 2476
+    assert tiles.time(block, 2048, "parts", False, 90, 132) == pytest.approx(213e3, rel=0.05)
 
 
 def check_compiled(results: list[dict], arch: int) -> None:
@@ -209,10 +287,15 @@ def check_compiled(results: list[dict], arch: int) -> None:
         assert r["shared"] <= kernel_compile.SHARED_LIMIT[arch], r
         assert not r["serialized"], r
         # where it spills a few scalars, ptxas trades them for one more block on a multiprocessor
-        strict = "tf32x3" in r["what"] and r["C"] % 16 == 0
+        strict = ("tf32x3" in r["what"] and r["C"] % 16 == 0) or "parts" in r["kernel"]
         assert r["C"] == 1 or r["spills"] <= (0 if strict else 32), r  # C = 1: a single element
-        if r["kernel"] != "product_kernel" or "ieee" in r["what"]:
+        if "product_kernel" not in r["kernel"] or "ieee" in r["what"]:
             continue
+        if "parts" in r["kernel"]:
+            assert r["copies"] == [16], r  # of every size, as parts have whole tiles
+            assert r["loads"] == 0, r
+            assert r["adds"] > 0, r
+            assert r["drains"] <= 2, r  # the third product goes on under the next step
         unit = {80: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}[arch]
         kind = ("bf16", "kind::f16") if "bf16x3" in r["what"] else ("tf32",)
         instructions = r["instructions"]

@@ -191,7 +191,7 @@ def _backward(
     return run
 
 
-ERROR_OF_ROTATION = {"tf32x3": 1e-5, "ieee": 1e-5, "bf16x3": 3e-4, "tf32": 5e-3}
+ERROR_OF_ROTATION = {"tf32x3": 1e-5, "parts": 1e-5, "ieee": 1e-5, "bf16x3": 3e-4, "tf32": 5e-3}
 
 
 def _rotation(products: str, size: int, sigma: float = 0.05, precision: str = "full") -> Case:
@@ -236,7 +236,7 @@ def _product(products: str, size: int, **options: bool) -> Case:
             truth = truth.tril() + truth.tril(-1).mT
         require(
             testing.relative(out, truth)
-            <= {"tf32x3": 2e-6, "bf16x3": 5e-5, "tf32": 2e-3}[products],
+            <= {"tf32x3": 2e-6, "parts": 2e-6, "bf16x3": 5e-5, "tf32": 2e-3}[products],
             f"product off by {testing.relative(out, truth):.1e}",
         )
         return (out,)
@@ -273,6 +273,10 @@ CASES: dict[str, Case] = {
     "product tf32x3 transposed": _product("tf32x3", 144, trans_a=True, trans_b=True),
     "product tf32x3 symmetric": _product("tf32x3", 144, symmetric=True),
     "product tf32x3 both": _product("tf32x3", 144, trans_b=True, both=True),
+    "product parts": _product("parts", 144),
+    "product parts transposed": _product("parts", 144, trans_a=True, trans_b=True),
+    "product parts symmetric": _product("parts", 144, symmetric=True),
+    "product parts both": _product("parts", 144, trans_b=True, both=True),
     "product bf16x3": _product("bf16x3", 144, trans_b=True),
     "product tf32": _product("tf32", 144, trans_a=True),
     "pool half 49": _pool("half", 5, 49, 128),
@@ -375,6 +379,8 @@ CASES: dict[str, Case] = {
     "rotation tf32x3 ragged, 50": _rotation("tf32x3", 50),
     "rotation tf32x3 squarings": _rotation("tf32x3", 64, sigma=1.0),
     "rotation bf16x3": _rotation("bf16x3", 64, precision="half"),
+    "rotation parts ragged, 50": _rotation("parts", 50),
+    "rotation parts squarings": _rotation("parts", 64, sigma=1.0),
     "rotation ieee": _rotation("ieee", 64),
     "rotation tf32": _rotation("tf32", 64),
 }  # fmt: skip
