@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from infodisent.data.archives import is_there
+from infodisent.data.arrow import IMAGE_KEYS, LABEL_KEYS
 from infodisent.data.contents import with_notices
 from infodisent.data.items import ImageItem, ImageSet, counted, listed
 from infodisent.data.labels import Labels
@@ -27,8 +28,6 @@ from infodisent.data.scan import scan_folder
 from infodisent.data.splits import check_fraction, hold_out, split_name
 from infodisent.progress import bar
 
-_IMAGE_KEYS = ("image", "img", "picture", "pixel_values")
-_LABEL_KEYS = ("label", "labels", "fine_label", "class", "target")
 _WANTED = (
     "expected an ImageSet, a folder, a CSV, a data set that gives (picture, label) by position, "
     "(images, labels), or a pair (train, val) of those"
@@ -203,7 +202,7 @@ def _names(data: Any) -> Sequence[str] | None:
     for _ in range(16):
         features = getattr(data, "features", None)
         if isinstance(features, Mapping):
-            for key in _LABEL_KEYS:
+            for key in LABEL_KEYS:
                 if names := getattr(features.get(key), "names", None):
                     return [str(name) for name in names]
         names = getattr(data, "classes", None)
@@ -220,12 +219,12 @@ def _names(data: Any) -> Sequence[str] | None:
 def _pair(data: Any, position: int) -> tuple[Any, Any]:
     item = data[position]
     if isinstance(item, Mapping):
-        picture = next((item[key] for key in _IMAGE_KEYS if key in item), None)
-        label = next((item[key] for key in _LABEL_KEYS if key in item), None)
+        picture = next((item[key] for key in IMAGE_KEYS if key in item), None)
+        label = next((item[key] for key in LABEL_KEYS if key in item), None)
         if picture is None or label is None:
             raise ValueError(
                 f"picture {position} of the data set is a dict of {listed(item, 8)}; expected "
-                f"one of {', '.join(_IMAGE_KEYS)} and one of {', '.join(_LABEL_KEYS)}"
+                f"one of {', '.join(IMAGE_KEYS)} and one of {', '.join(LABEL_KEYS)}"
             )
         return picture, label
     if isinstance(item, (tuple, list)) and len(item) >= 2:
