@@ -26,6 +26,7 @@ from infodisent.data.pictures import load_picture
 from infodisent.data.png import PngFolder
 from infodisent.data.scan import scan_folder
 from infodisent.data.splits import check_fraction, hold_out, split_name
+from infodisent.data.tar_index import INDEX
 from infodisent.progress import bar
 
 _WANTED = (
@@ -51,7 +52,8 @@ def as_image_set(
     there already and hold the same picture are kept, so an interrupted call goes on.
 
     Args:
-        data: an `ImageSet`, which is returned as it is; a folder or CSV; anything with ``__len__``
+        data: an `ImageSet`, which is returned as it is; a folder, CSV or a data set by
+            name, such as ``hfds/NAME``, see `scan_folder`; anything with ``__len__``
             and ``__getitem__`` that gives ``(picture, label)`` or a dict of them; ``(images,
             labels)``; a pair ``(train, val)`` of those, or a dict with the splits' names.
         folder: for ``images/000000.png`` …
@@ -73,7 +75,8 @@ def as_image_set(
         return data
     check_fraction(val_fraction)
     if isinstance(data, (str, os.PathLike)):
-        return scan_folder(data, val_fraction=val_fraction, seed=seed)
+        index = Path(folder) / INDEX
+        return scan_folder(data, val_fraction=val_fraction, seed=seed, index=index)
     parts, left_out = _parts(data)
     labels = Labels(classes if classes is not None else _names(next(iter(parts.values()))))
     files = PngFolder(Path(os.path.abspath(folder)) / "images", overwrite)

@@ -36,6 +36,10 @@ class Reading:
     label: str = ""
     names: str = ""
 
+    def given(self) -> bool:
+        """Whether anything is not left to be found out."""
+        return any(getattr(self, each.name) for each in fields(self))
+
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Reading:
         """From ``name=value`` options.

@@ -187,9 +187,11 @@ def _first(data: mmap.mmap, span: Any, kind: int) -> int | Span | None:
         if number != 1:
             continue
         if kind == 1 and wire == 2:
-            return found
+            lies: Span = found
+            return lies
         if kind == 3:
-            value = found if wire == 0 else _varint(data, found[0])[0] if found[0] < found[1] else 0
+            packed = wire == 2 and found[0] < found[1]
+            value: int = _varint(data, found[0])[0] if packed else found if wire == 0 else 0
             return value - (1 << 64) if value >> 63 else value
     return None
 
