@@ -64,9 +64,9 @@ def reading_from(pairs: list[str] | None) -> Reading:
 
 def images_from(
     folder: str | None,
-    train: str | None,
-    val: str | None,
-    out: Path,
+    train: str | None = None,
+    val: str | None = None,
+    out: Path | None = None,
     read: list[str] | None = None,
     *,
     val_fraction: float | None = None,
@@ -105,7 +105,7 @@ def images_from(
         with ranks.leader_first() if once else contextlib.nullcontext():
             images = scan_folder(
                 folder, train=train, val=val, val_fraction=val_fraction, seed=seed,
-                reading=reading, index=out / INDEX,
+                reading=reading, index=out and out / INDEX,
             )  # fmt: skip
     print_notices(images)
     return images

@@ -102,7 +102,7 @@ def predict(
     if found:
         lines.append(
             f"accuracy {found.accuracy:.1%}, balanced {found.balanced:.1%}, on {found.images:,} "
-            "image(s) whose folder names their class"
+            "image(s) whose folder, or data set, names their class"
         )
     silent = sum(prediction.abstained for prediction in predictions)
     if silent:

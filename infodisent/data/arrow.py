@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from infodisent.data.archives import Member
+from infodisent.data.archives import Member, member_of
 from infodisent.data.items import counted, listed
 from infodisent.data.records import Reading, Record, Records, root_of
 
@@ -66,7 +66,9 @@ def arrow_records(name: str, reading: Reading) -> Records:
                 "save_to_disk writes a selection as a data set of its own"
             )
         folders.update(
-            os.path.dirname(row.path) for row in records.rows[before:] if ".arrow!" not in row.path
+            os.path.dirname(row.path)
+            for row in records.rows[before:]
+            if member_of(row.path) is None
         )
     records.root = root_of(sorted(folders)) if folders else os.curdir
     records.read_from = f"{counted(files, 'Arrow file')} of {what}"

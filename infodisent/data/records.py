@@ -134,21 +134,28 @@ def divided(
     return ImageSet(images.root, classes, images.items, task, (*said, *images.notices))
 
 
-def joined(train: Records, val: Records) -> Records:
+def joined(train: Records, val: Records, reading: Reading) -> Records:
     """Two data sets, one to train on and one to hold out, as one.
 
-    Of each its own split of that kind is taken, and all of it where it has none.
+    Of each the split that `reading` names is taken, or its own of that kind, or all of it where it
+    has none.
 
     Raises:
-        ValueError: they count their classes by different names.
+        ValueError: they count their classes by different names, or have no such split.
     """
+    if reading.split:
+        raise ValueError("--read split is of one data set; of --train and --val say train, val")
     if train.names != val.names:
         raise ValueError(
             f"{train.what} and {val.what} name their classes differently: "
             f"{listed(train.names or ('not at all',))}; {listed(val.names or ('not at all',))}"
         )
-    rows = [row._replace(split="train") for row in _of_role(train, "train")]
-    rows += [row._replace(split="val") for row in _of_role(val, "val")]
+    first, second = (
+        _of_split(records, split) if split else _of_role(records, role)
+        for records, role, split in ((train, "train", reading.train), (val, "val", reading.val))
+    )
+    rows = [row._replace(split="train") for row in first]
+    rows += [row._replace(split="val") for row in second]
     return Records(
         f"{train.what} with {val.what}",
         root_of([train.root, val.root]),
@@ -202,8 +209,7 @@ def named_rows(records: Records, reading: Reading | None = None) -> list[tuple[s
     single = [row for row in rows if isinstance(row.label, str)]
     names, index = _classes(records, single)
     return [
-        (row.path, names[index[row.label]] if isinstance(row.label, str) else None)
-        for row in _ordered(rows)
+        (row.path, names[index[row.label]] if isinstance(row.label, str) else None) for row in rows
     ]
 
 

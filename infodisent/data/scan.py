@@ -61,7 +61,7 @@ def scan_folder(
             raise TypeError(f"scan_folder: {_TWO}; got train={train!r}, val={val!r}")
         both = [read_records(one, reading, index=index) for one in (train, val)]
         if both[0] is not None and both[1] is not None:
-            pair = joined(both[0], both[1])
+            pair = joined(both[0], both[1], reading or Reading())
             return with_notices(divided(pair, Reading(), val_fraction, seed))
         if both[0] is not None or both[1] is not None:
             raise ValueError(f"scan_folder: train {train} and val {val} must both be data sets")
