@@ -48,6 +48,12 @@ def member_of(path: str | os.PathLike[str]) -> Member | None:
     return Member(match["archive"], int(match["offset"]), int(match["size"]), match["name"])
 
 
+def without_place(path: str | os.PathLike[str]) -> str:
+    """A path for people: an archive as a folder, ``train-000.tar/n01440764/0001.jpg``."""
+    member = member_of(path)
+    return os.fspath(path) if member is None else f"{member.archive}/{member.name}"
+
+
 def is_there(path: str | os.PathLike[str]) -> bool:
     """Whether there is a file of this path, or its archive."""
     member = member_of(path)

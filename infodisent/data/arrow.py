@@ -165,6 +165,8 @@ def _read(file: str, split: str, image: str, label: str, row: int, records: Reco
 
 def _places(column: Any, mapped: Any, file: str) -> Iterator[tuple[int, int] | None]:
     """First byte in the file and length of every image of a column; None where it has no bytes."""
+    if not len(column):
+        return
     content = column.field("bytes")
     kinds = {"binary": np.int32, "large_binary": np.int64}
     _, offsets, data = content.buffers() if str(content.type) in kinds else (None, None, None)
@@ -172,7 +174,9 @@ def _places(column: Any, mapped: Any, file: str) -> Iterator[tuple[int, int] | N
         raise ValueError(f"{file} keeps images as {content.type}, which is none of {list(kinds)}")
     size = np.dtype(kinds[str(content.type)])
     ends = np.frombuffer(offsets, size, len(content) + 1, content.offset * size.itemsize)
-    start = 0 if data is None else data.address - mapped.address
+    start = 0
+    if data is not None and data.size:
+        start = data.address - mapped.address
     if data is not None and not 0 <= start <= mapped.size - data.size:
         raise ValueError(f"{file} is compressed; images are read from its middle")
     for i, lost in enumerate(content.is_null().to_pylist()):

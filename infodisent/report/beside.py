@@ -13,6 +13,7 @@ import torch
 
 from infodisent.data.annotation_formats import read_annotations
 from infodisent.data.annotations import Annotations
+from infodisent.data.archives import without_place
 from infodisent.data.records import Reading
 from infodisent.data.tar_index import INDEX
 from infodisent.evaluation.beside import Beside, chosen_methods, explain_beside
@@ -164,5 +165,5 @@ def _mask(known: Annotations | None, file: str) -> torch.Tensor | None:
 
 
 def _name(number: int, file: str) -> str:
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(file).stem)[:60] or "image"
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(without_place(file)).stem)[:60] or "image"
     return f"{number:03d}-{stem}.png"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from infodisent.data.archives import without_place
 from infodisent.data.records import Reading
 from infodisent.data.tar_index import INDEX
 from infodisent.explanations.evidence import Explanation
@@ -364,5 +365,7 @@ def _draw(
 
 
 def _figure_name(number: int, explanation: Explanation) -> str:
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(explanation.path).stem)[:60] or "image"
+    stem = (
+        re.sub(r"[^A-Za-z0-9_-]+", "-", Path(without_place(explanation.path)).stem)[:60] or "image"
+    )
     return f"{number:03d}-{stem}.png"
