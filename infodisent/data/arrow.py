@@ -135,9 +135,9 @@ def _column(what: str, asked: str, possible: list[str], usual: tuple[str, ...], 
 
 def _class_names(feature: Any) -> tuple[str, ...] | None:
     """Of a column of classes, or of lists of them."""
-    names = getattr(feature, "names", None) or getattr(
-        getattr(feature, "feature", None), "names", None
-    )
+    # a list is a type of its own, or, before datasets 4, Python's list of one type
+    one = feature[0] if isinstance(feature, list) and feature else feature
+    names = getattr(getattr(one, "feature", one), "names", None)
     return tuple(map(str, names)) if names else None
 
 

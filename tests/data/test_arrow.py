@@ -93,6 +93,9 @@ def test_parquet_and_batches(tmp_path, monkeypatch):
     images = scan_folder(f"hfds/{folder}")
     check(images)
     assert [item.split for item in images.items].count("val") == 6
+    pa = pytest.importorskip("pyarrow")
+    with pa.memory_map(member_of(images.items[0].path).archive) as source:
+        assert len(list(pa.ipc.open_stream(source))) > 1
 
 
 def test_images_that_are_files(tmp_path):
@@ -155,6 +158,25 @@ def test_a_selection_is_saved_first(saved):
     images = scan_folder(saved.parent / "chosen", val_fraction=0.5)
     check(images)
     assert len(images.items) == 4
+
+
+def test_files_that_hold_something_else(saved, monkeypatch):
+    pa = pytest.importorskip("pyarrow")
+    whole = datasets.load_from_disk(str(saved))["train"]
+    parts = {"train": whole.select([0, 1, 2])}
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "load_from_disk", lambda _path: parts)
+        with pytest.raises(ValueError, match=r"'train' has 3 images, its files 5; save_to_disk"):
+            scan_folder(saved)
+    file = next((saved / "test").glob("*.arrow"))
+    with pa.memory_map(str(file)) as source:
+        table = pa.ipc.open_stream(source).read_all()
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        with pa.ipc.new_stream(str(saved / "new"), table.schema, options=options) as sink:
+            sink.write_table(table)
+    (saved / "new").replace(file)
+    with pytest.raises(ValueError, match=r"test.data-00000-of-00001.arrow is compressed"):
+        scan_folder(saved)
 
 
 def test_it_is_read_without_datasets(saved, monkeypatch):

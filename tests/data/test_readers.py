@@ -13,11 +13,13 @@ import pytest
 from infodisent.data.images import ImageDataset, all_for_testing, load_image, scan_folder
 from infodisent.data.readers import read_records, reader_of
 from infodisent.data.records import Reading, Record, Records, divided, for_scoring, named_rows
+from infodisent.data.store import FeatureStore
 from infodisent.data.tar_index import read_archives
 from infodisent.data.tars import tars_of_pattern
 from infodisent.report.sources import find_sources
 from tests.cli.test_cli import FIT, run
 from tests.data.test_tars import archive, picture, shard
+from tests.ranks import torchrun
 
 TFDS = Path(__file__).parent / "fixtures" / "tfds"
 
@@ -282,3 +284,12 @@ def test_from_shards_to_the_page(shards, tmp_path, monkeypatch, capsys):
     )
     assert code == 0, text
     assert "22 held-out images" in text
+
+
+@pytest.mark.slow
+def test_two_processes_store_each_image_once(shards, tmp_path):
+    out = tmp_path / "run"
+    torchrun(2, "-m", "infodisent", "fit", f"wds/{shards}", *map(str, FIT), "--out", str(out))
+    store = FeatureStore(out / "features")
+    assert len(store) == len(set(store.files)) == 22
+    assert (out / "archives.json").is_file()
