@@ -21,7 +21,7 @@ from infodisent.data.records import Reading, Record, Records, root_of
 
 IMAGE_KEYS = ("image", "img", "picture", "pixel_values")
 LABEL_KEYS = ("label", "labels", "fine_label", "class", "target")
-SAVED = ("dataset_dict.json", "state.json")
+SAVED = (("dataset_dict.json",), ("state.json", "dataset_info.json"))
 """Files of a folder that ``save_to_disk`` wrote: of several splits, of one."""
 
 Label = str | tuple[str, ...] | None
@@ -29,7 +29,7 @@ Label = str | tuple[str, ...] | None
 
 def is_saved(folder: Path) -> bool:
     """Whether ``save_to_disk`` of a Hugging Face data set wrote this folder."""
-    return any((folder / name).is_file() for name in SAVED)
+    return any(all((folder / name).is_file() for name in names) for names in SAVED)
 
 
 def arrow_records(name: str, reading: Reading) -> Records:

@@ -71,7 +71,7 @@ def read_records(
     known = reader_of(name)
     asked = reading or Reading()
     if known is None:
-        if asked.given():
+        if asked.given() and os.path.exists(name):
             raise ValueError(
                 f"--read is of tar files and of data sets ({', '.join(PREFIXES)}); {name} is none"
             )

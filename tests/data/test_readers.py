@@ -50,10 +50,12 @@ def test_names(tmp_path, monkeypatch):
         assert reader_of(ordinary) is None
     (tmp_path / "hfds" / "mine").mkdir(parents=True)
     assert reader_of("hfds/mine") is None  # a folder that exists is that folder
+    (tmp_path / "hfds" / "mine" / "state.json").touch()  # of some other program
+    assert reader_of("hfds/mine") is None
     with pytest.raises(ValueError, match=r"stream cannot be found again .* pass hfds/a/b"):
         reader_of("hfids/a/b")
     with pytest.raises(ValueError, match=r"--read is of tar files and of data sets \(hfds, wds"):
-        read_records("photos", Reading(label="x"))
+        read_records(tmp_path, Reading(label="x"))
     with pytest.raises(ValueError, match=r"--read is 'lable'=…, allowed here: train, val, split"):
         Reading.of({"lable": "x"})
 
@@ -279,6 +281,22 @@ def test_from_shards_to_the_page(shards, tmp_path, monkeypatch, capsys):
     code, text = run(monkeypatch, capsys, "predict", pattern, "--run", out, "-o", why / "t.csv")
     assert code == 0, text
     assert "1 image(s) could not be read" in text
+    code, text = run(monkeypatch, capsys, "judge", out, "--images", 4, "--pictures", 1)
+    assert code == 0, text
+    code, text = run(
+        monkeypatch,
+        capsys,
+        "explain",
+        "--beside",
+        "closed",
+        "--held-out",
+        1,
+        "--run",
+        out,
+        "-o",
+        why,
+    )
+    assert code == 0, text
     code, text = run(
         monkeypatch, capsys, "evaluate", "--run", out, "--images", pattern, "--read", "split=train"
     )
