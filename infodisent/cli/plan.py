@@ -61,7 +61,8 @@ def plan(
         ),
     ] = None,
     pictures: Annotated[
-        Path | None, typer.Option(help="A folder of such images, to see how fast they decode.")
+        str | None,
+        typer.Option(help="A folder or data set of such images, to see how fast they decode."),
     ] = None,
     out: OutOption = Path("runs"),
     device: Annotated[
@@ -151,13 +152,17 @@ def _pixels(model: InfoDisentClassifier) -> int:
     return height * width
 
 
-def _files(folder: Path | None) -> list[str]:
+def _files(folder: str | None) -> list[str]:
+    from infodisent.data.readers import read_records
     from infodisent.data.tree import extensions
 
     if folder is None:
         return []
+    records = read_records(folder)
+    if records is not None:
+        return [row.path for row in records.rows]
     known = extensions()
-    files = sorted(str(file) for file in folder.rglob("*") if file.suffix.lower() in known)
+    files = sorted(str(file) for file in Path(folder).rglob("*") if file.suffix.lower() in known)
     if not files:
         raise ValueError(f"--pictures: there are no images in {folder}")
     return files

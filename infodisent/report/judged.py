@@ -18,6 +18,7 @@ from torch import Tensor
 from infodisent import ranks
 from infodisent.backbones.preprocess import transform_from
 from infodisent.data.annotation_formats import read_annotations
+from infodisent.data.archives import is_there
 from infodisent.data.images import ImageDataset
 from infodisent.data.store import FeatureStore
 from infodisent.evaluation.annotated import judge_annotated
@@ -100,7 +101,7 @@ def judge_run(
         raise ValueError(f"judge: {run.folder} has no held-out images")
     shown = _drawn(test, pictures, seed)
     files = relocate(store.files, run.metrics["images"]["root"], images_root)
-    if len(shown) and not any(os.path.isfile(files[i]) for i in shown.tolist()):
+    if len(shown) and not any(is_there(files[i]) for i in shown.tolist()):
         raise FileNotFoundError(
             f"judge: the pictures are not where they were, such as {files[int(shown[0])]}; say "
             "where with --images-root, or leave their figures out with --pictures 0"
