@@ -23,6 +23,7 @@ from benchmarks import (
     bench_scale,
     cpu_report,
     float8_store,
+    judge_speed,
     methods_report,
     plan_check,
     pools_report,
@@ -37,6 +38,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 REPORTED = ROOT / "infodisent" / "backends" / "reported.py"
 LATER: dict[Path, Callable[[dict[str, Any]], str]] = {
+    RESULTS / "judge-speed.json": judge_speed.markdown,
     bench_scale.TARGET: bench_scale.markdown,
     float8_store.TARGET: float8_store.markdown,
     plan_check.TARGET: plan_check.markdown,
