@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -246,9 +247,11 @@ def _annotated(
 
 
 def _notes_of(images: AnnotatedImages) -> list[str]:
-    notes = [f"left out: {reason}" for reason in dict.fromkeys(images.unreadable)]
-    if images.sources:
-        of = ", ".join(f"{count} from {source}" for source, count in images.sources.items())
+    unreadable = (reason for reasons in ranks.everyones(images.unreadable) for reason in reasons)
+    notes = [f"left out: {reason}" for reason in dict.fromkeys(unreadable)]
+    sources = sum(ranks.everyones(images.sources), Counter[str]())
+    if sources:
+        of = ", ".join(f"{count} from {source}" for source, count in sources.items())
         notes.append(f"masks of objects: {of}")
     return notes
 
