@@ -288,7 +288,7 @@ def _fit(
             config.seed,
             method=model.head.method,
             **{**options, **changes},
-        )
+        ).to(model.head.device)
         label = f"train {title}"
         fit_head(ablation, store, config, train=train, views=views, progress=progress, label=label)
         rows.append((title, evaluate_head(ablation, store, test)))
