@@ -47,6 +47,7 @@ SOURCES = [
     "csrc/cpu/rotate_pool_tiles.cpp",
     "csrc/cpu/rotation.cpp",
     "csrc/cpu/similarity_pool.cpp",
+    "csrc/cpu/similarity_pool_screen.cpp",
     "csrc/cpu/softmax_alignment.cpp",
     "csrc/cpu/softmax_pool.cpp",
 ]

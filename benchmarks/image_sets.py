@@ -22,11 +22,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", action="append", default=[], metavar="NAME=FOLDER")
 
 
-def extracted(model: InfoDisentClassifier, options: argparse.Namespace) -> dict[str, FeatureStore]:
-    """ELPV and the sets that the options name, each with its features; missing ones are made."""
+def extracted(
+    model: InfoDisentClassifier, options: argparse.Namespace, dtype: str = "float16"
+) -> dict[str, FeatureStore]:
+    """ELPV and the sets that the options name, each with its features; missing ones are made.
+
+    `dtype`: of the stored maps; others than float16 lie in folders of their own.
+    """
     sets = {"elpv": demo.solar_cells()}
     sets |= {n: scan_folder(f) for n, f in (i.split("=", 1) for i in options.images)}
-    return {n: extract(model, images, options.features / n) for n, images in sets.items()}
+    end = "" if dtype == "float16" else f"-{dtype}"
+    return {
+        n: extract(model, images, options.features / f"{n}{end}", dtype=dtype)
+        for n, images in sets.items()
+    }
 
 
 def run_apart(module: str, folder: Path, *arguments: str) -> dict[str, Any]:

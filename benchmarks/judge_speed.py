@@ -267,6 +267,16 @@ def show(row: dict[str, Any]) -> None:
     print(f"{line}   1,000 images: {row['seconds'] * 1000 / 60:.1f} min", flush=True)
 
 
+def markdown(stored: dict[str, Any]) -> str:
+    """The table of a file that ``--json`` wrote."""
+    facts = ", ".join(f"{k} {v}" for k, v in stored["machine"].items())
+    lines = ["| what | beside | ours, s an image | theirs | ratio |", "|---|---|---|---|---|"]
+    for row in stored["rows"]:
+        theirs = f"{row['their_seconds']:.4f} | {row['ratio']:.1f}" if "ratio" in row else "– | –"
+        lines.append(f"| {row['what']} | {row['beside']} | {row['seconds']:.4f} | {theirs} |")
+    return "\n".join([f"{facts}, threads {stored['threads']}", "", *lines, ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run", type=Path, help="folder of a run; default: random data")

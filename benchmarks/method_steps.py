@@ -4,9 +4,10 @@
     python -m benchmarks.method_steps --only tesnet  # measures one (again), keeps the others
 
 A step goes from maps to the new parameters: layers, similarities, all terms of the loss, backward,
-the optimiser. Both sides have the same layers, numbers and optimiser; the published one keeps dense
-maps ``[B, M, H, W]`` and pools them by `max_pool2d`, as the repositories do. Their loss is compared
-before anything is timed. Another method is an entry of `ENTRIES`.
+the optimiser. Both sides have the same layers, numbers and updates; the published one keeps dense
+maps ``[B, M, H, W]`` and pools them by `max_pool2d`, as the repositories do, and torch's default
+optimiser where `infodisent.training` has the fused one. Losses are compared before anything is
+timed. Another method is an entry of `ENTRIES`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from infodisent.methods.protopnet import EPSILON, ProtoPNetHead
 from infodisent.methods.protopool import ProtoPoolHead
 from infodisent.methods.stages import LoopOptions, TrainingBatch
 from infodisent.methods.tesnet import TesNetHead
+from infodisent.training.steps import adamw
 
 TARGET = RESULTS / "cpu-method-steps.json"
 CLASSES, CHANNELS, SIDE, BATCH = 200, 512, 7, 80
@@ -44,6 +46,21 @@ PROGRESS = 0.5
 
 Loss = Callable[[Any, Tensor, Tensor], Tensor]
 """Head, map ``[B, C, H, W]``, labels ``[B]`` to the loss of a step."""
+
+
+Groups = list[dict[str, Any]]
+Optimizer = Callable[[Groups], torch.optim.Optimizer]
+"""Parameter groups to what moves them."""
+
+
+def our_optimizer(groups: Groups) -> torch.optim.Optimizer:
+    """That of `infodisent.training.epochs`."""
+    return adamw(groups, torch.device("cpu"))
+
+
+def published_optimizer(groups: Groups) -> torch.optim.Optimizer:
+    """The same updates by torch's default implementation, which the repositories take."""
+    return torch.optim.AdamW(groups, weight_decay=0.0)
 
 
 def embedded(head: Any, x: Tensor) -> Tensor:
@@ -203,14 +220,14 @@ def our_loss(head: Any, maps: Tensor, labels: Tensor) -> Tensor:
     return result
 
 
-def step(head: Any, loss: Loss, x: Tensor, labels: Tensor) -> timing.Work:
+def step(head: Any, loss: Loss, x: Tensor, labels: Tensor, optimizer_of: Optimizer) -> timing.Work:
     """One step of the first stage, whose parameters alone train."""
     stage = head.stages(LoopOptions())[0]
     for parameter in head.parameters():
         parameter.requires_grad_(False)
     for parameter in stage.parameters():
         parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW([dict(group) for group in stage.groups], weight_decay=0.0)
+    optimizer = optimizer_of([dict(group) for group in stage.groups])
 
     def run() -> None:
         optimizer.zero_grad()
@@ -239,8 +256,8 @@ def measure(name: str) -> dict[str, Any]:
     if not math.isclose(found, wanted, rel_tol=1e-4, abs_tol=1e-4):
         raise ValueError(f"{name}: our loss is {found}, the published form's {wanted}")
     del values
-    runs = {"ours": step(ours, our_loss, rows, labels)}
-    runs["published"] = step(theirs, entry.published, x, labels)
+    runs = {"ours": step(ours, our_loss, rows, labels, our_optimizer)}
+    runs["published"] = step(theirs, entry.published, x, labels, published_optimizer)
     clock = WatchedClock()
     seconds = timing.samples(runs, ROUNDS, clock)
     medians = {side: statistics.median(times) for side, times in seconds.items()}

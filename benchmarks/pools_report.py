@@ -57,6 +57,11 @@ def peak_memory(run: Callable[[], object]) -> float:
     return (_kilobytes("VmHWM") - before) / 1024
 
 
+def resident() -> int:
+    """Bytes of memory of this process that belong to no file; Linux."""
+    return 1024 * _kilobytes("RssAnon")
+
+
 def _kilobytes(field: str) -> int:
     status = Path("/proc/self/status").read_text(encoding="ascii")
     found = re.search(rf"{field}:\s*(\d+) kB", status)
@@ -86,13 +91,16 @@ class WatchedClock:
 
 
 def _others() -> float:
-    """Seconds that the processors have worked, idling and waiting apart, for anyone but us."""
+    """Seconds that the processors have worked, idling and waiting apart, for anyone but us.
+
+    We are this process and those that it has started and that have ended.
+    """
     user, nice, system, _, _, *rest = map(
         int, Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]
     )
     own = os.times()
     ticks = os.sysconf("SC_CLK_TCK")
-    return (user + nice + system + sum(rest)) / ticks - own.user - own.system
+    return (user + nice + system + sum(rest)) / ticks - sum(own[:4])  # of children, too
 
 
 def memory(case: bench.Case) -> dict[str, float]:

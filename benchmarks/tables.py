@@ -16,9 +16,19 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks import cpu_report, methods_report, pools_report, rotation_study
+from benchmarks import (
+    bench_scale,
+    cpu_report,
+    float8_store,
+    judge_speed,
+    methods_report,
+    plan_check,
+    pools_report,
+    rotation_study,
+)
 from benchmarks.gpu import winners
 from benchmarks.rotation_report import table as rotation_table
 from infodisent.backends import BACKENDS
@@ -27,6 +37,13 @@ from infodisent.files import read_json, write_text
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 REPORTED = ROOT / "infodisent" / "backends" / "reported.py"
+LATER: dict[Path, Callable[[dict[str, Any]], str]] = {
+    RESULTS / "judge-speed.json": judge_speed.markdown,
+    bench_scale.TARGET: bench_scale.markdown,
+    float8_store.TARGET: float8_store.markdown,
+    plan_check.TARGET: plan_check.markdown,
+}
+"""Reports that need not have been made."""
 EXCERPTS: dict[str, tuple[str, ...]] = {
     # the usual size, and the largest: there Cayley's map takes less than half of our time
     "rotation": (
@@ -81,7 +98,12 @@ def result_files() -> dict[str, str]:
     """Names below ``benchmarks/results`` and what must be in these files."""
     rotation = read_json(RESULTS / "cpu-rotation.json")
     facts = ", ".join(f"{k} {v}" for k, v in rotation["machine"].items())
-    return {
+    later = {
+        name.with_suffix(".md").name: markdown(read_json(name))
+        for name, markdown in LATER.items()
+        if name.is_file()
+    }
+    return later | {
         "cpu-rotation.md": f"{facts}\n\n{rotation_table(rotation['rows'])}\n",
         "cpu-pools.md": pools_report.markdown(read_json(RESULTS / "cpu-pools.json")),
         "methods.md": methods_report.markdown(read_json(RESULTS / "methods.json")),

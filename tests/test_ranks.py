@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from infodisent import ops, ranks
+from infodisent.evaluation.accuracy import linear_probe
+from infodisent.evaluation.logistic import fit_logistic, standardise
 from infodisent.methods.stages import part_of
 from tests.ranks import torchrun
+from tests.training.stores import MemoryStore
 
 
 class Step(nn.Module):
@@ -68,8 +73,44 @@ def check_everything():
             torch.save(together, f"{sys.argv[1]}/{me}.pt")
     layouts(me)
     passes()
+    for count in (41, 3):  # of four processes one has none of three images
+        torch.save(regression(torch.arange(count)), f"{sys.argv[1]}/{me}-of-{count}.pt")
+    if n > 2:  # it takes its time to import
+        probes(me)
     ranks.barrier()
     ranks.stop()
+
+
+def probe_data():
+    """Maps with a classifier to find, and positions: the first are many, the second one a class."""
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.arange(60) % 3
+    maps = torch.randn(60, 4, 6, generator=generator) + nn.functional.one_hot(labels, 6)[:, None]
+    store = MemoryStore(maps, labels, "abc")
+    return store, ((torch.arange(41), torch.arange(41, 60)), (torch.arange(3), torch.arange(2)))
+
+
+def regression(positions):
+    """Weights of the logistic regression on what all processes have of some images."""
+    store, _ = probe_data()
+    own = ranks.piece(positions)
+    rows = store.average(own)
+    standardise(rows, len(own))
+    layer = fit_logistic(rows, store.labels[own], 3, 0.1)
+    return [layer.weight.detach(), layer.bias.detach()]
+
+
+def probes(me):
+    """The linear probe is divided: each reads its part of the images, and all have the figures."""
+    store, samples = probe_data()
+    read, plain = [], store.average
+    store.average = lambda indices: (read.append(len(indices)), plain(indices))[1]
+    found = [linear_probe(store, *sample).as_dict() for sample in samples]
+    assert all(other == found for other in ranks.everyones(found))
+    assert read[0] < 60 / ranks.world() + 2
+    assert sum(sum(counts) for counts in ranks.everyones(read)) == 60 + 5
+    if not me:
+        Path(sys.argv[1], "probes.json").write_text(json.dumps(found))
 
 
 def passes():
@@ -106,6 +147,17 @@ def test_processes_together_are_one(processes, tmp_path):
         theirs = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for ours, other in zip(gradients(9), theirs, strict=True):
             torch.testing.assert_close(other, ours)
+        for count in (41, 3):
+            theirs = torch.load(tmp_path / f"{rank}-of-{count}.pt", weights_only=True)
+            for ours, other in zip(regression(torch.arange(count)), theirs, strict=True):
+                torch.testing.assert_close(other, ours, rtol=1e-3, atol=1e-3)
+    if processes > 2:
+        store, samples = probe_data()
+        theirs = json.loads((tmp_path / "probes.json").read_text())
+        for figures, sample in zip(theirs, samples, strict=True):
+            ours = linear_probe(store, *sample).as_dict()
+            assert figures["accuracy"] == ours["accuracy"]
+            assert figures["loss"] == pytest.approx(ours["loss"], rel=1e-3)
 
 
 def test_alone_it_is_the_first_of_one():

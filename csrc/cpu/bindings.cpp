@@ -162,7 +162,7 @@ void similarity_pool(Address x, int dtype, int64_t images, int64_t pixels, int64
                      int64_t image_stride, int64_t pixel_stride, int64_t channel_stride,
                      Address prototypes, int64_t count, Address valid,
                      const std::vector<int>& similarities, const std::vector<Address>& values,
-                     const std::vector<Address>& indices, int threads, int isa) {
+                     const std::vector<Address>& indices, int threads, int isa, int screen) {
   using namespace infodisent;
   const size_t views = similarities.size();
   if (views < 1 || views > 2 || values.size() != views || indices.size() != views)
@@ -183,7 +183,7 @@ void similarity_pool(Address x, int dtype, int64_t images, int64_t pixels, int64
                throw std::invalid_argument("similarity_pool: float64 is for the library product");
              else
                infodisent::similarity_pool(map, at<const float>(prototypes), count,
-                                           at<const uint8_t>(valid), matches, threads, isa);
+                                           at<const uint8_t>(valid), matches, threads, isa, screen);
            });
 }
 

@@ -26,14 +26,6 @@ constexpr int64_t kMostChannels = 8192, kFewestPixels = 32, kMostPixels = 4096, 
 // Products that are left when screening stops: beyond, the float tiles are as fast.
 constexpr double kMostLeft = 0.2;
 
-// What is wrong with a product of float32 rows of `channels` numbers, and of its image in integers,
-// as parts of the product of their norms; twice what analysis says.
-float rounding(int64_t channels) {
-  const DotOrder order = dot_order(channels);
-  const float terms = static_cast<float>(order.block + kLanes * order.groups + 8);
-  return 2 * terms * 0x1p-24f;
-}
-
 // Pixels p0 ... p1 of an image as rows of `stride` float.
 template <typename T>
 INFODISENT_INLINE void lay_rows(const Map<T>& x, int64_t image, int64_t p0, int64_t p1,
@@ -91,7 +83,7 @@ class Screened {
         depth_((x.channels + 1) / 2),
         panels_((x.channels + kernel.width - 1) / kernel.width),
         limit_(rounded_norm(x.channels)),
-        slack_(rounding(x.channels)) {}
+        slack_(product_rounding(x.channels)) {}
 
   // Returns how many images were done: all, or as many as it took to see that too much is left.
   int64_t run(int threads) {

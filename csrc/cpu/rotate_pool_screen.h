@@ -44,6 +44,10 @@ struct ScreenKernel {
   // Bit j of left[p]: pixel p may be an extreme of channel j, z being off by `error` at most.
   void (*leave)(const float* z /* [pixels, width] */, const float* error /* [pixels] */,
                 int64_t pixels, uint64_t* left);
+  // Bit j of left[p]: pixel p may be the largest of channel j, being z + low[p] at least and
+  // z + high[p] at most.
+  void (*leave_largest)(const float* z /* [pixels, width] */, const float* low /* [pixels] */,
+                        const float* high /* [pixels] */, int64_t pixels, uint64_t* left);
   // value[i] = x . u[i], rows in the order `order`, added up as the float tiles do.
   void (*dots)(const float* x, const float* const* u, int count, const DotOrder& order,
                float* value /* [count] */);
@@ -56,11 +60,16 @@ enum class ScreenIsa : int { kAuto = 0, kAvx2 = 1, kAvx512 = 2, kPlain = 3 };
 // needs no more than float_tile.
 const ScreenKernel* screen_kernel(ScreenIsa isa);
 
+constexpr float kLargestScale = 3e38f;
 // Largest norm of a row of integers: products of two such rows, and their partial sums, stay below
 // 2^31.
 float rounded_norm(int64_t channels);
-// Rounds a row; `words` has (channels + 1) / 2.
-RoundedRow round_row(const float* row, int64_t channels, float limit, Pair* words);
+// Rounds a row, its scale `most` or smaller; `words` has (channels + 1) / 2.
+RoundedRow round_row(const float* row, int64_t channels, float limit, Pair* words,
+                     float most = kLargestScale);
+// What is wrong with a product of float32 rows of `channels` numbers, and of its image in integers,
+// as parts of the product of their norms; twice what analysis says.
+float product_rounding(int64_t channels);
 // Both have order.size() numbers, zeros beyond the channels.
 void reorder_row(const float* row, const DotOrder& order, float* out);
 

@@ -145,13 +145,27 @@ void leave_plain(const float* z, const float* error, int64_t pixels, uint64_t* l
   }
 }
 
+void largest_plain(const float* z, const float* low, const float* high, int64_t pixels,
+                   uint64_t* left) {
+  float most[kPlainWidth];
+  std::fill_n(most, kPlainWidth, -std::numeric_limits<float>::infinity());
+  for (int64_t p = 0; p < pixels; ++p)
+    for (int j = 0; j < kPlainWidth; ++j)
+      most[j] = std::max(most[j], z[p * kPlainWidth + j] + low[p]);
+  for (int64_t p = 0; p < pixels; ++p) {
+    left[p] = 0;
+    for (int j = 0; j < kPlainWidth; ++j)
+      if (z[p * kPlainWidth + j] + high[p] >= most[j]) left[p] |= uint64_t{1} << j;
+  }
+}
+
 #ifdef INFODISENT_X86
 #define V3 __attribute__((target("arch=x86-64-v3")))
 #define V4_VNNI __attribute__((target("arch=x86-64-v4,avx512vnni")))
 
 INFODISENT_DOTS(avx2, V3, 8)  // with a fused multiply-add, as the float tiles
-constexpr ScreenKernel k_plain{kPlainWidth, pack_plain, tile_plain,
-                               leave_plain, dots_avx2,  "plain"};
+constexpr ScreenKernel k_plain{kPlainWidth,   pack_plain, tile_plain, leave_plain,
+                               largest_plain, dots_avx2,  "plain"};
 
 INFODISENT_DOTS(avx512, V4_VNNI, 16)
 
@@ -215,7 +229,31 @@ V3 void leave_avx2(const float* z, const float* error, int64_t pixels, uint64_t*
     left[p] = bits;
   }
 }
-constexpr ScreenKernel k_avx2{16, pack_avx2, tile_avx2, leave_avx2, dots_avx2, "avx2"};
+
+V3 void largest_avx2(const float* z, const float* low, const float* high, int64_t pixels,
+                     uint64_t* left) {
+  __m256 most[2];
+  for (int v = 0; v < 2; ++v) most[v] = _mm256_set1_ps(-std::numeric_limits<float>::infinity());
+  for (int64_t p = 0; p < pixels; ++p) {
+    const __m256 least = _mm256_set1_ps(low[p]);
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v)
+      most[v] = _mm256_max_ps(most[v], _mm256_add_ps(_mm256_loadu_ps(z + 16 * p + 8 * v), least));
+  }
+  for (int64_t p = 0; p < pixels; ++p) {
+    const __m256 top = _mm256_set1_ps(high[p]);
+    uint64_t bits = 0;
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+      const __m256 y = _mm256_add_ps(_mm256_loadu_ps(z + 16 * p + 8 * v), top);
+      const int mask = _mm256_movemask_ps(_mm256_cmp_ps(y, most[v], _CMP_GE_OQ));
+      bits |= static_cast<uint64_t>(mask) << (8 * v);
+    }
+    left[p] = bits;
+  }
+}
+constexpr ScreenKernel k_avx2{16,           pack_avx2, tile_avx2, leave_avx2,
+                              largest_avx2, dots_avx2, "avx2"};
 
 // GCC 12 takes the undefined vectors in its own header for mistakes (bug 105593).
 #pragma GCC diagnostic push
@@ -288,13 +326,37 @@ V4_VNNI void leave_avx512(const float* z, const float* error, int64_t pixels, ui
     left[p] = bits;
   }
 }
-constexpr ScreenKernel k_avx512{kWide,        pack_avx512, tile_avx512,
-                                leave_avx512, dots_avx512, "avx512vnni"};
+
+V4_VNNI void largest_avx512(const float* z, const float* low, const float* high, int64_t pixels,
+                            uint64_t* left) {
+  __m512 most[kVectors];
+  for (int v = 0; v < kVectors; ++v)
+    most[v] = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  for (int64_t p = 0; p < pixels; ++p) {
+    const __m512 least = _mm512_set1_ps(low[p]);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v)
+      most[v] =
+          _mm512_max_ps(most[v], _mm512_add_ps(_mm512_loadu_ps(z + kWide * p + 16 * v), least));
+  }
+  for (int64_t p = 0; p < pixels; ++p) {
+    const __m512 top = _mm512_set1_ps(high[p]);
+    uint64_t bits = 0;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const __m512 y = _mm512_add_ps(_mm512_loadu_ps(z + kWide * p + 16 * v), top);
+      bits |= static_cast<uint64_t>(_mm512_cmp_ps_mask(y, most[v], _CMP_GE_OQ)) << (16 * v);
+    }
+    left[p] = bits;
+  }
+}
+constexpr ScreenKernel k_avx512{kWide,          pack_avx512, tile_avx512, leave_avx512,
+                                largest_avx512, dots_avx512, "avx512vnni"};
 #pragma GCC diagnostic pop
 #else
 INFODISENT_DOTS(plain, , 4)
-constexpr ScreenKernel k_plain{kPlainWidth, pack_plain, tile_plain,
-                               leave_plain, dots_plain, "plain"};
+constexpr ScreenKernel k_plain{kPlainWidth,   pack_plain, tile_plain, leave_plain,
+                               largest_plain, dots_plain, "plain"};
 #endif
 
 }  // namespace
@@ -320,7 +382,13 @@ float rounded_norm(int64_t channels) {
          2.0f;
 }
 
-RoundedRow round_row(const float* row, int64_t channels, float limit, Pair* words) {
+float product_rounding(int64_t channels) {
+  const DotOrder order = dot_order(channels);
+  const float terms = static_cast<float>(order.block + kLanes * order.groups + 8);
+  return 2 * terms * 0x1p-24f;
+}
+
+RoundedRow round_row(const float* row, int64_t channels, float limit, Pair* words, float most) {
   float largest;
   const double norm = std::sqrt(squares(row, channels, &largest));
   int16_t* out = reinterpret_cast<int16_t*>(words);
@@ -331,7 +399,8 @@ RoundedRow round_row(const float* row, int64_t channels, float limit, Pair* word
     const float unbounded = std::numeric_limits<float>::infinity();
     return {0.0f, largest == 0 && norm == 0 ? 0.0f : unbounded, 0.0f};
   }
-  const float scale = std::min(static_cast<float>(limit / norm * 0.9999), kLargest / largest);
+  const float scale =
+      std::min({static_cast<float>(limit / norm * 0.9999), kLargest / largest, most});
   const float left = round_to(row, channels, scale, out);
   if (padded != channels) out[channels] = 0;
   // the products with the scale are themselves rounded: by 2^-24 of a norm below 2^15.5

@@ -1,5 +1,6 @@
 #include "similarity_pool.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -11,6 +12,8 @@
 #include "product_pool.h"
 #include "rotate_pool.h"
 #include "rotate_pool_tiles.h"
+#include "similarity_pool_screen.h"
+#include "transpose.h"
 
 namespace infodisent {
 namespace {
@@ -65,33 +68,63 @@ INFODISENT_INLINE float total(const Side& sums) {
   return parts[0];
 }
 
-INFODISENT_INLINE float dot_of(const float* a, const float* b, int64_t channels) {
-  Side sums = {};
+// Parts of a . b, or of |a - b|^2: `sums` of every 16th number, and the rest.
+template <bool kDifferences>
+INFODISENT_INLINE void parts_of(const float* a, const float* b, int64_t channels, Side& sums,
+                                float& rest) {
+  sums = Side{};
   int64_t k = 0;
   for (; k + kSide <= channels; k += kSide) {
     Side left, right;
     std::memcpy(&left, a + k, sizeof left);
     std::memcpy(&right, b + k, sizeof right);
-    sums += left * right;
+    if (kDifferences) {
+      left -= right;
+      sums += left * left;
+    } else {
+      sums += left * right;
+    }
   }
-  float rest = 0.0f;
-  for (; k < channels; ++k) rest += a[k] * b[k];
+  rest = 0.0f;
+  for (; k < channels; ++k) rest += kDifferences ? (a[k] - b[k]) * (a[k] - b[k]) : a[k] * b[k];
+}
+
+INFODISENT_INLINE float dot_of(const float* a, const float* b, int64_t channels) {
+  Side sums;
+  float rest;
+  parts_of<false>(a, b, channels, sums, rest);
   return total(sums) + rest;
 }
 
 INFODISENT_INLINE float distance_of(const float* a, const float* b, int64_t channels) {
-  Side sums = {};
-  int64_t k = 0;
-  for (; k + kSide <= channels; k += kSide) {
-    Side left, right;
-    std::memcpy(&left, a + k, sizeof left);
-    std::memcpy(&right, b + k, sizeof right);
-    left -= right;
-    sums += left * left;
-  }
-  float rest = 0.0f;
-  for (; k < channels; ++k) rest += (a[k] - b[k]) * (a[k] - b[k]);
+  Side sums;
+  float rest;
+  parts_of<true>(a, b, channels, sums, rest);
   return total(sums) + rest;
+}
+
+// The same of kSide pairs, whose sums are added up side by side: in the order of `total`.
+template <bool kDifferences>
+INFODISENT_INLINE void many_of(const float* const* a, const float* const* b, int64_t channels,
+                               float* out /* [kSide] */) {
+  static_assert(kSide == kSquare, "sums are turned in squares");
+  Words square[kSide];
+  float rest[kSide];
+  for (int i = 0; i < kSide; ++i) {
+    Side sums;
+    parts_of<kDifferences>(a[i], b[i], channels, sums, rest[i]);
+    std::memcpy(&square[i], &sums, sizeof sums);
+  }
+  transpose(square);
+  Side lane[kSide], behind;
+  std::memcpy(lane, square, sizeof square);
+  std::memcpy(&behind, rest, sizeof rest);
+#pragma GCC unroll 4
+  for (int step = kSide / 2; step > 0; step /= 2)
+#pragma GCC unroll 8
+    for (int j = 0; j < step; ++j) lane[j] += lane[j + step];
+  lane[0] += behind;
+  std::memcpy(out, &lane[0], sizeof lane[0]);
 }
 
 // out[i] = |row i|^2.
@@ -127,38 +160,72 @@ INFODISENT_INLINE void nearest(const ImageRows& image, const float* v, float* va
   }
 }
 
+// Values of up to kSide prototypes from m on.
+template <bool kL2>
+INFODISENT_INLINE void refine_some(const ImageRows& image, float slack, int64_t m, int count,
+                                   float* value /* [M] */, int32_t* index /* [M] */) {
+  const float *pixel[kSide], *prototype[kSide];
+  for (int i = 0; i < kSide; ++i) {
+    const int64_t j = m + std::min(i, count - 1);
+    pixel[i] = image.row(index[j]);
+    prototype[i] = image.v + j * image.channels;
+  }
+  float found[kSide];
+  many_of<kL2>(pixel, prototype, image.channels, found);
+  for (int i = 0; i < count; ++i) {
+    const int64_t p = index[m + i];
+    const float square = image.square[p], v_square = image.v_square[m + i];
+    if (!kL2) {
+      const float norms = std::sqrt(square) * std::sqrt(v_square);
+      value[m + i] = norms == 0.0f && found[i] == found[i] ? 0.0f : found[i] / norms;
+      continue;
+    }
+    const float key = value[m + i], bound = slack * (square + v_square);
+    value[m + i] = found[i];
+    if (!(found[i] > bound) || !(std::fabs(key) < kInfinity))
+      nearest(image, prototype[i], value + m + i, index + m + i);
+  }
+}
+
 // Values of prototypes m0 ... m1 from the winners that the product found.
 INFODISENT_CLONES void refine(const ImageRows& image, Similarity similarity, float slack,
                               int64_t m0, int64_t m1, float* value /* [M] */,
                               int32_t* index /* [M] */) {
   int32_t first = 0;
   while (!image.counts(first)) ++first;
-  for (int64_t m = m0; m < m1; ++m) {
+  for (int64_t m = m0; m < m1; ++m)
     if (index[m] < 0) index[m] = first;  // nothing was above -Inf
-    if (similarity == Similarity::kDot) continue;
-    const float* v = image.v + m * image.channels;
-    const int64_t p = index[m];
-    if (similarity == Similarity::kCosine) {
-      const float norms = std::sqrt(image.square[p]) * std::sqrt(image.v_square[m]);
-      const float dot = dot_of(image.row(p), v, image.channels);
-      value[m] = norms == 0.0f && dot == dot ? 0.0f : dot / norms;
-      continue;
-    }
-    const float key = value[m];
-    value[m] = distance_of(image.row(p), v, image.channels);
-    const float bound = slack * (image.square[p] + image.v_square[m]);
-    if (!(value[m] > bound) || !(std::fabs(key) < kInfinity))
-      nearest(image, v, value + m, index + m);
+  if (similarity == Similarity::kDot) return;
+  for (int64_t m = m0; m < m1; m += kSide) {
+    const int count = static_cast<int>(std::min<int64_t>(kSide, m1 - m));
+    if (similarity == Similarity::kL2)
+      refine_some<true>(image, slack, m, count, value, index);
+    else
+      refine_some<false>(image, slack, m, count, value, index);
   }
+}
+
+// What finds the winners by integers; nullptr where the float tiles do.
+template <typename T>
+const ScreenKernel* screen_of(const Map<T>& x, int64_t count, const Matches& matches, int isa,
+                              int screen) {
+  if (screen == 1 || matches.views > 1 || matches.similarity[0] == Similarity::kDot) return nullptr;
+  if (screen == 0 && (isa != 0 || !similarity_screen_pays(x.images, x.pixels, x.channels, count)))
+    return nullptr;
+  const ScreenKernel* kernel =
+      screen_kernel(screen == 3 ? ScreenIsa::kPlain : static_cast<ScreenIsa>(isa));
+  if (kernel == nullptr) throw std::invalid_argument("similarity_pool: no such instructions here");
+  return kernel;
 }
 
 }  // namespace
 
 template <typename T>
 void similarity_pool(const Map<T>& x, const float* prototypes, int64_t count, const uint8_t* valid,
-                     const Matches& matches, int threads, int isa) {
+                     const Matches& matches, int threads, int isa, int screen) {
   const TileKernel<float>* kernel = float_tile(static_cast<Isa>(isa));
   if (kernel == nullptr) throw std::invalid_argument("similarity_pool: no such instructions here");
+  const ScreenKernel* screened = screen_of(x, count, matches, isa, screen);
   if (x.images == 0) return;
   const int64_t pixels = x.pixels, channels = x.channels;
   const bool refined = matches.similarity[0] != Similarity::kDot ||
@@ -198,7 +265,11 @@ void similarity_pool(const Map<T>& x, const float* prototypes, int64_t count, co
     const PoolState out{here.value[0], here.value[second], here.index[0], here.index[second]};
     const Views views{here, square.get(), counted, pixels};
     // what was laid out as rows serves the product, too
-    if (refined) {
+    if (screened != nullptr) {
+      similarity_screened({lines, square.get(), counted, some.images, pixels, channels}, prototypes,
+                          count, here.similarity[0], here.value[0], here.index[0], *kernel,
+                          *screened, threads);
+    } else if (refined) {
       const Map<float> flat{lines, some.images, pixels, channels, pixels * channels, channels, 1};
       ProductPool<float, float, Views>(flat, prototypes, count, out, *kernel, true, views)
           .run(threads);
@@ -227,10 +298,10 @@ void similarity_pool(const Map<T>& x, const float* prototypes, int64_t count, co
 }
 
 template void similarity_pool<float>(const Map<float>&, const float*, int64_t, const uint8_t*,
-                                     const Matches&, int, int);
+                                     const Matches&, int, int, int);
 template void similarity_pool<BFloat16>(const Map<BFloat16>&, const float*, int64_t, const uint8_t*,
-                                        const Matches&, int, int);
+                                        const Matches&, int, int, int);
 template void similarity_pool<Float16>(const Map<Float16>&, const float*, int64_t, const uint8_t*,
-                                       const Matches&, int, int);
+                                       const Matches&, int, int, int);
 
 }  // namespace infodisent

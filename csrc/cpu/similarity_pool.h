@@ -24,12 +24,14 @@ struct Matches {
 // numbers. A distance within the error of the search is searched for again by differences, so that
 // a pixel that equals a prototype has 0. An infinite pixel is infinitely far, a NaN wins always.
 // The map of similarities does not exist. Results depend neither on threads nor on the batch.
-// `isa` as in rotate_pool_tiles.h.
+// `isa` as in rotate_pool_tiles.h. `screen`, which changes no bit of the result: one view of
+// kCosine or kL2 is screened by integers (similarity_pool_screen.h) 0 where it pays, 1 never, 2
+// always, 3 always and with plain arithmetic.
 template <typename T>
 void similarity_pool(const Map<T>& x,
                      const float* prototypes,  // [M, C]
                      int64_t count,            // M
                      const uint8_t* valid,     // [n, P], at least one pixel of each; or nullptr
-                     const Matches& matches, int threads, int isa);
+                     const Matches& matches, int threads, int isa, int screen = 0);
 
 }  // namespace infodisent

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from infodisent.backbones import huggingface
 from infodisent.backbones.plan import class_names
@@ -159,13 +160,24 @@ def _build(source: str, name: str, kwargs: dict[str, Any]) -> nn.Module | None:
         kwargs = {"weights": None, **kwargs}
         if name in ("googlenet", "inception_v3"):
             kwargs = {"init_weights": False, **kwargs}
-    for device in ("meta", "cpu"):  # not all constructors run without memory
+    for device in ("meta", "cpu"):  # not all constructors run on meta tensors
         try:
-            with torch.random.fork_rng(devices=[]), torch.device(device):
+            with torch.random.fork_rng(devices=[]), torch.device(device), _NothingDrawn():
                 return create(name, **kwargs)  # type: ignore[no-any-return]
         except Exception:  # any: it is a trial
             continue
     return None
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Weights are not initialised: the largest candidate's would take seconds, and gigabytes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        module, name = getattr(func, "__module__", None), getattr(func, "__name__", "")
+        if module == nn.init.__name__ or name in ("normal_", "uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _same(a: nn.Module, b: nn.Module | None) -> bool:

@@ -21,8 +21,8 @@ from infodisent.progress import console
 
 def demo(
     images: Annotated[
-        Path | None,
-        typer.Option(help="Your own folder of class folders instead of the solar cells."),
+        str | None,
+        typer.Option(help="Your own folder of class folders, or data set (hfds/NAME …), instead."),
     ] = None,
     all_images: Annotated[
         bool, typer.Option("--all", help="All 2,624 solar cells instead of every second one.")

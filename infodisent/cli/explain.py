@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from infodisent.cli.images import ReadOption, reading_from
 from infodisent.cli.modules import ModuleOption, module_from
 from infodisent.cli.options import ImagesRootOption, OutOption, RunArgument
 from infodisent.cli.preprocessing import IntensityRangeOption, PageOption
@@ -19,7 +20,10 @@ def explain(
     run: RunArgument,
     images: Annotated[
         list[str] | None,
-        typer.Argument(help="Images, folders (searched recursively) or patterns such as '*.jpg'."),
+        typer.Argument(
+            help="Images, folders (searched recursively), patterns such as '*.jpg', or tar files "
+            "and data sets (hfds/NAME …)."
+        ),
     ] = None,
     out: OutOption = Path("explanations"),
     top: Annotated[int, typer.Option(min=1, help="Supporting channels to show.")] = 4,
@@ -29,6 +33,7 @@ def explain(
     ] = None,
     intensity_range: IntensityRangeOption = None,
     page: PageOption = None,
+    read: ReadOption = None,
     module: ModuleOption = None,
     held_out: Annotated[
         bool,
@@ -83,6 +88,9 @@ def explain(
     options: dict[str, Any] = {"class_name": class_name, "top": top, "top_opposing": opposing}
     options |= {"wrong_only": wrong_only, "images_root": images_root, "out": out}
     options["module"] = module_from(module)
+    asked = reading_from(read)
+    if held_out and asked.given():
+        raise ValueError("explain: --read is of data sets that are named, not of --held-out")
     failures: list[str] = []
     if held_out:
         if (
@@ -106,7 +114,7 @@ def explain(
         _write_beside(
             run, None if held_out else names, out=out, methods=beside, limit=limit or 8,
             samples=samples, annotations=parts, class_name=class_name, wrong_only=wrong_only,
-            images_root=images_root, module=options["module"],
+            images_root=images_root, reading=asked, module=options["module"],
         )  # fmt: skip
         return
     if samples is not None or parts is not None:
@@ -115,7 +123,11 @@ def explain(
     if held_out:
         written = report_held_out(run, limit, **options)
     else:
-        reading: dict[str, Any] = {"intensity_range": intensity_range, "page": page}
+        reading: dict[str, Any] = {
+            "intensity_range": intensity_range,
+            "page": page,
+            "reading": asked,
+        }
         written, failures = report_sources(run, names, limit=limit, **reading, **options)
     if written is not None:
         print_result("figures", written.parent / "figures")

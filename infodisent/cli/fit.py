@@ -11,6 +11,7 @@ import typer
 from infodisent.cli.images import (
     ImagesArgument,
     MultilabelOption,
+    ReadOption,
     TrainOption,
     ValFractionOption,
     ValOption,
@@ -185,6 +186,7 @@ def fit(
     parametrization: ParametrizationOption = "exp",
     train: TrainOption = None,
     val: ValOption = None,
+    read: ReadOption = None,
     multilabel: MultilabelOption = False,
     val_fraction: ValFractionOption = None,
     seed: SeedOption = 0,
@@ -294,7 +296,7 @@ def fit(
     # of several processes one opens a file of events
     callbacks = [tensorboard_callback(tensorboard)] if tensorboard and ranks.leads() else []
     images = images_from(
-        folder, train, val, val_fraction=val_fraction, seed=seed, multilabel=multilabel
+        folder, train, val, out, read, val_fraction=val_fraction, seed=seed, multilabel=multilabel
     )
     console.print(
         f"{len(images.items)} images of {len(images.classes)} classes in {images.root}",

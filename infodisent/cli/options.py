@@ -43,13 +43,19 @@ def check_allowed(command: str, name: str, given: list[str], allowed: tuple[str,
         raise ValueError(f"{command}: {name} is {unknown[0]!r}, allowed here: {', '.join(allowed)}")
 
 
+def pair_of(option: str, pair: str) -> tuple[str, str]:
+    """Both sides of ``name=value``; ValueError where there is no ``=``."""
+    name, equals, value = pair.partition("=")
+    if not equals or not name:
+        raise ValueError(f"{option} is {pair!r}, must be name=value")
+    return name, value
+
+
 def pairs_of(option: str, pairs: list[str]) -> dict[str, Any]:
     """``name=value`` pairs; ValueError for one without ``=``."""
     values: dict[str, Any] = {}
     for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise ValueError(f"{option} is {pair!r}, must be name=value")
+        name, value = pair_of(option, pair)
         try:
             values[name] = json.loads(value)
         except json.JSONDecodeError:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from infodisent.classifier import InfoDisentClassifier
     from infodisent.training.plan import Plan, Rates
 
-RATES = ("decode", "forward", "step", "fixed_step", "pool", "probe", "read", "write")
+RATES = ("decode", "copy", "forward", "step", "fixed_step", "pool", "probe", "read", "write")
 HELD_OUT = 25
 """Training images for one held-out image, as in ImageNet."""
 
@@ -45,18 +45,24 @@ def plan(
     compare: Annotated[
         bool, typer.Option(help="Also what `fit` trains for comparison: probe, ablations.")
     ] = True,
+    view_pairs: Annotated[
+        int,
+        typer.Option(min=1, help="Stored pairs of augmented copies, for methods that compare two."),
+    ] = 2,
     feature_dtype: Annotated[
         str, typer.Option(help="Of the stored features; one of float16, bfloat16, float32, float8.")
     ] = "float16",
     rate: Annotated[
         list[str] | None,
         typer.Option(
-            help="name=number, a second, that is stated and not measured: decode, forward, step, "
-            "fixed_step, pool (images of one process or device), probe (rows), read, write (bytes)."
+            help="name=number, a second, that is stated and not measured: decode, copy, forward, "
+            "fixed_step, pool (images of one process or device), step (maps), probe (rows), "
+            "read, write (bytes)."
         ),
     ] = None,
     pictures: Annotated[
-        Path | None, typer.Option(help="A folder of such images, to see how fast they decode.")
+        str | None,
+        typer.Option(help="A folder or data set of such images, to see how fast they decode."),
     ] = None,
     out: OutOption = Path("runs"),
     device: Annotated[
@@ -73,7 +79,7 @@ def plan(
     from infodisent.classifier import attach
     from infodisent.data.encoding import DTYPES
     from infodisent.devices import pick_device
-    from infodisent.training.calibration import measure_rates, trained_stages
+    from infodisent.training.calibration import compared_heads, measure_rates, passes_of
     from infodisent.training.plan import Job
     from infodisent.training.plan import plan as cost
 
@@ -81,9 +87,7 @@ def plan(
     if feature_dtype not in DTYPES:
         raise ValueError(f"feature_dtype is {feature_dtype!r}, allowed: {', '.join(DTYPES)}")
     model = attach(backbone, classes, method=method).to(pick_device(device))
-    stages = trained_stages(model.head)
-    # a method's only stage takes the number that is given, though it has one of its own
-    own = epochs if len(stages) == 1 else None
+    others = compared_heads(model.head) if compare else []
     job = Job(
         train=images,
         held_out=max(1, images // HELD_OUT) if held_out is None else held_out,
@@ -96,10 +100,11 @@ def plan(
         epochs=epochs,
         devices=gpus,
         workers=workers,
-        trainings=1 + (len(model.head.ablations()) if compare else 0),
         probe=compare,
         parameters=sum(parameter.numel() for parameter in model.head.parameters()),
-        stages=tuple((own or stage.epochs, stage.pool_is_fixed) for stage in stages),
+        stages=passes_of(model.head, epochs),
+        compared=tuple(passes_of(head, epochs) for head in others),
+        view_pairs=view_pairs,
     )
     with console.status("measuring") as status:
         rates = measure_rates(
@@ -147,13 +152,17 @@ def _pixels(model: InfoDisentClassifier) -> int:
     return height * width
 
 
-def _files(folder: Path | None) -> list[str]:
+def _files(folder: str | None) -> list[str]:
+    from infodisent.data.readers import read_records
     from infodisent.data.tree import extensions
 
     if folder is None:
         return []
+    records = read_records(folder)
+    if records is not None:
+        return [row.path for row in records.rows]
     known = extensions()
-    files = sorted(str(file) for file in folder.rglob("*") if file.suffix.lower() in known)
+    files = sorted(str(file) for file in Path(folder).rglob("*") if file.suffix.lower() in known)
     if not files:
         raise ValueError(f"--pictures: there are no images in {folder}")
     return files
@@ -163,8 +172,9 @@ def _print(result: Plan, rates: Rates, given: dict[str, float]) -> None:
     from infodisent.files import size_text
 
     job = result.job
+    copies = f" and {job.copies:,} of augmented copies" if job.copies else ""
     console.print(
-        f"{job.images:,} maps of {job.channels} channels and {job.pixels} pixels: "
+        f"{job.images:,} maps{copies} of {job.channels} channels and {job.pixels} pixels: "
         f"[bold]{size_text(result.store)}[/bold] on disk; {size_text(result.memory)} of memory a "
         "process besides torch and the backbone",
         highlight=False,

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from infodisent.cli.images import ReadOption, reading_from
 from infodisent.cli.modules import ModuleOption, module_from
 from infodisent.cli.options import RunArgument
 from infodisent.cli.preprocessing import IntensityRangeOption, PageOption
@@ -26,7 +27,10 @@ ROWS_SHOWN = 40
 def predict(
     images: Annotated[
         list[str],
-        typer.Argument(help="Images, folders (searched recursively) or patterns such as '*.jpg'."),
+        typer.Argument(
+            help="Images, folders (searched recursively), patterns such as '*.jpg', or tar files "
+            "and data sets (hfds/NAME …)."
+        ),
     ],
     run: RunArgument,
     out: Annotated[
@@ -39,6 +43,7 @@ def predict(
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
     intensity_range: IntensityRangeOption = None,
     page: PageOption = None,
+    read: ReadOption = None,
     module: ModuleOption = None,
 ) -> None:
     """Predict images: class, probability, logit, runners-up, length of the explanation.
@@ -47,6 +52,7 @@ def predict(
     printed. Example: infodisent predict photos/ --run runs/fit -o table.csv
     """
     from infodisent import ranks
+    from infodisent.data.tar_index import INDEX
     from infodisent.explanations.predictions import accuracy_of, predict_images
     from infodisent.report.notices import say
     from infodisent.report.sources import find_sources
@@ -63,7 +69,10 @@ def predict(
     # one output is a label that is there or not
     task = "multilabel" if len(opened.classes) == 1 else opened.task
     classes = opened.classes if task == "multiclass" else ()
-    sources = find_sources(images, classes, command="predict")
+    with ranks.leader_first():
+        sources = find_sources(
+            images, classes, command="predict", reading=reading_from(read), index=run / INDEX
+        )
     predictions = predict_images(
         opened.model,
         sources.paths,
@@ -93,7 +102,7 @@ def predict(
     if found:
         lines.append(
             f"accuracy {found.accuracy:.1%}, balanced {found.balanced:.1%}, on {found.images:,} "
-            "image(s) whose folder names their class"
+            "image(s) whose folder, or data set, names their class"
         )
     silent = sum(prediction.abstained for prediction in predictions)
     if silent:

@@ -1,8 +1,9 @@
-"""Images in tar files, read where they lie: nothing is unpacked.
+"""Images in files that hold many, read where they lie: nothing is unpacked.
 
 Such an image has a path like any other, ``train-000.tar!1536+104223!n01440764/0001.jpg``: the
-archive, where the image begins in it and its size in bytes, and its name. `infodisent.data.tars`
-finds them; everything that reads images understands them.
+archive, where the image begins in it and its size in bytes, and its name. Tar files, the Arrow
+files of Hugging Face data sets and TFRecord files are such archives. `infodisent.data.readers`
+finds the images; everything that reads images understands their paths, and needs no other package.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from typing import BinaryIO, NamedTuple
 
 # the first such place counts: what follows is the member's name, which may hold anything
 _MEMBER = re.compile(
-    r"(?P<archive>.+?\.tar)!(?P<offset>\d+)\+(?P<size>\d+)!(?P<name>.+)", re.DOTALL | re.IGNORECASE
+    r"(?P<archive>.+?\.(?:tar|arrow|tfrecord(?:-\d+-of-\d+)?))"
+    r"!(?P<offset>\d+)\+(?P<size>\d+)!(?P<name>.+)",
+    re.DOTALL | re.IGNORECASE,
 )
 
 
 class Member(NamedTuple):
-    """A file in an uncompressed tar archive.
+    """A file whose bytes lie together in another one, the archive.
 
     Attributes:
         archive: path of the archive.
@@ -43,6 +46,12 @@ def member_of(path: str | os.PathLike[str]) -> Member | None:
     if match is None:
         return None
     return Member(match["archive"], int(match["offset"]), int(match["size"]), match["name"])
+
+
+def without_place(path: str | os.PathLike[str]) -> str:
+    """A path for people: an archive as a folder, ``train-000.tar/n01440764/0001.jpg``."""
+    member = member_of(path)
+    return os.fspath(path) if member is None else f"{member.archive}/{member.name}"
 
 
 def is_there(path: str | os.PathLike[str]) -> bool:

@@ -21,6 +21,7 @@ from infodisent.data.listing import read_csv
 from infodisent.data.memory import as_image_set
 from infodisent.data.notes import crop_note
 from infodisent.data.pictures import ImageSource, load_picture, reading_options
+from infodisent.data.records import Reading
 from infodisent.data.scan import all_for_testing, scan_folder
 from infodisent.data.splits import TRAIN_NAMES, VAL_NAMES, split_items
 from infodisent.data.tree import extensions
@@ -32,6 +33,7 @@ __all__ = [
     "ImageDataset",
     "ImageItem",
     "ImageSet",
+    "Reading",
     "all_for_testing",
     "as_image_set",
     "collate",

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from infodisent.data.archives import is_there
+from infodisent.data.arrow import IMAGE_KEYS, LABEL_KEYS
 from infodisent.data.contents import with_notices
 from infodisent.data.items import ImageItem, ImageSet, counted, listed
 from infodisent.data.labels import Labels
@@ -25,10 +26,9 @@ from infodisent.data.pictures import load_picture
 from infodisent.data.png import PngFolder
 from infodisent.data.scan import scan_folder
 from infodisent.data.splits import check_fraction, hold_out, split_name
+from infodisent.data.tar_index import INDEX
 from infodisent.progress import bar
 
-_IMAGE_KEYS = ("image", "img", "picture", "pixel_values")
-_LABEL_KEYS = ("label", "labels", "fine_label", "class", "target")
 _WANTED = (
     "expected an ImageSet, a folder, a CSV, a data set that gives (picture, label) by position, "
     "(images, labels), or a pair (train, val) of those"
@@ -52,7 +52,8 @@ def as_image_set(
     there already and hold the same picture are kept, so an interrupted call goes on.
 
     Args:
-        data: an `ImageSet`, which is returned as it is; a folder or CSV; anything with ``__len__``
+        data: an `ImageSet`, which is returned as it is; a folder, CSV or a data set by
+            name, such as ``hfds/NAME``, see `scan_folder`; anything with ``__len__``
             and ``__getitem__`` that gives ``(picture, label)`` or a dict of them; ``(images,
             labels)``; a pair ``(train, val)`` of those, or a dict with the splits' names.
         folder: for ``images/000000.png`` …
@@ -74,7 +75,8 @@ def as_image_set(
         return data
     check_fraction(val_fraction)
     if isinstance(data, (str, os.PathLike)):
-        return scan_folder(data, val_fraction=val_fraction, seed=seed)
+        index = Path(folder) / INDEX
+        return scan_folder(data, val_fraction=val_fraction, seed=seed, index=index)
     parts, left_out = _parts(data)
     labels = Labels(classes if classes is not None else _names(next(iter(parts.values()))))
     files = PngFolder(Path(os.path.abspath(folder)) / "images", overwrite)
@@ -203,7 +205,7 @@ def _names(data: Any) -> Sequence[str] | None:
     for _ in range(16):
         features = getattr(data, "features", None)
         if isinstance(features, Mapping):
-            for key in _LABEL_KEYS:
+            for key in LABEL_KEYS:
                 if names := getattr(features.get(key), "names", None):
                     return [str(name) for name in names]
         names = getattr(data, "classes", None)
@@ -220,12 +222,12 @@ def _names(data: Any) -> Sequence[str] | None:
 def _pair(data: Any, position: int) -> tuple[Any, Any]:
     item = data[position]
     if isinstance(item, Mapping):
-        picture = next((item[key] for key in _IMAGE_KEYS if key in item), None)
-        label = next((item[key] for key in _LABEL_KEYS if key in item), None)
+        picture = next((item[key] for key in IMAGE_KEYS if key in item), None)
+        label = next((item[key] for key in LABEL_KEYS if key in item), None)
         if picture is None or label is None:
             raise ValueError(
                 f"picture {position} of the data set is a dict of {listed(item, 8)}; expected "
-                f"one of {', '.join(_IMAGE_KEYS)} and one of {', '.join(_LABEL_KEYS)}"
+                f"one of {', '.join(IMAGE_KEYS)} and one of {', '.join(LABEL_KEYS)}"
             )
         return picture, label
     if isinstance(item, (tuple, list)) and len(item) >= 2:

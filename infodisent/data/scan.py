@@ -10,9 +10,9 @@ from infodisent.data.contents import with_notices
 from infodisent.data.items import ImageItem, ImageSet, listed
 from infodisent.data.layouts import ClassFiles, Layout, read_layout, read_two
 from infodisent.data.listing import LISTINGS, read_csv
+from infodisent.data.readers import read_records
+from infodisent.data.records import Reading, divided, for_scoring, joined
 from infodisent.data.splits import check_fraction, hold_out
-from infodisent.data.tars import scan_tars, score_tars, tar_files
-from infodisent.data.tree import extensions
 
 _TWO = "train and val go together: the folders of class folders to train on and to hold out"
 
@@ -24,8 +24,10 @@ def scan_folder(
     val: str | os.PathLike[str] | None = None,
     val_fraction: float | None = None,
     seed: int = 0,
+    reading: Reading | None = None,
+    index: Path | None = None,
 ) -> ImageSet:
-    """Find the images of a folder of class folders.
+    """Find the images of a folder of class folders, or of a data set.
 
     A folder that holds splits (``train`` and ``val`` or ``test``, under the names that public data
     sets give them) is taken as split, and so are class folders that hold them; otherwise every
@@ -35,14 +37,19 @@ def scan_folder(
     Args:
         root: ``root/<class>/*.jpg`` or ``root/{train,val}/<class>/*.jpg``, searched recursively;
             or a CSV, see `infodisent.data.listing.read_csv`; or tar files, such as WebDataset's
-            shards, see `infodisent.data.tars.scan_tars`.
-        train, val: instead of `root`, two folders of class folders.
+            shards, see `infodisent.data.tars.scan_tars`; or ``hfds/NAME``, ``wds/PATTERN``,
+            ``tfds/NAME``, see `infodisent.data.readers`.
+        train, val: instead of `root`, two folders of class folders, or two data sets.
         val_fraction: part of every class held out, in (0, 1); default 0.25. Without effect, and
             said so, on images that are split already.
         seed: of the split.
+        reading: splits and columns of a data set.
+        index: a file that keeps where the images of tar files lie, see
+            `infodisent.data.tar_index.read_archives`.
 
     Raises:
         FileNotFoundError: not a folder.
+        ModuleNotFoundError: a package that a data set needs.
         ValueError: fewer than two classes with images, classes that only the held-out split has,
             nothing to hold out, or splits that cannot be understood; says what was seen and what
             to pass.
@@ -52,6 +59,12 @@ def scan_folder(
     if root is None:
         if train is None or val is None:
             raise TypeError(f"scan_folder: {_TWO}; got train={train!r}, val={val!r}")
+        both = [read_records(one, reading, index=index) for one in (train, val)]
+        if both[0] is not None and both[1] is not None:
+            pair = joined(both[0], both[1], reading or Reading())
+            return with_notices(divided(pair, Reading(), val_fraction, seed))
+        if both[0] is not None or both[1] is not None:
+            raise ValueError(f"scan_folder: train {train} and val {val} must both be data sets")
         layout = read_two(Path(os.path.abspath(train)), Path(os.path.abspath(val)))
         base = _common(train, val)
     else:
@@ -60,8 +73,9 @@ def scan_folder(
         base = Path(os.path.abspath(root))
         if base.is_file() and base.suffix.lower() in LISTINGS:
             return read_csv(base, val_fraction=val_fraction, seed=seed)
-        if _is_of_tars(base):
-            return with_notices(scan_tars(base, val_fraction=val_fraction, seed=seed))
+        records = read_records(root, reading, index=index)
+        if records is not None:
+            return with_notices(divided(records, reading or Reading(), val_fraction, seed))
         layout = read_layout(base)
     if "all" in layout.splits:
         return _divide(base, layout, val_fraction, seed)
@@ -69,14 +83,6 @@ def scan_folder(
     if val_fraction is not None:
         ignored.append(f"val_fraction {val_fraction} has no effect: the images are split already")
     return with_notices(_as_split(base, layout), *ignored)
-
-
-def _is_of_tars(base: Path) -> bool:
-    """A tar file, or a folder of some without any picture in its folders."""
-    if base.is_file() or not tar_files(base):
-        return base.suffix.lower() == ".tar" and base.is_file()
-    known = extensions()
-    return not any(path.suffix.lower() in known for path in base.glob("*/**/*"))
 
 
 def _divide(base: Path, layout: Layout, val_fraction: float | None, seed: int) -> ImageSet:
@@ -128,13 +134,18 @@ def _common(*paths: str | os.PathLike[str]) -> Path:
 
 
 def all_for_testing(
-    root: str | os.PathLike[str], classes: Sequence[str], task: str = "multiclass"
+    root: str | os.PathLike[str],
+    classes: Sequence[str],
+    task: str = "multiclass",
+    *,
+    reading: Reading | None = None,
+    index: Path | None = None,
 ) -> ImageSet:
     """Every image of a folder of class folders as a "val" item, labelled as a model's `classes`.
 
     The folder is understood as `scan_folder` does. Of a folder of splits the held-out one is taken.
-    A CSV is taken too, see `infodisent.data.listing.read_csv`; all its images count. Of tar files,
-    see `infodisent.data.tars.score_tars`, the held-out split is taken.
+    A CSV is taken too, see `infodisent.data.listing.read_csv`; all its images count. Of a data set,
+    see `infodisent.data.readers`, the held-out split is taken, or that which `reading` names.
 
     Raises:
         FileNotFoundError: `root` is not a folder.
@@ -143,10 +154,11 @@ def all_for_testing(
     base = Path(os.path.abspath(root))
     if base.is_file() and base.suffix.lower() in LISTINGS:
         return read_csv(base, task=task, classes=classes)
+    records = read_records(root, reading, index=index)
+    if records is not None:
+        return with_notices(for_scoring(records, classes, task, reading))
     if task != "multiclass":
         raise ValueError(f"{base}: a {task} model is scored on a CSV of images and labels")
-    if _is_of_tars(base):
-        return with_notices(score_tars(base, classes))
     layout = read_layout(base, classes)
     by_class = layout.splits["val"]
     unknown = sorted(set(by_class) - set(classes))

@@ -196,14 +196,19 @@ class FeatureStore:
             )
         return self._files
 
-    def average(self) -> Tensor:
-        """The average-pooled features of every image, ``[N, C]`` float32, for linear probes.
+    def average(
+        self,
+        indices: Tensor | None = None,  # [n] int64
+    ) -> Tensor:
+        """The average-pooled features of images, ``[n, C]`` float32, for linear probes.
 
-        A new table on every call, in memory or beside the store, see `empty_rows`.
+        A new table on every call, in memory or beside the store, see `empty_rows`; of all images by
+        default.
         """
-        rows = empty_rows(len(self), self.channels, self.path)
+        indices = torch.arange(len(self)) if indices is None else indices
+        rows = empty_rows(len(indices), self.channels, self.path)
         at = 0
-        for maps in self.read(torch.arange(len(self)).split(AT_ONCE)):
+        for maps in self.read([part for part in indices.split(AT_ONCE) if len(part)]):
             rows[at : at + len(maps)] = maps.float().mean(1)
             at += len(maps)
         return rows

@@ -247,19 +247,23 @@ def linear_probe(
     """Logistic regression on the average-pooled map, the usual uninterpretable head.
 
     Standardised features, L2 penalty ``weight_decay / 2 · |W|^2``, full-batch L-BFGS. Multi-label:
-    one regression a label.
+    one regression a label. Several processes (`infodisent.ranks`) read and sum over a part of the
+    images each; all return the same.
     """
     if len(train) < 2:
         raise ValueError(f"linear_probe: {len(train)} training image(s), at least 2 are needed")
-    rows = store.average()  # [N, C], ours to change
-    standardise(rows, train)
+    sample, parts = ranks.piece(train), [p for p in test.split(4096 * ranks.world()) if len(p)]
+    scored = [ranks.piece(part) for part in parts]
+    rows = store.average(torch.cat([sample, *scored]))  # ours to change
+    standardise(rows, len(sample))
     classes = len(store.classes)
-    layer = fit_logistic(rows, store.labels, train, classes, weight_decay)
-    figures = figures_of(store)
+    layer = fit_logistic(rows[: len(sample)], store.labels[sample], classes, weight_decay)
+    figures, at = figures_of(store), len(sample)
     with torch.no_grad():
-        for part in test.split(4096):
-            if len(part):
-                figures.update(layer(rows[part]), store.labels[part])
+        for part, own in zip(parts, scored, strict=True):
+            logits = ranks.gathered(layer(rows[at : at + len(own)]), len(part))
+            figures.update(logits, store.labels[part])
+            at += len(own)
     return figures.evaluation()
 
 

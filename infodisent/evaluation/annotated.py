@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from infodisent import ranks
 from infodisent.classifier import InfoDisentClassifier
 from infodisent.evaluation.images import maps_of, noise_like, own_units
 from infodisent.evaluation.intervals import bootstrap_of
-from infodisent.evaluation.judgement import Judgement
+from infodisent.evaluation.judgement import Columns, Judgement
 from infodisent.evaluation.localisation import LOCALISATION
 from infodisent.evaluation.parts import (
     consistency_of,
@@ -34,12 +35,14 @@ class AnnotatedBatch(NamedTuple):
         labels: ``[b]`` int64.
         keypoints: ``[b, J, 2]``, NaN where a part is not visible; J is 0 where none are known.
         masks: ``[b, H, W]`` bool, empty where the object is not known.
+        number: of the batch among those of all processes: the images' order, and another noise.
     """
 
     images: Tensor
     labels: Tensor
     keypoints: Tensor
     masks: Tensor
+    number: int = 0
 
 
 def judge_annotated(
@@ -57,23 +60,24 @@ def judge_annotated(
 
     Args:
         model: set to evaluation mode.
-        batches: of images of one size.
+        batches: of images of one size; of several processes (`infodisent.ranks`) each has its own,
+            and all return the figures of all images.
         groups: a number for every part; parts of the same number count as one in the purity.
         seed: of noise and bootstraps.
         advance: called with the number of images done.
     """
     model.eval()
-    judged, parts = Judgement(), _Parts(model, seed)
-    columns: dict[tuple[str, str], list[Tensor]] = {}
+    judged, parts, columns = Judgement(), _Parts(model, seed), Columns()
     for batch in batches:
+        columns.batch = batch.number
         if batch.keypoints.shape[1]:
             parts.add(batch)
         if bool(batch.masks.any()):
             judged.attempt(lambda: _locate(model, batch, judged, columns))  # noqa: B023
         advance(len(batch.images))
     parts.judge(judged, groups)
-    for (measure, of), values in columns.items():
-        judged.add(measure, torch.cat(values), of, seed)
+    for (measure, of), values in columns.everyones().items():
+        judged.add(measure, values, of, seed)
     return judged
 
 
@@ -82,7 +86,7 @@ def _locate(
     model: InfoDisentClassifier,
     batch: AnnotatedBatch,
     judged: Judgement,
-    columns: dict[tuple[str, str], list[Tensor]],
+    columns: Columns,
 ) -> None:
     maps = maps_of(model, batch.images)
     size = batch.images.shape[2:]
@@ -93,8 +97,7 @@ def _locate(
             grid = cells.unflatten(1, model.grid_size(size))
             large = nn.functional.interpolate(grid[:, None], size, mode="bilinear")[:, 0]
             for measure, figure in LOCALISATION.items():
-                values = figure(large, batch.masks).double()
-                columns.setdefault((measure, name), []).append(values)
+                columns.keep(measure, figure(large, batch.masks), name)
 
         judged.attempt(of_explainer)
 
@@ -105,25 +108,28 @@ class _Parts:
     def __init__(self, model: InfoDisentClassifier, seed: int) -> None:
         self._model, self._seed = model, seed
         self._own = own_units(model.head, OWN)
-        self._noise = torch.Generator().manual_seed(seed)
-        self._found: list[tuple[Tensor, ...]] = []
+        self._found: list[tuple[int, tuple[Tensor, ...]]] = []
 
     def add(self, batch: AnnotatedBatch) -> None:
         visible = ~batch.keypoints.isnan().any(2)
         places = batch.keypoints.nan_to_num(0.0)
         units = self._own[batch.labels]
-        noisy = batch.images + noise_like(batch.images, self._noise)
+        noise = torch.Generator().manual_seed(self._seed + batch.number)
+        noisy = batch.images + noise_like(batch.images, noise)
         before, after = (
             part_vectors(self._model, pictures, units, places, visible)
             for pictures in (batch.images, noisy)
         )
         value, present = part_responses(self._model, batch.images, places, visible)
-        self._found.append((batch.labels, visible, before, after, value, present))
+        found = (batch.labels, visible, before, after, value, present)
+        self._found.append((batch.number, tuple(column.cpu() for column in found)))
 
     def judge(self, judged: Judgement, groups: Sequence[int]) -> None:
-        if not self._found:
+        found = [part for parts in ranks.everyones(self._found) for part in parts]
+        if not found:
             return
-        columns = (torch.cat(column) for column in zip(*self._found, strict=True))
+        rows = [row for _, row in sorted(found, key=lambda part: part[0])]
+        columns = (torch.cat(column) for column in zip(*rows, strict=True))
         labels, visible, before, after, value, present = columns
 
         def consistency(at: Tensor) -> float:

@@ -157,7 +157,7 @@ def judge_features(
     head.eval()
     judged, independent = Judgement(), store.task == "multilabel"
     other = shuffled(head, seed)  # see head_randomisation
-    found = _Columns()
+    found = Columns()
     keep = found.keep
     own = ranks.share(list(enumerate(test.split(_BATCH))))
     read = store.read([positions for _, positions in own], head.device)
@@ -199,7 +199,7 @@ def judge_features(
     return judged
 
 
-class _Columns:
+class Columns:
     """Values of images by figure, batch by batch.
 
     Attributes:
@@ -280,7 +280,7 @@ def judge_pictures(
         advance: called with the number of images done.
     """
     model.eval()
-    judged, columns = Judgement(), _Columns()
+    judged, columns = Judgement(), Columns()
     keep = columns.keep
     for number, (images, labels) in enumerate(batches):
         if number % ranks.world() != ranks.rank():

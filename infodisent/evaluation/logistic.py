@@ -1,70 +1,126 @@
-"""Logistic regression on a table of rows that may not fit in memory."""
+"""Logistic regression on a table of rows that may not fit in memory.
+
+Several processes (`infodisent.ranks`) have a part of the rows each, of which some may have none.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from infodisent import ranks
 from infodisent.data.rows import row_blocks
 
 
 def standardise(
     rows: Tensor,  # [N, C] float32
-    sample: Tensor,  # [n] int64, n >= 2
+    count: int,
 ) -> None:
-    """Shift and scale every column, in place, to mean 0 and deviation 1 over the sampled rows."""
+    """Shift and scale every column, in place, to mean 0 and deviation 1 over a sample.
+
+    The sample is the first `count` rows of every process; at least 2 in all.
+    """
     width = rows.shape[1]
-    blocks = list(row_blocks(len(sample), width))
-    total = sum(rows[sample[part]].sum(0, dtype=torch.float64) for part in blocks)
-    mean = torch.as_tensor(total / len(sample)).float()
-    squares = sum(
-        (rows[sample[part]] - mean).square_().sum(0, dtype=torch.float64) for part in blocks
-    )
-    std = torch.as_tensor(squares / (len(sample) - 1)).sqrt().float() + 1e-6
+    whole = int(ranks.total(torch.tensor(count)))
+    sums = torch.zeros(width, dtype=torch.float64)
+    for part in row_blocks(count, width):
+        sums += rows[part].sum(0, dtype=torch.float64)
+    mean = (ranks.total(sums) / whole).float()
+    squares = torch.zeros(width, dtype=torch.float64)
+    for part in row_blocks(count, width):
+        squares += (rows[part] - mean).square_().sum(0, dtype=torch.float64)
+    std = (ranks.total(squares) / (whole - 1)).sqrt().float() + 1e-6
     for part in row_blocks(len(rows), width):
         rows[part].sub_(mean).div_(std)
 
 
 def fit_logistic(
-    rows: Tensor,  # [N, C] float32
-    labels: Tensor,  # [N] int64, or [N, K] float32
-    sample: Tensor,  # [n] int64
+    rows: Tensor,  # [n, C] float32
+    labels: Tensor,  # [n] int64, or [n, K] float32
     classes: int,
     weight_decay: float,
 ) -> nn.Linear:
-    """The minimum of mean cross-entropy + ``weight_decay / 2 · |W|^2`` over the sampled rows.
+    """The minimum of mean cross-entropy + ``weight_decay / 2 · |W|^2`` over all processes' rows.
 
-    Of labels ``[N, K]`` the sum over k of binary cross-entropies: one-vs-rest.
+    Of labels ``[n, K]`` the sum over k of binary cross-entropies: one-vs-rest.
 
-    Full-batch L-BFGS from zero; every evaluation reads the rows block by block.
+    Full-batch L-BFGS from zero; every evaluation reads the rows block by block. The leading process
+    alone decides where to evaluate and when to end: a last digit that differs on another processor
+    must not make one process take another step.
     """
     layer = nn.Linear(rows.shape[1], classes)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.LBFGS(
-        layer.parameters(), max_iter=300, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
-    )
-    # logits and their gradient are as wide as the classes
-    blocks = [sample[part] for part in row_blocks(len(sample), max(rows.shape[1], 2 * classes))]
+    objective = _Objective(layer, rows, labels, weight_decay)
+    if ranks.leads():
+        optimizer = torch.optim.LBFGS(
+            layer.parameters(), max_iter=300, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
+        )
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = weight_decay / 2 * layer.weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        whole = loss.detach()
-        for block in blocks:
-            logits = layer(rows[block])
-            if labels.ndim == 2:
-                part = classes * nn.functional.binary_cross_entropy_with_logits(
-                    logits, labels[block]
-                )
-            else:
-                part = nn.functional.cross_entropy(logits, labels[block])
-            part = part * (len(block) / len(sample))
+        def closure() -> Tensor:
+            ranks.told(True)
+            return objective()
+
+        with torch.enable_grad():
+            optimizer.step(closure)
+        ranks.told(False)
+    else:
+        with torch.enable_grad():
+            while ranks.told(False):
+                objective()
+    objective.weights_of_the_leader()
+    return layer
+
+
+class _Objective:
+    """The objective of `fit_logistic`, and its gradient in the layer's parameters.
+
+    Args:
+        layer: whose weights in the leading process are those of every process.
+        rows, labels, weight_decay: as for `fit_logistic`.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Linear,
+        rows: Tensor,  # [n, C] float32
+        labels: Tensor,  # [n] int64, or [n, K] float32
+        weight_decay: float,
+    ) -> None:
+        self._layer, self._rows, self._labels = layer, rows, labels
+        self._decay = weight_decay
+        self._count = int(ranks.total(torch.tensor(len(rows))))
+        # logits and their gradient are as wide as the classes
+        width = max(layer.in_features, 2 * layer.out_features)
+        self._blocks = list(row_blocks(len(rows), width))
+
+    def weights_of_the_leader(self) -> None:
+        """Take the weights that the leading process has."""
+        with torch.no_grad():
+            for parameter in self._layer.parameters():
+                parameter.copy_(ranks.told(parameter.detach()))
+
+    def __call__(self) -> Tensor:
+        """The value, with the gradients set; all processes call it together."""
+        self.weights_of_the_leader()
+        self._layer.zero_grad()
+        whole = torch.zeros(())
+        if ranks.leads():  # once, not once a process
+            whole = self._decay / 2 * self._layer.weight.square().sum()
+            whole.backward()  # type: ignore[no-untyped-call]
+        for block in self._blocks:
+            part = self._of(block) * (len(self._labels[block]) / self._count)
             part.backward()  # type: ignore[no-untyped-call]
             whole = whole + part.detach()
-        return whole
+        for parameter in self._layer.parameters():
+            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = ranks.total(own)
+        return ranks.total(whole.detach())
 
-    with torch.enable_grad():
-        optimizer.step(closure)
-    return layer
+    def _of(self, block: slice) -> Tensor:
+        """Mean cross-entropy of a block."""
+        logits, labels = self._layer(self._rows[block]), self._labels[block]
+        if labels.ndim == 1:
+            return nn.functional.cross_entropy(logits, labels)
+        mean = nn.functional.binary_cross_entropy_with_logits(logits, labels)
+        return self._layer.out_features * mean

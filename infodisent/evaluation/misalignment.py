@@ -192,13 +192,13 @@ class _Attack:
         return outside[:, None].to(self._images.dtype)
 
     def descend(self, start: Tensor, *, epsilon: float, step: float, iterations: int) -> Tensor:
-        """The attacked images: the start, or the lowest activation on the way down from there.
+        """Maps, ``[b, P, C]``, of the start, or of the lowest activation on the way down from it.
 
         An activation cannot fall below 0: an image that is there takes no part in further steps.
         """
-        best = start.to(self._images) * epsilon * self._outside
-        lowest = torch.full((len(start),), math.inf, device=best.device)
-        rows, change = torch.arange(len(start), device=best.device), best
+        change = start.to(self._images) * epsilon * self._outside
+        lowest = torch.full((len(start),), math.inf, device=change.device)
+        rows, best = torch.arange(len(start), device=change.device), None
         for iteration in range(iterations + 1):
             last = iteration == iterations
             with torch.set_grad_enabled(not last):
@@ -209,7 +209,9 @@ class _Attack:
             found = value.detach()
             better = found < lowest[rows]
             lowest[rows[better]] = found[better]
-            best = best.index_copy(0, rows[better], change.detach()[better])
+            # kept as maps: measuring them takes no further pass of the backbone
+            seen = maps.detach()
+            best = seen if best is None else best.index_copy(0, rows[better], seen[better])
             if last or not bool((found > 0).any()):
                 break
             (gradient,) = torch.autograd.grad(total, change)
@@ -217,12 +219,12 @@ class _Attack:
             left = found > 0
             change = (moved.detach() * self._outside[rows])[left]
             rows = rows[left]
-        return self._images + best
+        assert best is not None  # there is always a first pass
+        return best
 
     @torch.no_grad()
-    def measure(self, attacked: Tensor, labels: Tensor, own: Tensor) -> Misalignment:
-        """Compare with before; `own` are the units of every class, ``[K, n]``."""
-        maps = maps_of(self._model, attacked)
+    def measure(self, maps: Tensor, labels: Tensor, own: Tensor) -> Misalignment:
+        """Compare attacked maps with before; `own` are the units of every class, ``[K, n]``."""
         after, logits = self._pooled(maps)
         row = self.unit[:, None]
         old, new = (self._side(p) for p in (self._before, after))  # [b, M]

@@ -230,6 +230,10 @@ class Head(OwnLoop, nn.Module, abc.ABC):
 
     # -- training ---------------------------------------------------------------------------------
 
+    def ignored(self, multilabel: bool) -> tuple[str, ...]:
+        """Fields of `FitConfig` that do nothing here; `multilabel` says which labels it learns."""
+        return ("l1",)
+
     @abc.abstractmethod
     def stages(self, config: TrainingOptions) -> tuple[Stage, ...]:
         """What trains, in which order and at which rates; at least one stage."""

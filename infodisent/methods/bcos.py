@@ -289,6 +289,13 @@ class BcosHead(Head):
         total, count = sum(ranks.everyones(total)), sum(ranks.everyones(count))
         self.log_gain.fill_(math.log(START / max(total / count, 1e-6)))
 
+    def ignored(self, multilabel: bool) -> tuple[str, ...]:
+        """What the loss leaves alone, unless it is the objective."""
+        more = ("label_smoothing", "class_weights", "logit_adjustment")
+        return super().ignored(multilabel) + (
+            () if multilabel or self.targets == "labels" else more
+        )
+
     def loss(
         self,
         objective: Objective,

@@ -232,6 +232,10 @@ class InfoDisentHead(Head):
         rows: Tensor = self.rotation()[units].float()  # [n, C]
         return pixels.float() @ rows.t()
 
+    def ignored(self, multilabel: bool) -> tuple[str, ...]:
+        """None: the penalty takes `l1`."""
+        return ()
+
     def stages(self, config: TrainingOptions) -> tuple[Stage, ...]:
         """One stage: the class weights at ``lr``, the rotation at ``rotation_lr``."""
         groups: list[dict[str, Any]] = [{"params": list(self.fc.parameters()), "lr": config.lr}]

@@ -59,7 +59,8 @@ class ProtoPoolHead(PrototypeHead):
     on drawing at random (the repair is CaBRNet's); cluster and separation terms are the minima
     themselves, see `nearest`. With "cosine", the default here, the focal similarity is
     ``max - mean`` of the cosines, as the paper writes it; with "l2" that of the code,
-    ``g(min d) - g(mean d)``, ``g(d) = log((d + 1) / (d + 1e-4))``.
+    ``g(min d) - g(mean d)``, ``g(d) = log((d + 1) / (d + 1e-4))``. On a frozen
+    backbone the subtracted mean can cost accuracy on new images (benchmarks/README, of flowers17).
 
     Besides the attributes of `PrototypeHead` it has ``assignment`` ``[K, slots, M]``, the choices'
     logits, and ``last``, the linear layer on ``K · slots`` slots.

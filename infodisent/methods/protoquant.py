@@ -105,6 +105,10 @@ class ProtoQuantHead(Head):
         """Probabilities of a few codes at every pixel, ``[P, n]`` float32."""
         return self.pool(pixels[:, None], input_fmt="NLC").pos[:, units].float()
 
+    def ignored(self, multilabel: bool) -> tuple[str, ...]:
+        """The codebook does not train."""
+        return (*super().ignored(multilabel), "rotation_lr")
+
     def stages(self, config: TrainingOptions) -> tuple[Stage, ...]:
         """The weights alone, once `start_stage` has made the codebook."""
         group = {"params": list(self.fc.parameters()), "lr": config.lr}

@@ -228,6 +228,10 @@ class ProtoTreeHead(SoftTreeHead):
 
     # -- training ---------------------------------------------------------------------------------
 
+    def ignored(self, multilabel: bool) -> tuple[str, ...]:
+        """Everything trains at `rotation_lr`; leaves are counted."""
+        return (*super().ignored(multilabel), "lr")
+
     def stages(self, config: TrainingOptions) -> tuple[Stage, ...]:
         """Layer, prototypes and decisions; of "cosine" then all but the prototypes, as patches."""
         layer = {"params": list(self.add_on.parameters()), "lr": config.rotation_lr}

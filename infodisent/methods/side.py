@@ -142,6 +142,10 @@ class SideLikeHead(InfoDisentHead):
         self.kept.fill_(False).scatter_(1, best.indices, best.values > 0)
         self.after_step()
 
+    def ignored(self, multilabel: bool) -> tuple[str, ...]:
+        """What the loss leaves alone, unless it is the objective; weights are in the penalty."""
+        return () if multilabel else ("label_smoothing",)
+
     def loss(
         self,
         objective: Objective,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infodisent import ranks
 from infodisent.backbones.geometry import crop_geometry
 from infodisent.backbones.preprocess import transform_from
 from infodisent.data.annotations import Annotations, mask_in_input, points_in_input
@@ -20,6 +21,8 @@ _BATCH = 16
 
 class AnnotatedImages:
     """Batches of the images that are annotated, as the backbone is fed.
+
+    Of several processes (`infodisent.ranks`) each reads a part of them.
 
     Args:
         known: the annotations.
@@ -57,7 +60,8 @@ class AnnotatedImages:
         return len(self.found)
 
     def __iter__(self) -> Iterator[AnnotatedBatch]:
-        for start in range(0, len(self.found), _BATCH):
+        starts = list(enumerate(range(0, len(self.found), _BATCH)))
+        for number, start in ranks.share(starts):
             rows = []
             for position, at in self.found[start : start + _BATCH]:
                 try:
@@ -68,7 +72,7 @@ class AnnotatedImages:
                 images, keypoints, masks, labels = (
                     torch.stack(column) for column in zip(*rows, strict=True)
                 )
-                yield AnnotatedBatch(images, labels, keypoints, masks)
+                yield AnnotatedBatch(images, labels, keypoints, masks, number)
 
     def _read(self, position: int, at: int) -> tuple[Tensor, Tensor, Tensor]:
         config = self._config

@@ -13,6 +13,9 @@ import torch
 
 from infodisent.data.annotation_formats import read_annotations
 from infodisent.data.annotations import Annotations
+from infodisent.data.archives import without_place
+from infodisent.data.records import Reading
+from infodisent.data.tar_index import INDEX
 from infodisent.evaluation.beside import Beside, chosen_methods, explain_beside
 from infodisent.explanations.prototypes import relocate
 from infodisent.explanations.request import class_named
@@ -69,6 +72,7 @@ def write_beside(
     class_name: str | None = None,
     wrong_only: bool = False,
     images_root: str | os.PathLike[str] | None = None,
+    reading: Reading | None = None,
     module: Architecture | None = None,
     progress: bool = True,
 ) -> BesideFiles:
@@ -83,6 +87,7 @@ def write_beside(
         annotations: "KIND:FOLDER" of the objects' masks, see `infodisent.data.annotation_formats`.
         wrong_only: of the held-out images only those that are predicted wrongly.
         images_root: where the run's images are now, if they were moved.
+        reading: splits and columns of data sets among `names`.
         module: as for `infodisent.training.run.open_run`.
         progress: show a progress bar.
 
@@ -99,7 +104,9 @@ def write_beside(
     if names is None:
         files = _held_out(loaded, run, limit, wrong_only, images_root)
     else:
-        sources = find_sources(names, loaded.classes, command="explain")
+        sources = find_sources(
+            names, loaded.classes, command="explain", reading=reading, index=run.folder / INDEX
+        )
         files = [item.path for item in limited(sources, limit)]
     written = BesideFiles(Path(out) / FOLDER)
     options: dict[str, Any] = {"class_name": class_name, "methods": chosen}
@@ -158,5 +165,5 @@ def _mask(known: Annotations | None, file: str) -> torch.Tensor | None:
 
 
 def _name(number: int, file: str) -> str:
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(file).stem)[:60] or "image"
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(without_place(file)).stem)[:60] or "image"
     return f"{number:03d}-{stem}.png"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from infodisent import ranks
 from infodisent.backbones.preprocess import transform_from
 from infodisent.data.annotation_formats import read_annotations
+from infodisent.data.archives import is_there
 from infodisent.data.images import ImageDataset
 from infodisent.data.store import FeatureStore
 from infodisent.evaluation.annotated import judge_annotated
@@ -99,7 +101,7 @@ def judge_run(
         raise ValueError(f"judge: {run.folder} has no held-out images")
     shown = _drawn(test, pictures, seed)
     files = relocate(store.files, run.metrics["images"]["root"], images_root)
-    if len(shown) and not any(os.path.isfile(files[i]) for i in shown.tolist()):
+    if len(shown) and not any(is_there(files[i]) for i in shown.tolist()):
         raise FileNotFoundError(
             f"judge: the pictures are not where they were, such as {files[int(shown[0])]}; say "
             "where with --images-root, or leave their figures out with --pictures 0"
@@ -246,9 +248,11 @@ def _annotated(
 
 
 def _notes_of(images: AnnotatedImages) -> list[str]:
-    notes = [f"left out: {reason}" for reason in dict.fromkeys(images.unreadable)]
-    if images.sources:
-        of = ", ".join(f"{count} from {source}" for source, count in images.sources.items())
+    unreadable = (reason for reasons in ranks.everyones(images.unreadable) for reason in reasons)
+    notes = [f"left out: {reason}" for reason in dict.fromkeys(unreadable)]
+    sources = sum(ranks.everyones(images.sources), Counter[str]())
+    if sources:
+        of = ", ".join(f"{count} from {source}" for source, count in sources.items())
         notes.append(f"masks of objects: {of}")
     return notes
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from infodisent.backbones.preprocess import to_picture, transform_from
+from infodisent.data.archives import without_place
 from infodisent.data.pictures import load_picture, reading_options
 from infodisent.explanations.drawing import heat_overlay as heat_overlay
 
@@ -77,7 +78,7 @@ class Pictures:
         image = shrink(Image.new("RGB", (width, height), (206, 208, 212)), self._side)
         draw = ImageDraw.Draw(image)
         # Pillow's own font may have Latin letters only; a name must not be able to break a report.
-        name = PurePath(path).name.encode("ascii", "backslashreplace").decode()
+        name = PurePath(without_place(path)).name.encode("ascii", "backslashreplace").decode()
         lines = [name[i : i + 14] for i in range(0, len(name), 14)][:4]
         draw.multiline_text(
             (image.width / 2, image.height / 2),

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from infodisent.data.archives import without_place
+from infodisent.data.records import Reading
+from infodisent.data.tar_index import INDEX
 from infodisent.explanations.evidence import Explanation
 from infodisent.explanations.predictions import predict_images
 from infodisent.explanations.prototypes import Prototypes, relocate
@@ -169,6 +172,7 @@ def report_sources(
     top_opposing: int = 2,
     intensity_range: tuple[float, float] | None = None,
     page: int | None = None,
+    reading: Reading | None = None,
     module: Architecture | None = None,
     progress: bool = True,
     **extras: Any,
@@ -183,6 +187,7 @@ def report_sources(
         more: how to get the rest, ``{}`` for how many there are.
         wrong_only: only images that the model gets wrong; their folders must name their classes.
         intensity_range, page: how files are read, see `infodisent.data.pictures.load_picture`.
+        reading: splits and columns of data sets among them.
         images_root, class_name, top, top_opposing, module, progress, extras: see
             `report_held_out`.
 
@@ -197,11 +202,12 @@ def report_sources(
     check_folder(out, "explain")
     loaded, prototypes, run = open_run(folder, module=module)
     single = loaded.task == "multiclass"
-    sources = find_sources(names, loaded.classes if single else (), command="explain")
+    classes, index = loaded.classes if single else (), run.folder / INDEX
+    sources = find_sources(names, classes, command="explain", reading=reading, index=index)
     for line in sources.notices():
         say(progress, line)
     failures: list[str] = []
-    reading: dict[str, Any] = {"intensity_range": intensity_range, "page": page}
+    decoding: dict[str, Any] = {"intensity_range": intensity_range, "page": page}
     if wrong_only:
         if not sources.known:
             raise ValueError(
@@ -214,7 +220,7 @@ def report_sources(
             classes=loaded.classes,
             true_names=[item.true_name for item in sources.items],
             transform=loaded.transform,
-            **reading,
+            **decoding,
             progress=progress,
         )
         failures = [p.error for p in judged if p.error]
@@ -241,7 +247,7 @@ def report_sources(
         top_opposing=top_opposing,
         progress=progress,
         run=run,
-        **reading,
+        **decoding,
         **extras,
     )
     return written, failures + unreadable
@@ -359,5 +365,7 @@ def _draw(
 
 
 def _figure_name(number: int, explanation: Explanation) -> str:
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(explanation.path).stem)[:60] or "image"
+    stem = (
+        re.sub(r"[^A-Za-z0-9_-]+", "-", Path(without_place(explanation.path)).stem)[:60] or "image"
+    )
     return f"{number:03d}-{stem}.png"

@@ -1,4 +1,4 @@
-"""What people name on a command line, files, folders and patterns, as images with their classes."""
+"""What people name on a command line as images with their classes: files, folders, data sets."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from infodisent.data.archives import member_of
 from infodisent.data.images import EXTENSIONS
+from infodisent.data.readers import read_records, reader_of
+from infodisent.data.records import Reading, named_rows
 
 
 class Source(NamedTuple):
@@ -61,9 +63,16 @@ class Sources:
 
 
 def find_sources(
-    names: Sequence[str | os.PathLike[str]], classes: Sequence[str] = (), *, command: str
+    names: Sequence[str | os.PathLike[str]],
+    classes: Sequence[str] = (),
+    *,
+    command: str,
+    reading: Reading | None = None,
+    index: Path | None = None,
 ) -> Sources:
     """The images behind files, folders (recursively) and patterns such as ``photos/**/*.jpg``.
+
+    Of data sets, see `infodisent.data.readers`, all splits are taken unless `reading` names one.
 
     A file that is named is taken whatever its ending, and even if it is missing: whoever reads it
     says so. The true class of an image is the folder above it that is called as a class: any folder
@@ -74,6 +83,7 @@ def find_sources(
         names: files, folders, patterns.
         classes: of the model.
         command: whose arguments they are, for messages.
+        reading, index: of data sets, see `infodisent.data.readers.read_records`.
 
     Raises:
         ValueError: an address of the network, a pattern that nothing matches, or no image at all.
@@ -83,7 +93,7 @@ def find_sources(
     wanted = set(classes)
     unclassed: list[str] = []
     for name in [os.fspath(name) for name in names]:
-        for path, above, below in _expand(name, result.left_out, command):
+        for path, above, below in _expand(name, result.left_out, command, reading, index):
             # a folder that is linked is the same folder; a linked file may be in another class
             key = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
             if key in seen:
@@ -101,19 +111,28 @@ def find_sources(
             f"{len(EXTENSIONS) - 4} others that Pillow opens)"
         )
     if result.known:
-        result.strangers = Counter(unclassed)
+        result.strangers = Counter(name for name in unclassed if name)
     return result
 
 
 def _expand(
-    name: str, left_out: Counter[str], command: str
+    name: str,
+    left_out: Counter[str],
+    command: str,
+    reading: Reading | None,
+    index: Path | None,
 ) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Files behind one argument: path, the folder that was named, the folders below that one."""
     if "://" in name:
         raise ValueError(
             f"{command}: {name!r} is an address; nothing is fetched, save the picture to a file"
         )
-    if os.path.isdir(name):
+    records = read_records(name, reading, index=index)
+    if records is not None:
+        left_out.update({why: count for why, count in records.left_out.items() if count})
+        for path, label in named_rows(records, reading):
+            yield path, "", () if label is None else (label,)
+    elif os.path.isdir(name):
         yield from _below(name, left_out)
     elif os.path.exists(name) or member_of(name) or not glob.has_magic(name):
         yield name, _folder_of(name), ()
@@ -122,8 +141,8 @@ def _expand(
         if not matches:
             raise ValueError(f"{command}: no file matches {name!r}")
         for match in matches:
-            if os.path.isdir(match):
-                yield from _below(match, left_out)
+            if os.path.isdir(match) or reader_of(match) is not None:
+                yield from _expand(match, left_out, command, reading, index)
             elif _is_image(match):
                 yield match, _folder_of(match), ()
             else:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from infodisent.data.archives import without_place
 from infodisent.explanations.evidence import Box, DecisionEvidence, Explanation, cell_box
 from infodisent.explanations.prototypes import Prototype, Prototypes
 
@@ -149,7 +150,7 @@ def short_name(path: str) -> str:
 
     Bytes of a name that are no text are written as ``\\udcff``.
     """
-    name = "/".join(PurePath(path).parts[-2:]) if path else "picture"
+    name = "/".join(PurePath(without_place(path)).parts[-2:]) if path else "picture"
     return name.encode("utf-8", "backslashreplace").decode()
 
 

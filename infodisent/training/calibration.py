@@ -20,12 +20,18 @@ from infodisent import ranks
 from infodisent.backbones.backbone import evaluating
 from infodisent.backbones.preprocess import transform_config, transform_from
 from infodisent.classifier import InfoDisentClassifier
+from infodisent.data.augmentation import VIEWS, Augmentation, Augmenter, Copy, CopyDataset
 from infodisent.data.encoding import DTYPES, FLOAT8, computed_dtype
 from infodisent.data.pictures import load_picture
 from infodisent.data.shards import CACHED
 from infodisent.methods import Head
 from infodisent.methods.stages import LoopOptions, Stage
-from infodisent.training.plan import Job, Rates
+from infodisent.training.config import FitConfig
+from infodisent.training.fit import new_head
+from infodisent.training.footprint import peak_bytes
+from infodisent.training.objective import Objective
+from infodisent.training.plan import Job, Passes, Rates
+from infodisent.training.steps import Step, Tools, adamw, grad_scaler
 
 SECONDS = 3.0
 """Each rate is measured for."""
@@ -61,7 +67,8 @@ def measure_rates(
         OSError: the folder cannot be written to.
     """
     known, device = dict(given or {}), model.head.device
-    count = max(1, job.batch_size // job.devices)
+    count = max(1, min(job.batch_size, job.train) // job.devices)
+    memory: list[int] = []
     maps = torch.rand(count, job.pixels, job.channels)
     maps = maps.to(device, COMPUTED[job.item_bytes])
 
@@ -71,14 +78,16 @@ def measure_rates(
     measured: dict[str, Callable[[], float]] = {
         "decode": lambda: _decoding(model, pictures, seconds),
         "forward": lambda: _backbone(model, seconds),
-        "step": lambda: _step_rate(model.head, maps, seconds),
+        "step": lambda: _step_rate(model.head, maps, seconds, memory),
         "pool": lambda: _rate(torch.inference_mode()(forward), count, seconds, device),
         "probe": lambda: _probe(job, seconds),
     }
-    if any(fixed for _, fixed in job.stages):
+    if all(stage.fixed for stage in job.stages):  # no step pools
+        measured["step"] = lambda: _fixed_step_rate(model.head, job, seconds)
+    elif any(stage.fixed for stages in job.trainings for stage in stages):
         measured["fixed_step"] = lambda: _fixed_step_rate(model.head, job, seconds)
-        if all(fixed for _, fixed in job.stages):  # no step pools
-            measured["step"] = measured.pop("fixed_step")
+    if job.copies:
+        measured["copy"] = lambda: _copying(model, pictures, seconds)
     for name, measure in measured.items():
         if name not in known:
             say(name)
@@ -89,7 +98,12 @@ def measure_rates(
         write, read = _disk(folder)
         known = {"write": write, "read": read, **known}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Rates(**known, cores=cores or 1, shared=device.type == "cpu")
+    return Rates(
+        **known,
+        cores=cores or 1,
+        shared=device.type == "cpu",
+        step_bytes=max(memory, default=0) or None,
+    )
 
 
 def _backbone(model: InfoDisentClassifier, seconds: float) -> float:
@@ -128,23 +142,50 @@ def _rate(run: Callable[[], object], count: int, seconds: float, device: torch.d
 
 def _decoding(model: InfoDisentClassifier, pictures: Sequence[str], seconds: float) -> float:
     transform = transform_from(transform_config(model.backbone))
-    some: list[str | bytes] = list(pictures[:: max(1, len(pictures) // 32)]) or [_photograph()]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a process that decodes
-    try:
+    some: list[str | bytes] = list(pictures[:: max(1, len(pictures) // 32)]) or [photograph()]
+
+    def run() -> None:
+        for picture in some:
+            transform(load_picture(picture).image)
+
+    return _rate_of_one_thread(run, len(some), seconds)
+
+
+def _copying(model: InfoDisentClassifier, pictures: Sequence[str], seconds: float) -> float:
+    """Augmented copies a second, in pairs of views, each of a picture that is read for it."""
+    config = transform_config(model.backbone)
+    augmenter = Augmenter(config, Augmentation())
+    with tempfile.TemporaryDirectory() as folder:
+        some = list(pictures[:: max(1, len(pictures) // 16)])
+        if not some:
+            file = Path(folder) / "photograph.jpg"
+            file.write_bytes(photograph())
+            some = [str(file)]
+        copies = [
+            Copy(path, (0, at), view) for at, path in enumerate(some) for view in range(VIEWS)
+        ]
+        made = CopyDataset(copies, config, augmenter)
 
         def run() -> None:
-            for picture in some:
-                transform(load_picture(picture).image)
+            for number in range(len(copies)):
+                made[number]
 
-        return _rate(run, len(some), seconds, torch.device("cpu"))
+        return _rate_of_one_thread(run, len(copies), seconds)
+
+
+def _rate_of_one_thread(run: Callable[[], object], count: int, seconds: float) -> float:
+    """Items a second, as in a process that decodes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _rate(run, count, seconds, torch.device("cpu"))
     finally:
         torch.set_num_threads(threads)
 
 
-def _photograph() -> bytes:
-    """A JPEG file with the detail of a photograph: noise of every scale."""
-    random = np.random.default_rng(0)
+def photograph(seed: int = 0) -> bytes:
+    """A JPEG file of 500 x 375 pixels with the detail of a photograph: noise of every scale."""
+    random = np.random.default_rng(seed)
     scales = [
         np.asarray(
             Image.fromarray(random.integers(0, 256, (h, w, 3), np.uint8)).resize((500, 375)),
@@ -158,40 +199,72 @@ def _photograph() -> bytes:
     return file.getvalue()
 
 
-def training_step(head: Head) -> Callable[[Tensor], None]:
-    """A training step of the first stage that has the pool in it, on maps ``[n, P, C]``.
-
-    Of several processes each brings its part of the maps, see `infodisent.ranks`. Of a head whose
-    pool is fixed in every stage, a step of the first stage with the pool before it.
+class _GivenMaps:
+    """What a `Step` asks of a training's maps, where they are given: labels, and the rows as they
+    are.
     """
-    stages = trained_stages(head)
-    stage = next((stage for stage in stages if not stage.pool_is_fixed), stages[0])
-    optimizer = torch.optim.AdamW([dict(group) for group in stage.groups], weight_decay=0.0)
 
-    def step(maps: Tensor) -> None:
-        if ranks.world() > 1:
-            logits = head.classify(ranks.gathered(head.pool(maps, input_fmt="NLC").pooled))
-        else:
-            logits = head(maps, input_fmt="NLC")
-        labels = torch.arange(len(logits), device=logits.device) % head.num_classes
-        loss = nn.functional.cross_entropy(logits, labels)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        ranks.average_gradients(stage.parameters())
-        optimizer.step()
-        head.after_step()
+    def __init__(self, images: int, classes: int) -> None:
+        self.store, self.labels = self, torch.arange(images) % classes
+
+    def made(
+        self,
+        rows: Tensor,  # [n, P, C]
+    ) -> Tensor:
+        return rows
+
+
+def training_step(head: Head) -> Callable[[Tensor], object]:
+    """A training step, `Step`, on maps ``[n, P, C]``: of the first stage that has the pool in it.
+
+    The maps are n / 2 images where that stage compares two views. Of several processes each brings
+    its part of the maps, as many as the others, see `infodisent.ranks`. Of a head whose pool is
+    fixed in every stage, a step of the first stage with the pool before it.
+    """
+    stage = pooling_stage(head)
+    steps: dict[int, Step] = {}
+
+    def step(maps: Tensor) -> object:
+        images = len(maps) * ranks.world() // stage.views
+        if images not in steps:
+            steps[images] = _step(head, stage, images)
+        return steps[images](0.5, torch.arange(images), maps, None)
 
     return step
+
+
+def _step(head: Head, stage: Stage, images: int) -> Step:
+    """A step of the stage as it is in the middle, of images of all classes in turn."""
+    config, maps, options = FitConfig(), _GivenMaps(images, head.num_classes), LoopOptions()
+    groups = [{k: v for k, v in group.items() if k != "rate"} for group in stage.groups]
+    optimizer = adamw(groups, head.device)
+    constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    tools = Tools(optimizer, constant, grad_scaler(config, head.device))
+    return Step(head, maps, Objective(False), options, config, stage, tools)  # type: ignore[arg-type]
 
 
 def _step_rate(
     head: Head,
     maps: Tensor,  # [n, P, C]
     seconds: float,
+    memory: list[int],
 ) -> float:
-    """Images a second of training steps; of a copy of the head, which stays as it is."""
-    step = training_step(copy.deepcopy(head).train())
-    return _rate(lambda: step(maps), len(maps), seconds, maps.device)
+    """Maps a second of training steps, of n images; of a copy of the head, which stays as it is.
+
+    `memory`: where the bytes that a step needs besides are put, if the system tells.
+    """
+    head = copy.deepcopy(head).train()
+    rows = maps.repeat(pooling_stage(head).views, 1, 1)
+    few, step = rows[: 2 * pooling_stage(head).views], training_step(head)
+    rate: list[float] = []
+    # of all steps: what they give back, the allocator does not give back at once
+    used = peak_bytes(
+        lambda: rate.append(_rate(lambda: step(rows), len(rows), seconds, maps.device)),
+        maps.device,
+        lambda: step(few),
+    )
+    memory += [] if used is None else [used]
+    return rate[0]
 
 
 def trained_stages(head: Head) -> list[Stage]:
@@ -199,22 +272,50 @@ def trained_stages(head: Head) -> list[Stage]:
     return [stage for stage in head.stages(LoopOptions()) if stage.parameters()]
 
 
+def pooling_stage(head: Head) -> Stage:
+    """The first stage whose steps pool, or the first."""
+    stages = trained_stages(head)
+    return next((stage for stage in stages if not stage.pool_is_fixed), stages[0])
+
+
+def passes_of(head: Head, epochs: int | None = None) -> tuple[Passes, ...]:
+    """Its stages, for `Job`; `epochs`: as `FitConfig` has them."""
+    stages = trained_stages(head)
+    # a method's only stage takes the number that is given, though it has one of its own
+    own = epochs if len(stages) == 1 else None
+    return tuple(Passes(own or s.epochs, s.pool_is_fixed, s.views) for s in stages)
+
+
+def compared_heads(head: Head) -> list[Head]:
+    """Those that `infodisent.training.run.fit` trains for comparison."""
+    return [
+        new_head(
+            head.in_features,
+            head.num_classes,
+            0,
+            method=head.method,
+            **{**head.options(), **changes},
+        ).to(head.device)
+        for changes in head.ablations().values()
+    ]
+
+
 def _fixed_step_rate(head: Head, job: Job, seconds: float) -> float:
-    """Images a second of training steps on pooled units, all of a step's; of a copy of the head."""
-    head = copy.deepcopy(head).train()
-    stage = next(stage for stage in trained_stages(head) if stage.pool_is_fixed)
-    optimizer = torch.optim.AdamW([dict(group) for group in stage.groups], weight_decay=0.0)
+    """Images a second of training steps on pooled units, all of a step's.
+
+    Of a copy of the head, or where its pool is fixed in no stage, of one that it is compared with.
+    """
+    with_fixed = [
+        (one, stage)
+        for one in (copy.deepcopy(head), *compared_heads(head))
+        for stage in trained_stages(one)
+        if stage.pool_is_fixed
+    ]
+    head, stage = with_fixed[0]
+    head.train()
     units = torch.rand(job.batch_size, head.num_features, device=head.device)
-    labels = torch.arange(len(units), device=head.device) % head.num_classes
-
-    def step() -> None:
-        loss = nn.functional.cross_entropy(head.classify(units), labels)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        head.after_step()
-
-    return _rate(step, len(units), seconds, head.device)
+    step, positions = _step(head, stage, len(units)), torch.arange(len(units))
+    return _rate(lambda: step(0.5, positions, None, units), len(units), seconds, head.device)
 
 
 def _probe(job: Job, seconds: float) -> float:

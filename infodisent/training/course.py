@@ -126,7 +126,7 @@ class Course:
         self._restore_best()
 
     def _watch(self, number: int, first: int) -> None:
-        """A stage begins with epoch `first`: from there patience counts, if the stage has any."""
+        """A stage begins with epoch `first`: from there the best is sought, if patience counts."""
         self._since = first
         self._patience = self._config.patience if stops_early(self._stages, number) else None
 
@@ -136,7 +136,7 @@ class Course:
         """A stage, or the part of the last one that begins with epoch `first`, if any is left."""
         if len(self.history) >= first + count:
             return
-        if stopped(self.history[self._since :], self._patience):
+        if stopped(self.history[first:], self._patience):
             return
         training.stage(
             self._stages[number],
@@ -145,7 +145,6 @@ class Course:
             self._saved,
             more=more,
             patience=self._patience,
-            since=self._since,
         )
 
     def _restore_best(self) -> None:

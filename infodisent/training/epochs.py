@@ -24,7 +24,7 @@ from infodisent.training.meter import Meter, Report
 from infodisent.training.objective import Objective, draw_epoch
 from infodisent.training.schedule import scheduler
 from infodisent.training.state import SavedState
-from infodisent.training.steps import Step, Tools, grad_scaler
+from infodisent.training.steps import Step, Tools, adamw, grad_scaler
 from infodisent.training.validation import stopped, validate
 
 History = list[dict[str, float]]
@@ -68,7 +68,6 @@ class Training:
         *,
         more: bool = False,
         patience: int | None = None,
-        since: int = 0,
     ) -> None:
         """Run the epochs of a stage that are left.
 
@@ -78,8 +77,7 @@ class Training:
             epochs: how many it has; the rate's schedule is over these.
             saved: where an interrupted run stopped.
             more: these epochs go on with a stage that had ended, from its weights.
-            patience: end where the validation loss does not fall for so long.
-            since: the first epoch that counts for patience.
+            patience: end where the validation loss does not fall for so many of these epochs.
         """
         head, begun = self.head, len(self.history) - first
         steps = math.ceil(len(self.train) / self.config.batch_size)
@@ -99,7 +97,7 @@ class Training:
         held = pool_features(head, store, scored) if fixed and len(scored) else None
         with _training_only(head, stage.parameters()):
             for epoch in range(begun, epochs):
-                if stopped(self.history[since:], patience):
+                if stopped(self.history[first:], patience):
                     break
                 figures = self._run_epoch(stage, first, epoch, epochs, pooled, tools)
                 if len(scored):
@@ -107,7 +105,7 @@ class Training:
                         figures |= validate(head, store, scored, self.objective, held)
                 # a last digit that differs on another processor must not make one stop earlier
                 self.history.append(ranks.told(figures))
-                if epoch + 1 == epochs or stopped(self.history[since:], patience):
+                if epoch + 1 == epochs or stopped(self.history[first:], patience):
                     tools.settle()
                 self.keep(tools)
 
@@ -116,9 +114,7 @@ class Training:
         groups = self._groups(stage)
         rates = [group.pop("rate", stage.rate) for group in groups]
         scaler = grad_scaler(self.config, self.head.device)
-        # the fused one asks no GPU whether a gradient in float16 was finite
-        fused = True if scaler.is_enabled() else None
-        optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=fused)
+        optimizer = adamw(groups, self.head.device, scaler.is_enabled())
         if saved is not None:
             saved.restore_optimizer(optimizer)
             saved.restore_scaler(scaler)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from infodisent.methods import DEFAULT, Head, build_head
 from infodisent.methods.stages import TrainingStatistics
 from infodisent.progress import bar
 from infodisent.training.config import FitConfig
-from infodisent.training.course import Course
+from infodisent.training.course import Course, stops_early
 from infodisent.training.epochs import Training as _Training
 from infodisent.training.maps import LiveMaps, Maps, StoredMaps
 from infodisent.training.objective import class_counts, class_pull, objective
@@ -101,9 +102,10 @@ def fit_head(
             ``config.backbone_lr``. It is trained in place, and its state is in `state`.
         state: a file for the state after every epoch. If it exists, training goes on from it, in
             the stage where it stopped, and ends exactly where an uninterrupted run ends; a state of
-            other options is refused. A *finished* run goes on if ``config.epochs`` is larger: the
-            added epochs start from its weights (the best, under `patience`) with a new optimiser
-            and a schedule of their own, which is not what one run of so many epochs gives.
+            other options is refused. A *finished* run goes on, up to ``config.epochs``, if that is
+            larger than it was, also one that `patience` ended: the added epochs start from its
+            weights (the best, under `patience`, which counts anew) with a new optimiser and a
+            schedule of their own, which is not what one run of so many epochs gives.
         callbacks: called after every epoch that is trained here, in order; of several processes
             by the leading one. TensorBoard::
 
@@ -129,6 +131,9 @@ def fit_head(
         ValueError: the head does not fit the store, there are no training images, the method needs
             `views` or does not learn several labels, the loss is not finite, `state` belongs to
             another run, or an option does not fit the images.
+
+    Warns:
+        UserWarning: an option was given that the method has no use for, see `Head.ignored`.
     """  # noqa: E501
     config = config or FitConfig()
     if head.num_classes != len(store.classes):
@@ -141,6 +146,7 @@ def fit_head(
         )
     if store.task == "multilabel" and not head.multilabel:
         raise ValueError(f"fit_head: {head.title} does not learn images with several labels")
+    _warn_of_ignored(head, config, store.task == "multilabel")
     train = store.indices("train") if train is None else train
     if not len(train):
         raise ValueError("fit_head: there are no training images")
@@ -171,7 +177,8 @@ def fit_head(
     schedule = [(stage.name, own or stage.epochs or epochs) for stage in stages]
     run = identity(head, store, given, config, schedule, recipe, maps.made_from(stages))
     if saved is not None:
-        saved.check(run)
+        early = stops_early(stages, len(stages) - 1)
+        saved.check(run, config.patience if early else None)
         saved.restore_head(head, maps.module)
     elif loss.multilabel:
         positive = class_counts(store, train)
@@ -207,6 +214,18 @@ def fit_head(
         display.update(course.task, completed=course.total * steps)
     training.finish()
     return course.history
+
+
+def _warn_of_ignored(head: Head, config: FitConfig, multilabel: bool) -> None:
+    """Of options that were given and do nothing."""
+    usual = FitConfig()
+    given = [
+        f"{name} ({getattr(config, name)})"
+        for name in head.ignored(multilabel)
+        if getattr(config, name) != getattr(usual, name)
+    ]
+    if given and ranks.leads():
+        warnings.warn(f"fit_head: {head.title} has no use for {', '.join(given)}", stacklevel=3)
 
 
 def _as_version_01(config: FitConfig) -> FitConfig:

@@ -332,10 +332,13 @@ class LiveStore(FeatureStore):
         """None: what the files hold was made before."""
         del threads
 
-    def average(self) -> Tensor:
+    def average(
+        self,
+        indices: Tensor | None = None,  # [n] int64
+    ) -> Tensor:
         """See `FeatureStore.average`."""
-        parts = torch.arange(len(self)).split(64)
-        return torch.cat([self.gather(part).mean(1).cpu() for part in parts])
+        indices = torch.arange(len(self)) if indices is None else indices
+        return torch.cat([self.gather(part).mean(1).cpu() for part in indices.split(64)])
 
 
 def state_of(head: nn.Module, maps: Maps) -> dict[str, Tensor]:

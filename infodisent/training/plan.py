@@ -15,6 +15,10 @@ EVALUATIONS = 120
 """Of loss and gradient that the linear probe's L-BFGS takes: 60 to 300 on the sets at hand."""
 LOGIT_BYTES = 2
 ROW = 4
+HELD = 5
+"""Batches in memory at most: two that are ready and one that is being read, see
+`infodisent.data.reader`, and when a step asks for the next one, that and the one before. An epoch
+of fewer holds its own and the last one of the epoch before."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +28,17 @@ class Rates:
     Attributes:
         decode: images that one process decodes and resizes.
         forward: images through the backbone, a device.
-        step: images of training steps on maps in memory, a device.
+        step: maps of training steps, in memory, a device; of an image with two views, two.
         fixed_step: images of training steps on units that were pooled before, which every device
             takes all of; None for as many as `step`. See `Stage.pool_is_fixed`.
+        copy: augmented copies that one process decodes and makes; None for as many as `decode`.
         pool: images through the head, a device: evaluation and the search for prototypes.
         probe: rows of one evaluation of the linear probe.
         read, write: bytes of the disk.
         cores: processors; where `shared`, decoding takes them from the backbone.
         shared: the device is the processor itself.
+        step_bytes: of memory, that a step needs besides its maps and weights, the optimiser's
+            moments among it; None for as much as the gradient and two moments.
     """
 
     decode: float
@@ -44,17 +51,39 @@ class Rates:
     cores: int = 1
     shared: bool = False
     fixed_step: float | None = None
+    copy: float | None = None
+    step_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.fixed_step is not None and not 0 < self.fixed_step < math.inf:
-            raise ValueError(
-                f"Rates: fixed_step is {self.fixed_step}, must be finite and > 0, or None"
-            )
+        for name in ("fixed_step", "copy", "step_bytes"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"Rates: {name} is {value}, must be finite and > 0, or None")
         for name in ("decode", "forward", "step", "pool", "probe", "read", "write"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise ValueError(f"Rates: {name} is {value}, must be finite and > 0")
         check_positive("Rates", "cores", self.cores)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """A stage of a training, as far as its cost goes, see `infodisent.methods.stages.Stage`.
+
+    Attributes:
+        epochs: passes over the training images; None for `Job.passes`.
+        fixed: its pool is: all images are pooled once, and the steps read no maps.
+        views: maps of every image in a step: 1 or 2.
+    """
+
+    epochs: int | None = None
+    fixed: bool = False
+    views: int = 1
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None:
+            check_positive("Passes", "epochs", self.epochs)
+        check_positive("Passes", "views", self.views)
 
 
 @dataclass(frozen=True)
@@ -72,12 +101,13 @@ class Job:
             what `FitConfig` takes.
         devices: that work at the same time, each a process of its own.
         workers: processes that decode, a device; 0 decodes in a thread beside the backbone.
-        trainings: heads that train: 2 where the same without rotation is compared.
         probe: a linear probe is fitted.
-        units: M of the head.
         parameters: of the head.
-        stages: of the training: its passes over maps, None for `passes`, and whether its pool is
-            fixed: then all are pooled once, and the steps read no maps.
+        stages: of the training.
+        compared: stages of every other head that trains for comparison, such as the same without
+            rotation.
+        view_pairs: pairs of augmented copies of every training image that are stored, where a stage
+            compares two views.
     """
 
     train: int
@@ -91,14 +121,15 @@ class Job:
     epochs: int | None = None
     devices: int = 1
     workers: int = 0
-    trainings: int = 1
     probe: bool = True
-    units: int = 0
     parameters: int = 0
-    stages: tuple[tuple[int | None, bool], ...] = ((None, False),)
+    stages: tuple[Passes, ...] = (Passes(),)
+    compared: tuple[tuple[Passes, ...], ...] = ()
+    view_pairs: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("train", "channels", "pixels", "classes", "batch_size", "devices"):
+        sizes = ("train", "channels", "pixels", "classes", "batch_size", "devices", "view_pairs")
+        for name in sizes:
             check_positive("Job", name, getattr(self, name))
 
     @property
@@ -107,10 +138,34 @@ class Job:
         return self.train + self.held_out
 
     @property
+    def trainings(self) -> tuple[tuple[Passes, ...], ...]:
+        """Stages of every head that trains."""
+        return (self.stages, *self.compared)
+
+    @property
+    def views(self) -> int:
+        """Maps of an image in the steps of the stage that has most."""
+        return max(stage.views for stages in self.trainings for stage in stages)
+
+    @property
+    def copies(self) -> int:
+        """Augmented copies that are stored."""
+        return self.views * self.view_pairs * self.train if self.views > 1 else 0
+
+    @property
+    def map_bytes(self) -> int:
+        """Of one map in the store."""
+        return self.item_bytes * self.channels * self.pixels
+
+    @property
     def image_bytes(self) -> int:
-        """Of one image in the store."""
-        maps = self.item_bytes * self.channels * self.pixels
-        return maps + LOGIT_BYTES * self.original_classes
+        """Of one image in the store: its map and its logits."""
+        return self.map_bytes + LOGIT_BYTES * self.original_classes
+
+    @property
+    def store_bytes(self) -> int:
+        """Of everything that is stored."""
+        return self.images * self.image_bytes + self.copies * self.map_bytes
 
     @property
     def passes(self) -> int:
@@ -143,9 +198,10 @@ class Plan:
     Attributes:
         job: it is of.
         store: bytes on the disk.
-        memory: bytes that every process needs besides torch and the backbone: batches in flight,
-            and the head with its gradient and the optimiser's two moments.
-        epoch: seconds of one pass of the training.
+        memory: bytes that every process needs for training besides torch and the backbone:
+            batches (`HELD`), the head, what a step needs, and weights and moments once more, for
+            the state that is written.
+        epoch: seconds of one pass of the training over maps, in as many views as it has.
         stages: in their order.
     """
 
@@ -168,60 +224,68 @@ def plan(job: Job, rates: Rates) -> Plan:
     of them; where decoding shares the processors with the backbone, their work adds up. Disks are
     taken as shared by all devices of the job, decoding processes as its own of every device.
     """
-    whole, one = job.images * job.image_bytes, _pass(job, rates)
-    stages = [_extraction(job, rates)]
+    stages = [_extraction("extraction", job, rates, job.images, rates.decode, job.image_bytes)]
     if job.probe:
-        averages = whole / rates.read
+        averages = job.images * job.map_bytes / rates.read
         seconds = EVALUATIONS * job.train / rates.probe
         stages.append(_cost("linear probe", {"disk": averages, "probe": seconds}, together=False))
+    if job.copies:
+        made = rates.copy or rates.decode
+        stages.append(_extraction("views", job, rates, job.copies, made, job.map_bytes))
     stages.append(_training(job, rates))
-    heads = job.trainings
+    heads = len(job.trainings)
     stages.append(_cost("evaluation", _reading(job, rates, heads * job.held_out)))
     stages.append(_cost("prototypes", _reading(job, rates, job.train)))
-    batch = math.ceil(job.batch_size / job.devices) * job.item_bytes * job.channels * job.pixels
-    memory = 4 * batch + 4 * ROW * job.parameters
-    return Plan(job, whole, memory, max(one.values()), tuple(stages))
+    batch = math.ceil(min(job.batch_size, job.train) / job.devices) * job.views * job.map_bytes
+    held = min(HELD, math.ceil(job.train / job.batch_size) + 1)
+    weights = ROW * job.parameters
+    memory = held * batch + 4 * weights + (rates.step_bytes or 3 * weights)
+    epoch = max(_pass(job, rates, job.views).values())
+    return Plan(job, job.store_bytes, memory, epoch, tuple(stages))
 
 
-def _extraction(job: Job, rates: Rates) -> StageCost:
-    decode = job.images / rates.decode
-    backbone = job.images / (rates.forward * job.devices)
-    disk = job.images * job.image_bytes / rates.write
+def _extraction(
+    name: str, job: Job, rates: Rates, images: int, decode: float, stored: int
+) -> StageCost:
+    """So many images, of which a process decodes `decode` a second, to maps of `stored` bytes."""
+    decoding = images / decode
+    backbone = images / (rates.forward * job.devices)
+    disk = images * stored / rates.write
     if rates.shared:
         # every processor does both: what decoding takes of one is spread over all
-        busy = backbone + decode / rates.cores
-        parts = {"backbone": busy, "disk": disk, "decoding": decode / max(1, job.workers)}
-        return _cost("extraction", parts)
-    decode /= job.devices * max(1, job.workers)
-    return _cost("extraction", {"decoding": decode, "backbone": backbone, "disk": disk})
+        busy = backbone + decoding / rates.cores
+        parts = {"backbone": busy, "disk": disk, "decoding": decoding / max(1, job.workers)}
+        return _cost(name, parts)
+    decoding /= job.devices * max(1, job.workers)
+    return _cost(name, {"decoding": decoding, "backbone": backbone, "disk": disk})
 
 
 def _training(job: Job, rates: Rates) -> StageCost:
     """All stages of all trainings; what a stage waits for may differ from the next one's."""
     parts, seconds = {"head": 0.0, "disk": 0.0}, 0.0
-    for own, fixed in job.stages:
-        epochs, steps = own or job.passes, 0.0
-        one = _pass(job, rates)
-        if fixed:
+    for stage in (stage for stages in job.trainings for stage in stages):
+        epochs, steps = stage.epochs or job.passes, 0.0
+        one = _pass(job, rates, stage.views)
+        if stage.fixed:
             steps = epochs * job.train / (rates.fixed_step or rates.step)
             epochs, one = 1, _reading(job, rates, job.train)
         waited = {name: epochs * value for name, value in one.items()}
         seconds += max(waited.values()) + steps
         parts["head"] += waited["head"] + steps
         parts["disk"] += waited["disk"]
-    parts = {name: job.trainings * value for name, value in parts.items()}
     bound = max(parts, key=lambda part: parts[part])
-    return StageCost("training", job.trainings * seconds, bound, parts)
+    return StageCost("training", seconds, bound, parts)
 
 
-def _pass(job: Job, rates: Rates) -> dict[str, float]:
-    compute = job.train / (rates.step * job.devices)
-    return {"head": compute, "disk": job.train * job.image_bytes / rates.read}
+def _pass(job: Job, rates: Rates, views: int) -> dict[str, float]:
+    """An epoch of steps with so many maps of every image."""
+    maps = views * job.train
+    return {"head": maps / (rates.step * job.devices), "disk": maps * job.map_bytes / rates.read}
 
 
 def _reading(job: Job, rates: Rates, images: int) -> dict[str, float]:
     compute = images / (rates.pool * job.devices)
-    return {"head": compute, "disk": images * job.image_bytes / rates.read}
+    return {"head": compute, "disk": images * job.map_bytes / rates.read}
 
 
 def _cost(name: str, parts: dict[str, float], *, together: bool = True) -> StageCost:

@@ -20,6 +20,8 @@ from infodisent.data.augmentation import Augmentation
 from infodisent.data.extraction import extract
 from infodisent.data.images import ImageSet, all_for_testing, as_image_set
 from infodisent.data.notices import print_notices
+from infodisent.data.records import Reading
+from infodisent.data.tar_index import INDEX
 from infodisent.devices import pick_device
 from infodisent.evaluation.accuracy import evaluate_head, linear_probe, original_head
 from infodisent.evaluation.original import Mapped, original_classifier
@@ -228,8 +230,7 @@ def _fit(
     if original is not None:
         rows.append(("original head", original))
     if chosen.probe:
-        leading = ranks.leads()
-        rows += ranks.told([("linear probe", linear_probe(store, train, test))] if leading else [])
+        rows.append(("linear probe", linear_probe(store, train, test)))
     laps.lap("baselines")
 
     state = folder / STATE
@@ -287,7 +288,7 @@ def _fit(
             config.seed,
             method=model.head.method,
             **{**options, **changes},
-        )
+        ).to(model.head.device)
         label = f"train {title}"
         fit_head(ablation, store, config, train=train, views=views, progress=progress, label=label)
         rows.append((title, evaluate_head(ablation, store, test)))
@@ -324,6 +325,7 @@ def evaluate_run(
     folder: str | os.PathLike[str],
     images: str | os.PathLike[str] | None = None,
     *,
+    reading: Reading | None = None,
     module: checkpoint.Architecture | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -333,7 +335,9 @@ def evaluate_run(
         folder: of the run.
         images: ``images/<class>/<image>``, or a CSV of them; every class must be one of the
             model's. Of a folder of splits the held-out one is scored, otherwise all images.
-            Features are kept beside the run's own.
+            Features are kept beside the run's own. Or a data set by name, see
+            `infodisent.data.readers`, of which the held-out split is scored.
+        reading: splits and columns of that.
         module: as for `open_run`.
 
     Raises:
@@ -353,7 +357,10 @@ def evaluate_run(
             "rows": [{"head": n, **r.as_dict()} for n, r in rows],
             "worst_classes": {n: worst_classes(r, store.classes) for n, r in rows},
         }
-    others = all_for_testing(images, loaded.classes, loaded.task)
+    with ranks.leader_first():  # it downloads, and keeps where the images lie
+        others = all_for_testing(
+            images, loaded.classes, loaded.task, reading=reading, index=run.folder / INDEX
+        )
     if progress:
         print_notices(others)
     name = f"evaluate-{Path(others.root).name}"

@@ -14,6 +14,7 @@ from infodisent.data.store import FeatureStore
 from infodisent.files import read_tensors, write_tensors
 from infodisent.methods import DEFAULT, Head
 from infodisent.training.config import FitConfig, same_options
+from infodisent.training.validation import stopped
 
 RECIPE = 2
 """Of the objective. 1 is that of version 0.1: classes are penalised alike, and nothing is adjusted
@@ -116,11 +117,12 @@ class SavedState:
         self.best = self._part("best.")
         self.lengths: list[int] = list(self._then.get("lengths", []))
 
-    def check(self, run: dict[str, Any]) -> None:
+    def check(self, run: dict[str, Any], patience: int | None = None) -> None:
         """Whether it is of a run, or of one that this run is longer than: adds to `parts` then.
 
         Args:
             run: the `identity` of the run that is to go on.
+            patience: that ends its last stage early, if any does.
 
         Raises:
             ValueError: it is of another run; the message names what differs.
@@ -133,9 +135,12 @@ class SavedState:
             then.setdefault("stages", run["stages"])
         if isinstance(then.get("config"), dict):
             then["config"] = same_options(run["config"], then["config"])
-        ended = [*self.lengths, *(n for _, n in then.get("stages", [])[len(self.lengths) :])]
-        if _goes_further(run, then, sum(ended) == len(self.history)):
-            self.parts.append(then["stages"][-1][1] - sum(self.parts))
+        counts = [*self.lengths, *(n for _, n in then.get("stages", [])[len(self.lengths) :])]
+        last = sum(counts[:-1]) + sum(self.parts)  # where the last part of the last stage begins
+        done = self.history[last:]
+        ended = sum(counts) == len(self.history) or stopped(done, patience)
+        if _goes_further(run, then, ended):
+            self.parts.append(len(done))
             then |= {"stages": run["stages"]}
             then["config"]["epochs"] = run["config"]["epochs"]
         differing = _differences(run, then)

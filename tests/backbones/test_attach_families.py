@@ -7,6 +7,7 @@ forward for the logits.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ ensure_torchvision()
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
 
+from infodisent.backbones import rebuild  # noqa: E402
 from infodisent.backbones.torchvision import torchvision_plan  # noqa: E402
 from infodisent.classifier import attach  # noqa: E402
 from tests.backbones.models import build, images, randomise, same  # noqa: E402
@@ -137,6 +139,14 @@ CASES = [
         "vit_base_patch16_siglip_224", "NLC", 0, 768, 64, {"img_size": 64, "depth": 1}, pixel=False
     )._replace(pool=""),
 ]
+QUICK = {  # one of every form of map, token and head; the others are slow
+    "resnet34", "densenet121", "convnext_tiny", "tf_efficientnet_lite0", "mobilenetv3_small_050",
+    "regnetx_002", "hrnet_w18_small", "nf_resnet26", "mobilevit_xxs", "mambaout_femto",
+    "inception_next_atto", "efficientvit_b0", "pvt_v2_b0", "sequencer2d_s", "mixer_s32_224",
+    "levit_128s", "vit_tiny_patch16_224", "eva02_tiny_patch14_224", "vit_small_patch14_reg4_dinov2",
+    "vit_relpos_small_patch16_rpn_224", "deit3_small_patch16_224", "xcit_nano_12_p16_224",
+    "deit_tiny_distilled_patch16_224", "vit_base_patch16_siglip_224",
+}  # fmt: skip
 EIGHT = {
     "resnet34": ("NCHW", 0, 512, (7, 7)),
     "resnet50": ("NCHW", 0, 2048, (7, 7)),
@@ -149,7 +159,13 @@ EIGHT = {
 }
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=() if case.name in QUICK else pytest.mark.slow)
+        for case in CASES
+    ],
+)
 @torch.no_grad()
 def test_timm_family(case: Case) -> None:
     net = build(case.name, **case.kwargs)
@@ -223,14 +239,10 @@ TORCHVISION = [
     ("resnext50_32x4d", "NCHW", 0, 2048, 64, True),
     ("densenet121", "NCHW", 0, 1024, 64, True),
     ("convnext_tiny", "NCHW", 0, 768, 64, True),
-    pytest.param(
-        "vit_b_16", "NLC", 1, 768, 224, True, marks=pytest.mark.slow
-    ),  # 224 pixels at least
+    ("vit_b_16", "NLC", 1, 768, 224, True),
     ("swin_t", "NHWC", 0, 768, 64, True),
     ("swin_v2_t", "NHWC", 0, 768, 64, True),
-    pytest.param(
-        "maxvit_t", "NCHW", 0, 512, 224, True, marks=pytest.mark.slow
-    ),  # 224 pixels at least
+    ("maxvit_t", "NCHW", 0, 512, 224, True),
     ("efficientnet_b0", "NCHW", 0, 1280, 64, True),
     ("mobilenet_v2", "NCHW", 0, 1280, 64, True),
     ("mobilenet_v3_small", "NCHW", 0, 1024, 64, True),
@@ -245,8 +257,23 @@ TORCHVISION = [
 ]
 
 
+MORE = {
+    "resnext50_32x4d",
+    "densenet121",
+    "vit_b_16",
+    "swin_v2_t",
+    "maxvit_t",
+    "inception_v3",
+    "vgg11",
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "fmt", "prefix", "channels", "size", "average"), TORCHVISION, ids=lambda v: str(v)
+    ("name", "fmt", "prefix", "channels", "size", "average"),
+    [
+        pytest.param(*case, id=case[0], marks=pytest.mark.slow if case[0] in MORE else ())
+        for case in TORCHVISION
+    ],
 )
 @torch.no_grad()
 def test_torchvision_family(
@@ -271,6 +298,17 @@ def test_torchvision_family(
     rows, columns = model.grid_size(size)
     assert rows * columns == pixels.shape[1]
     assert model(x).shape == (2, 5)
+
+
+def test_candidates_are_built_without_drawing_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A RegNet does not build on meta tensors, and its largest has 645 million weights."""
+    monkeypatch.setattr(torch.random, "fork_rng", lambda **_: contextlib.nullcontext())
+    before = torch.get_rng_state()
+    net = rebuild._build("torchvision", "regnet_y_400mf", {"num_classes": 3})
+    assert net is not None
+    assert net.fc.weight.device.type == "cpu"
+    assert net.fc.weight.shape == (3, 440)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_torchvision_refuses_other_families() -> None:

@@ -217,7 +217,8 @@ def test_annotated_images_are_judged_on_parts_and_masks(tmp_path, run_folder, im
             loaded.transform,
         )
     )  # fmt: skip
-    images, labels, keypoints, masks = (torch.cat(x) for x in zip(*batches, strict=True))
+    columns = list(zip(*batches, strict=True))[:4]
+    images, labels, keypoints, masks = (torch.cat(x) for x in columns)
     assert rows["consistency", ""]["images"] == len(images) == len(test)
     size = images.shape[-1]  # the whole photograph's middle: 48 columns, of which 40 are seen
     box = masks[0].nonzero().float()

@@ -23,7 +23,7 @@ def test_predict_writes_a_table(tmp_path, run_folder, image_folder, go):
         assert code == 0, text
         assert "1 image(s) could not be read; the table names them" in text
         assert "07.png" in text
-        assert "on 23 image(s) whose folder names their class" in text
+        assert "on 23 image(s) whose folder, or data set, names their class" in text
     rows = list(csv.DictReader((tmp_path / "t.csv").open(encoding="utf-8")))
     assert len(rows) == 24
     assert json.loads((tmp_path / "t.json").read_text())["unreadable"] == 1

@@ -15,10 +15,11 @@ from infodisent.evaluation import judgement
 from infodisent.evaluation.misalignment import misalignment
 from infodisent.explanations.predictions import predict_images
 from infodisent.explanations.prototypes import Prototypes
-from infodisent.report import judged
+from infodisent.report import annotated, judged
 from infodisent.report.sheet import draw_prototypes
 from infodisent.training.run import evaluate_run, open_run
 from tests.cli.test_cli import run
+from tests.cli.test_judge import annotate
 from tests.ranks import torchrun
 
 
@@ -28,13 +29,14 @@ def _small(monkeypatch):
     monkeypatch.setattr(judgement, "PIXEL_STEPS", 1)
     monkeypatch.setattr(judgement, "_BATCH", 3)
     monkeypatch.setattr(judged, "_BATCH", 1)
+    monkeypatch.setattr(annotated, "_BATCH", 3)
     fast = functools.partial(misalignment, iterations=1, step=0.2)
     monkeypatch.setattr(judgement, "misalignment", fast)
 
 
-def everything(folder, images):
+def everything(folder, images, parts):
     """All that a run is asked afterwards."""
-    found = judged.judge_run(folder, pictures=2, progress=False, again=True)
+    found = judged.judge_run(folder, pictures=2, annotations=parts, progress=False, again=True)
     loaded, _, _ = open_run(folder)
     files = sorted(str(path) for path in images.rglob("*.png"))
     predictions = predict_images(loaded.model, files, batch_size=3, progress=False)
@@ -95,15 +97,16 @@ def same(one, other):
             assert value == near, (row, wanted)
 
 
-def test_two_judge_predict_and_score_as_one(run_folder, image_folder, monkeypatch):
-    rows, predictions, scored, notes = everything(run_folder, image_folder)
+def test_two_judge_predict_and_score_as_one(run_folder, image_folder, tmp_path, monkeypatch):
+    parts = f"cub:{annotate(image_folder, tmp_path / 'annotated')}"
+    rows, predictions, scored, notes = everything(run_folder, image_folder, parts)
     alone = Prototypes.load(run_folder / "prototypes.safetensors")
     for path in ("judge.json", "prototypes-0-3-k4.png"):
         (run_folder / path).unlink()
     writers = []
     write = judged.write_json
     monkeypatch.setattr(judged, "write_json", lambda *a: (writers.append(ranks.rank()), write(*a)))
-    results = Threads(2, monkeypatch).run(lambda: everything(run_folder, image_folder))
+    results = Threads(2, monkeypatch).run(lambda: everything(run_folder, image_folder, parts))
     for result in results:
         assert not isinstance(result, BaseException), result
         same(result[0], rows)

@@ -9,10 +9,11 @@ import tarfile
 import pytest
 from PIL import Image
 
-from infodisent.data.archives import Member, is_there, member_of, size_and_change
+from infodisent.data.archives import Member, is_there, member_of, size_and_change, without_place
 from infodisent.data.fingerprints import listing
 from infodisent.data.images import all_for_testing, load_image, scan_folder
 from infodisent.data.tars import scan_tars
+from infodisent.report.view import short_name
 from tests.cli.test_cli import FIT, run
 
 
@@ -58,6 +59,9 @@ def test_a_member_has_a_path():
     for plain in ("a/b.tar", "a/b.tar!x", "photo.png", "b.tar!1+!x"):
         assert member_of(plain) is None
     assert not is_there(str(member))
+    assert without_place(str(member)) == "a/b.tar/x/y!1+2!z.png"
+    assert without_place("photo.png") == "photo.png"
+    assert short_name("/a/b.tar!512+77!1.png") == "b.tar/1.png"
 
 
 def test_webdataset_shards(shards):

@@ -220,6 +220,7 @@ def test_gradcheck():
 
 
 @pytest.mark.parametrize("op", ["mx_pool", "rotate_pool"])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC strided", "NLC prefix"], indirect=True)
 def test_opcheck(op, layout):
     kwargs, build = layout
     x = build(torch.randn(2, 6, 3, 2)).detach().requires_grad_()

@@ -9,10 +9,8 @@ import torch
 from infodisent.kernels import infodisent_head as head
 from infodisent.kernels import rotate_pool as pool
 from infodisent.kernels import rotate_pool_backward as backward
-from infodisent.kernels import rotation as rotations
 from infodisent.kernels import similarity_pool as views
 from infodisent.kernels import softmax_pool as softmax
-from infodisent.kernels.tiles.blocks import serving
 from infodisent.kernels.tiles.rotate_pool import Tiles
 from torch import Tensor
 
@@ -20,7 +18,7 @@ from infodisent import reference, testing
 from infodisent.backends.triton import coverage
 from infodisent.testing import check_close, check_extremes, random_map, require
 from tests.kernels.rotate_pool_cases import BF16, F16, F32, rounding
-from tests.simulator import prototype_cases
+from tests.simulator import prototype_cases, rotation_cases
 from tests.simulator.triton import Case
 
 Change = Callable[[Tiles, int], Tiles]
@@ -191,56 +189,6 @@ def _backward(
     return run
 
 
-ERROR_OF_ROTATION = {"tf32x3": 1e-5, "parts": 1e-5, "ieee": 1e-5, "bf16x3": 3e-4, "tf32": 5e-3}
-
-
-def _rotation(products: str, size: int, sigma: float = 0.05, precision: str = "full") -> Case:
-    def run(arch: int) -> Sequence[Tensor]:
-        g = torch.Generator().manual_seed(3)
-        a = torch.randn(size, size, generator=g) * sigma
-        grad = torch.randn(size, size, generator=g)
-        u, kept, numbers = rotations.rotation(a, precision, products)
-        d_a = rotations.rotation_backward(grad, a, kept, numbers, precision, products)
-        leaf = a.double().requires_grad_()
-        truth = torch.matrix_exp(leaf - leaf.mT)
-        truth.backward(grad.double())
-        check_close(u, truth, ERROR_OF_ROTATION[products], "U")
-        check_close(d_a, leaf.grad, 10 * ERROR_OF_ROTATION[products], "dA")
-        squarings = int(numbers[rotations.SQUARINGS])
-        require((squarings > 0) == (sigma > 0.5), f"{squarings} squarings")
-        return u, d_a
-
-    return run
-
-
-def _product(products: str, size: int, **options: bool) -> Case:
-    """One product of the rotation, with the tile that large matrices have."""
-
-    def run(arch: int) -> Sequence[Tensor]:
-        g = torch.Generator().manual_seed(8)
-        a, b, add = torch.randn(3, size, size, generator=g)
-        if options.get("symmetric"):
-            a = b = a + a.mT
-        out, numbers = torch.empty(size, size), torch.ones(rotations.WIDTH)
-        blocks = serving(rotations.tiles.BLOCKS, 4096, products, arch)
-        block = max(blocks, key=lambda block: block.block_m)
-        rotations.product(
-            a, b, out, numbers, products, add=add, beta=2.0, chosen=block, **options
-        )  # fmt: skip
-        left = a.double().mT if options.get("trans_a") else a.double()
-        right = b.double().mT if options.get("trans_b") else b.double()
-        truth = left @ right + 2 * add.double()
-        if options.get("both"):
-            truth = truth + right @ left
-        if options.get("symmetric"):  # the lower half of what is added counts for both
-            truth = truth.tril() + truth.tril(-1).mT
-        allowed = {"tf32x3": 2e-6, "parts": 2e-6, "bf16x3": 5e-5, "tf32": 2e-3}[products]
-        check_close(out, truth, allowed, "product")
-        return (out,)
-
-    return run
-
-
 def _split(parts: int) -> Change:
     return lambda tiles, arch: replace(tiles, split=parts)
 
@@ -265,17 +213,8 @@ def _big(tiles: Tiles, arch: int) -> Tiles:
     return Tiles(128, (128, 128), 5, 64, 8, 4)
 
 
-PRODUCT_OPTIONS: dict[str, dict[str, bool]] = {
-    "": {}, " transposed": {"trans_a": True, "trans_b": True}, " symmetric": {"symmetric": True},
-    " both": {"trans_b": True, "both": True},
-}  # fmt: skip
 CASES: dict[str, Case] = {
-    **{
-        f"product {products}{word}": _product(products, 144, **options)
-        for products in ("tf32x3", "parts") for word, options in PRODUCT_OPTIONS.items()
-    },
-    "product bf16x3": _product("bf16x3", 144, trans_b=True),
-    "product tf32": _product("tf32", 144, trans_a=True),
+    **rotation_cases.CASES,
     "pool half 49": _pool("half", 5, 49, 128),
     "pool half float16": _pool("half", 5, 49, 128, dtype=F16),
     "pool half 196": _pool("half", 2, 196, 128),
@@ -372,14 +311,6 @@ CASES: dict[str, Case] = {
     "backward tf32x3 128": _backward("tf32x3", 2, 49, 128),
     "backward bf16x3": _backward("bf16x3", 3, 49, 64),
     "backward ieee": _backward("ieee", 2, 30, 64),
-    "rotation tf32x3 64": _rotation("tf32x3", 64),
-    "rotation tf32x3 ragged, 50": _rotation("tf32x3", 50),
-    "rotation tf32x3 squarings": _rotation("tf32x3", 64, sigma=1.0),
-    "rotation bf16x3": _rotation("bf16x3", 64, precision="half"),
-    "rotation parts ragged, 50": _rotation("parts", 50),
-    "rotation parts squarings": _rotation("parts", 64, sigma=1.0),
-    "rotation ieee": _rotation("ieee", 64),
-    "rotation tf32": _rotation("tf32", 64),
 }  # fmt: skip
 SAMPLE = (
     "product tf32x3 symmetric", "pool half 49", "pool half split", "pool half across", "nan half",

@@ -304,3 +304,40 @@ def test_every_process_goes_on_with_the_leaders_figures(rows, monkeypatch):
     monkeypatch.setattr(ranks, "told", lambda value: {**value, "validation_loss": next(losses)})
     history = fit_head(build(), rows, PATIENT, progress=False)
     assert [entry["validation_loss"] for entry in history] == [3.0, 2.0, 1.0, 1.5, 1.5]
+
+
+def test_more_epochs_for_a_run_that_patience_ended(tmp_path, rows, monkeypatch):
+    """They go on from its best weights, and patience counts anew."""
+    state, first, second = tmp_path / "state.safetensors", build(), build(5)
+    short = fit_head(first, rows, PATIENT, state=state, progress=False)
+    content, ended = state.read_bytes(), len(short)
+    assert ended < PATIENT.epochs
+    longer = dataclasses.replace(PATIENT, epochs=70)
+    history = fit_head(second, rows, longer, state=state, progress=False)
+    assert history[:ended] == short
+    added = history[ended:]
+    assert 3 <= len(added) == best_epoch(added) + 1 + 2 < 70 - ended
+    assert same(first, second) == (best_epoch(history) < ended)  # the best of all epochs is kept
+    # interrupted on the way; then nothing is left to train, and then more is
+    state.write_bytes(content)
+    with monkeypatch.context() as patch:
+        interrupted_after(patch, ended + 1)
+        with pytest.raises(KeyboardInterrupt):
+            fit_head(build(), rows, longer, state=state, progress=False)
+    for _ in range(2):
+        again = build(7)
+        assert fit_head(again, rows, longer, state=state, progress=False) == history
+        assert same(again, second)
+    further = fit_head(
+        again, rows, dataclasses.replace(PATIENT, epochs=80), state=state, progress=False
+    )
+    assert further[: len(history)] == history
+    assert len(further) > len(history) + 2
+    # one that was interrupted before its patience ended has epochs of its own left
+    state.unlink()
+    with monkeypatch.context() as patch:
+        interrupted_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            fit_head(build(), rows, PATIENT, state=state, progress=False)
+    with pytest.raises(ValueError, match="epochs was 60, is 70"):
+        fit_head(build(), rows, longer, state=state, progress=False)

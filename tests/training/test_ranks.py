@@ -11,7 +11,9 @@ import time
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from infodisent.cli.app import app
 from infodisent.explanations.prototypes import Prototypes
 from infodisent.files import read_tensors
 from tests.ranks import ROOT, torchrun
@@ -58,9 +60,8 @@ def outcome(run):
     ],
 )
 def test_several_processes_make_what_one_makes(method, processes, image_folder, tmp_path):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    alone = [sys.executable, *command(image_folder, tmp_path / "one", method)]
-    subprocess.run(alone, cwd=ROOT, env=env, check=True, capture_output=True)
+    alone = CliRunner().invoke(app, command(image_folder, tmp_path / "one", method)[2:])
+    assert alone.exit_code == 0, alone.output
     done = torchrun(processes, *command(image_folder, tmp_path / "two", method))
     assert done.stdout.count("linear probe") == 1  # only the leading process speaks
     one, two = outcome(tmp_path / "one"), outcome(tmp_path / "two")

@@ -25,9 +25,17 @@ def separable(*counts, scale=0.07, channels=24, seed=0):
     return MemoryStore(maps * scale, labels, [str(k) for k in range(len(counts))])
 
 
-@pytest.mark.parametrize("rotate", [True, False])
-@pytest.mark.parametrize("counts", [(94, 6), (100, 10, 1), (60, 60, 2)])
-@pytest.mark.parametrize("scale", [0.07, 1.0])
+@pytest.mark.parametrize(
+    ("rotate", "counts", "scale"),
+    [
+        (True, (94, 6), 0.07),
+        (True, (100, 10, 1), 1.0),
+        (True, (60, 60, 2), 0.07),
+        (False, (94, 6), 1.0),
+        (False, (100, 10, 1), 0.07),
+        (False, (60, 60, 2), 1.0),
+    ],
+)
 def test_a_rare_class_that_can_be_told_is_told(rotate, counts, scale):
     store = separable(*counts, scale=scale)
     test = separable(*[20] * len(counts), scale=scale, seed=1)

@@ -241,10 +241,11 @@ def similarity_pool(
     similarities: tuple[str, ...],
     outputs: tuple[Best, ...],
     instructions: int = 0,
+    screen: int = 0,
 ) -> None:
     """Compare x [B, P, C], any dtype but float64, any strides, with prototypes [M, C] float32.
 
-    `valid` [B, P] bool or None; `instructions` as in `rotate_pool`. See
+    `valid` [B, P] bool or None; `instructions` and `screen` as in `rotate_pool`. See
     ``csrc/cpu/similarity_pool.h``.
     """
     batch, pixels, channels = x.shape
@@ -261,6 +262,7 @@ def similarity_pool(
         _values(tuple(best.index for best in outputs), shape, torch.int32),
         torch.get_num_threads(),
         instructions,
+        screen,
     )
 
 
