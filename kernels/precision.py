@@ -59,7 +59,7 @@ It rounds every sum of 8 (TF32) or 16 products toward zero, so that the errors d
 2048 channels they would be four times those of float32 rounded to nearest. After this many
 channels the sum is added to another in plain float32, which leaves less than that
 (tests/kernels/test_accumulation.py). `rotation` and `rotate_pool_backward` do it after every step,
-``parts`` after half as many channels.
+``parts`` after a quarter of the channels.
 """
 
 

@@ -114,7 +114,7 @@ def choose(
 def run(block: Block, capability: int) -> int:
     """Steps of "parts" that the matrix unit adds up, which rounds toward zero: `precision.RUN`.
 
-    Half as many channels as there, as the small terms are added to a sum that is large by then.
+    A quarter of the channels there, as the small terms are added to a sum that is large by then.
     1 for the oldest unit, whose products are done when the next instruction runs.
     """
-    return 1 if unit(capability) == 80 else max(1, RUN // 2 // block.block_k)
+    return 1 if unit(capability) == 80 else max(1, RUN // 4 // block.block_k)
