@@ -9,6 +9,7 @@ masks:FOLDER        a mask an image, of its name, in folders as the images are; 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -288,14 +289,25 @@ def _owner(file: str) -> str:
 
 
 def _coco_mask(shape: Any, size: tuple[int, int]) -> Tensor:
-    """Polygons, or a run-length code, as pixels ``[H, W]`` bool."""
+    """Polygons, or a run-length code, as pixels ``[H, W]`` bool.
+
+    Raises:
+        ValueError: it is neither, or a code of a photograph of another size.
+        ModuleNotFoundError: it is a code, and pycocotools is not installed.
+    """
     if isinstance(shape, list):
         picture = Image.new("1", (size[1], size[0]))
         draw = ImageDraw.Draw(picture)
         for ring in shape:
+            if not _is_ring(ring):
+                raise ValueError(
+                    f"annotations: segmentation holds {_brief(ring)}, must hold polygons, each a "
+                    "list of x and y in turn"
+                )
             if len(ring) >= 6:
-                draw.polygon(list(zip(ring[::2], ring[1::2])), fill=1)
+                draw.polygon(list(zip(ring[::2], ring[1::2], strict=True)), fill=1)
         return torch.from_numpy(np.array(picture))
+    _check_run_lengths(shape, size)
     try:
         from pycocotools import mask as run_lengths
     except ModuleNotFoundError:
@@ -307,3 +319,40 @@ def _coco_mask(shape: Any, size: tuple[int, int]) -> Tensor:
     if isinstance(shape["counts"], list):
         code = run_lengths.frPyObjects(shape, *size)
     return torch.from_numpy(np.asarray(run_lengths.decode(code))).bool()
+
+
+def _is_ring(ring: Any) -> bool:
+    """Whether it is x and y in turn."""
+    return (
+        isinstance(ring, list)
+        and len(ring) % 2 == 0
+        and all(isinstance(v, (int, float)) and math.isfinite(v) for v in ring)
+    )
+
+
+def _check_run_lengths(code: Any, size: tuple[int, int]) -> None:
+    """Before pycocotools has it, which writes past the mask's end where runs are too long."""
+    if not isinstance(code, dict) or not {"size", "counts"} <= code.keys():
+        raise ValueError(
+            f"annotations: segmentation is {_brief(code)}, must be a list of polygons, or a "
+            "run-length code with size and counts"
+        )
+    if code["size"] != list(size):
+        raise ValueError(
+            f"annotations: a run-length code has size {_brief(code['size'])}, its photograph "
+            f"{list(size)} (height, width): it is of another version of it"
+        )
+    counts = code["counts"]
+    if isinstance(counts, str):
+        return
+    whole = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)
+    if not whole or sum(counts) != size[0] * size[1]:
+        raise ValueError(
+            f"annotations: a run-length code has counts {_brief(counts)}, must be a text, or "
+            f"numbers >= 0 whose sum is height x width, {size[0] * size[1]}"
+        )
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,7 @@ def report_held_out(
     target = Path(folder if out is None else out)
     check_folder(target, "report")
     loaded, prototypes, run = open_run(folder, module=module)
+    extras["compare"] = _opened(extras.get("compare", ()), module, class_name)
     class_index = None if class_name is None else class_named(loaded.classes, class_name)
     store = run.trained_store() if wrong_only else run.store
     indices = store.indices("val")
@@ -155,7 +156,8 @@ def report_held_out(
     if not side.explanations:
         raise ValueError(f"report: none of the {len(chosen)} held-out images can be read")
     told = chosen_text(len(side.explanations), len(indices), seed, wrong_only=wrong_only)
-    return publish(subject, side, target, chosen=told, progress=progress, **extras)
+    asked: dict[str, Any] = {"class_name": class_name, "top": top, "top_opposing": top_opposing}
+    return publish(subject, side, target, chosen=told, asked=asked, progress=progress, **extras)
 
 
 def report_sources(
@@ -201,6 +203,7 @@ def report_sources(
     """
     check_folder(out, "explain")
     loaded, prototypes, run = open_run(folder, module=module)
+    extras["compare"] = _opened(extras.get("compare", ()), module, class_name)
     single = loaded.task == "multiclass"
     classes, index = loaded.classes if single else (), run.folder / INDEX
     sources = find_sources(names, classes, command="explain", reading=reading, index=index)
@@ -301,7 +304,12 @@ def report_images(
     )
     if not side.explanations:
         raise ValueError(f"explain: no image can be read: {'; '.join(failures[:3])}")
-    return publish(subject, side, Path(out), progress=progress, **extras), failures
+    asked: dict[str, Any] = {
+        "class_name": class_name, "top": top, "top_opposing": top_opposing,
+        "intensity_range": intensity_range, "page": page,
+    }  # fmt: skip
+    written = publish(subject, side, Path(out), asked=asked, progress=progress, **extras)
+    return written, failures
 
 
 def publish(
@@ -313,7 +321,8 @@ def publish(
     name: str = PAGE,
     figures: bool = True,
     attribution: str = "",
-    compare: Sequence[str | os.PathLike[str]] = (),
+    compare: Sequence[str | os.PathLike[str] | Subject] = (),
+    asked: Mapping[str, Any] | None = None,
     module: Architecture | None = None,
     progress: bool = True,
 ) -> Path:
@@ -327,7 +336,10 @@ def publish(
         name: of the page's file.
         figures: draw figures too.
         attribution: whose the photographs are, a sentence; default: what is known of the run's.
-        compare: folders of other runs, whose explanations of the same images stand beside these.
+        compare: other runs or their folders, whose explanations of the same images stand beside
+            these.
+        asked: what `side` was explained with, ``class_name`` and options of `explain_many`: the
+            other runs read the same images in the same way and explain the same class.
         module: as for `infodisent.training.run.open_run`, of those.
         progress: show progress bars and notices.
     """
@@ -336,10 +348,15 @@ def publish(
         _draw(side, subject.prototypes, pictures, folder, progress)
     files = [e.path for e in side.explanations]
     true = [e.true_name for e in side.explanations]
+    options = dict(asked or {})
+    class_name = options.pop("class_name", None)
     others = []
-    for place in compare:
-        other = Subject.opened(place, module)
-        others.append(other.explained(files, true_names=true, progress=progress))
+    for other in _opened(compare, module, class_name):
+        classes = other.loaded.classes
+        index = None if class_name is None else class_named(classes, class_name)
+        others.append(
+            other.explained(files, true_names=true, class_index=index, progress=progress, **options)
+        )
     page = folder / name
     write_page(
         page,
@@ -351,6 +368,19 @@ def publish(
     )
     say_lost(pictures, progress)
     return page
+
+
+def _opened(
+    compare: Sequence[str | os.PathLike[str] | Subject],
+    module: Architecture | None,
+    class_name: str | None,
+) -> list[Subject]:
+    """The runs to compare with; a bad one is refused here, before minutes of work."""
+    runs = [r if isinstance(r, Subject) else Subject.opened(r, module) for r in compare]
+    for run in runs:
+        if class_name is not None:
+            class_named(run.loaded.classes, class_name)
+    return runs
 
 
 def _draw(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.cli.test_cli import run
 
@@ -44,6 +46,25 @@ def test_held_out_images_beside_another_run(tmp_path, run_folder, go):
     assert data["runs"][0]["images"][1]["scores"] == data["runs"][1]["images"][1]["scores"]
     assert all(image["uri"] is None for image in data["runs"][1]["images"])  # the same picture
     assert "cells by &lt;me&gt;" in out.read_text("utf-8")
+
+
+def test_compared_runs_are_asked_the_same(tmp_path, run_folder, go):
+    other = tmp_path / "twin"
+    shutil.copytree(run_folder, other)
+    out = tmp_path / "two.html"
+    Image.fromarray(np.full((40, 40), 900, dtype=np.uint16)).save(tmp_path / "deep.png")
+    code, text = go(
+        "report", "--run", run_folder, "--images", tmp_path / "deep.png", "--compare", other,
+        "--intensity-range", 0, 4000, "--class", "red", "-o", out,
+    )  # fmt: skip
+    assert code == 0, text
+    one, two = (run["images"][0] for run in data_of(out)[1]["runs"])
+    assert one["explained"] == two["explained"] == 1
+    assert one["scores"] == two["scores"]  # read in the same range
+    code, text = go("report", "--run", run_folder, "--held-out", 2, "--compare", tmp_path / "no")
+    assert code == 2, text
+    assert "is not a run" in text
+    assert "explain" not in text  # refused before the work
 
 
 def test_given_images_and_refusals(tmp_path, run_folder, image_folder, go):

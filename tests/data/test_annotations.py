@@ -148,6 +148,35 @@ def test_run_lengths_are_left_to_their_library(tmp_path, monkeypatch):
     assert known.part_mask(0)[1].nonzero().tolist() == [[3, 2], [4, 2]]
 
 
+def test_compressed_run_lengths(tmp_path):
+    pytest.importorskip("pycocotools", reason="reads run-length codes")
+    # 23, 2, 95 as COCO writes them: 5 bits a letter from "0", lowest first, 32 where more follow;
+    # from the third run on, the difference to the run two before
+    write_coco(tmp_path / "val.json", {"size": [10, 12], "counts": "g02o2"})
+    known = read_annotations(f"coco:{tmp_path / 'val.json'}")
+    assert known.part_mask(0)[1].nonzero().tolist() == [[3, 2], [4, 2]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ({"counts": [23, 2, 95]}, "must be a list of polygons"),
+        ("02o2", "must be a list of polygons"),
+        ({"size": [12, 10], "counts": [23, 2, 95]}, r"size \[12, 10\], its photograph \[10, 12\]"),
+        ({"size": [10, 12], "counts": [23, 2, 96]}, "whose sum is height x width, 120"),
+        ({"size": [10, 12], "counts": [130, -10]}, "numbers >= 0"),
+        ([[2, 3, 6, 3, 6, 7, 2]], "x and y in turn"),
+        ([2, 3, 6, 3, 6, 7], "segmentation holds 2, must hold polygons"),
+        ([["a", "b"] * 3], "must hold polygons"),
+    ],
+)
+def test_broken_segmentations_say_what_is_wrong(tmp_path, shape, words):
+    write_coco(tmp_path / "val.json", shape)
+    known = read_annotations(f"coco:{tmp_path / 'val.json'}")
+    with pytest.raises(ValueError, match=words):
+        known.part_mask(0)
+
+
 def test_scenes_and_plain_masks(tmp_path):
     scenes = Scenes(3, hidden=0.3, seed=1)
     write_scenes(scenes, tmp_path / "scenes")
