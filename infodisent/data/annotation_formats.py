@@ -331,7 +331,7 @@ def _is_ring(ring: Any) -> bool:
 
 
 def _check_run_lengths(code: Any, size: tuple[int, int]) -> None:
-    """Before pycocotools has it, which writes past the mask's end where runs are too long."""
+    """Before pycocotools has it: what it makes of runs of another length is not defined."""
     if not isinstance(code, dict) or not {"size", "counts"} <= code.keys():
         raise ValueError(
             f"annotations: segmentation is {_brief(code)}, must be a list of polygons, or a "

@@ -395,7 +395,6 @@ def _draw(
 
 
 def _figure_name(number: int, explanation: Explanation) -> str:
-    stem = (
-        re.sub(r"[^A-Za-z0-9_-]+", "-", Path(without_place(explanation.path)).stem)[:60] or "image"
-    )
-    return f"{number:03d}-{stem}.png"
+    stem = Path(without_place(explanation.path)).stem
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", stem)[:60] or "image"
+    return f"{number:03d}-{plain}.png"
