@@ -55,9 +55,9 @@ class Division:
         """Accuracy of a logistic regression on rows ``[n, M]`` and ``[m, M]`` of the two parts."""
         rows = torch.cat([train, held]).float()
         labels = self.store.labels[torch.cat(self.parts)]
-        sample = torch.arange(len(train))
-        standardise(rows, sample)
-        layer = fit_logistic(rows, labels, sample, len(self.store.classes), WEIGHT_DECAY)
+        standardise(rows, len(train))
+        count, classes = len(train), len(self.store.classes)
+        layer = fit_logistic(rows[:count], labels[:count], classes, WEIGHT_DECAY)
         with torch.no_grad():
             right = layer(rows).argmax(1) == labels
         return _told(right[: len(train)], right[len(train) :])

@@ -23,10 +23,9 @@ class ProtoQuantHead(Head):
     """Pixels are assigned to codes by a softmax; an image has a code as its best pixel has it.
 
     ProtoQuant (2026, arXiv 2602.06592): ``softmax over codes of cos(x_p, v_m) / temperature``, the
-    largest over the pixels, weights ReLU(W), normal around 1 at first, an L1 term. Codes come from
-    spherical k-means of the training images' pixels, streamed, started k-means++-like from a
-    sample; those that no pixel is nearest to lose their weights in the end. What differs: k-means
-    alone, no moving averages, and no ``log((p W)² + 1)`` of PIP-Net's.
+    largest over the pixels, weights ReLU(W), normal around 1 at first, an L1 term. Codes: spherical
+    k-means of the training pixels, streamed, started k-means++-like from a sample; those nearest to
+    no pixel lose their weights. What differs: k-means alone, no moving averages, no ``log`` term.
 
     Args:
         in_features: channels C of the map.
@@ -90,8 +89,7 @@ class ProtoQuantHead(Head):
 
     def classify(self, pooled: Tensor) -> Tensor:  # [n, M]
         """``drop(pooled) · W^T (+ b)``, ``[n, K]``."""
-        logits: Tensor = self.fc(self.drop(pooled).to(self.codebook.dtype))
-        return logits
+        return self.fc(self.drop(pooled).to(self.codebook.dtype))  # type: ignore[no-any-return]
 
     def class_weights(self) -> Tensor:
         """W ``[K, M]``, nonnegative."""
@@ -133,8 +131,7 @@ class ProtoQuantHead(Head):
     def _nearest(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels ``[n, C]`` of length 1 and codes ``[n]`` of this process's part of the images."""
         for maps, _, _ in part_of(batches)():
-            unit = self._unit(maps.flatten(0, 1))
-            yield unit, (unit @ self.codebook.mT).argmax(1)
+            yield (unit := self._unit(maps.flatten(0, 1))), (unit @ self.codebook.mT).argmax(1)
 
     def finish(self, batches: Batches) -> None:
         """Codes that no pixel of the training images is nearest to count for nothing."""

@@ -178,6 +178,10 @@ class SavedState:
             index, key = name.split(".")
             saved["state"].setdefault(int(index), {})[key] = value.clone()
         optimizer.load_state_dict(saved)
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items():
+                if value.shape == parameter.shape:  # the fused update goes through memory in order
+                    state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
     def restore_scaler(self, scaler: torch.amp.GradScaler) -> None:
         """Load what the loss's scaler had learned of the gradients' size."""
