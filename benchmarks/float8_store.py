@@ -30,8 +30,7 @@ from infodisent.bench.machine import machine
 from infodisent.data.encoding import FLOAT8
 from infodisent.data.store import FeatureStore
 from infodisent.evaluation.accuracy import evaluate_head
-from infodisent.files import read_json, write_json
-from infodisent.progress import bar
+from infodisent.files import read_json
 from infodisent.training.fit import FitConfig, fit_head, new_head
 
 MODULE = "benchmarks.float8_store"
@@ -132,19 +131,18 @@ def main() -> None:
     report = read_json(arguments.out) if arguments.out.is_file() else {"runs": {}}
     report |= {"machine": machine(), "commit": commit()}
     report["sets"] = {name: difference(*(stores[d][name] for d in DTYPES)) for name in names}
-    wanted = [(s, n, d) for s in range(arguments.seeds) for n in names for d in DTYPES]
-    with bar(True) as display:
-        task = display.add_task("train", total=len(wanted), note="")
-        for seed, name, dtype in wanted:
-            key = f"{name} {dtype} {seed}"
-            display.update(task, note=key)
-            if key not in report["runs"]:
-                figures = image_sets.run_apart(MODULE, stores[dtype][name].path, str(seed))
-                run = {"images": name, "dtype": dtype, "seed": seed, **figures}
-                report["runs"][key] = run
-                write_json(arguments.out, report)
-            display.advance(task)
-    write_json(arguments.out, report)
+    wanted = [
+        image_sets.Run(
+            f"{name} {dtype} {seed}",
+            stores[dtype][name].path,
+            (str(seed),),
+            {"images": name, "dtype": dtype, "seed": seed},
+        )
+        for seed in range(arguments.seeds)
+        for name in names
+        for dtype in DTYPES
+    ]
+    image_sets.add_runs(MODULE, report, wanted, arguments.out)
     print(markdown(report))
 
 

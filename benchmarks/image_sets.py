@@ -6,14 +6,17 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from infodisent import demo
 from infodisent.classifier import InfoDisentClassifier
 from infodisent.data.extraction import extract
 from infodisent.data.images import scan_folder
 from infodisent.data.store import FeatureStore
+from infodisent.files import write_json
+from infodisent.progress import bar
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -51,3 +54,48 @@ def run_apart(module: str, folder: Path, *arguments: str) -> dict[str, Any]:
         raise RuntimeError(f"{module}, {what}: {done.stderr[-2000:]}")
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
+
+
+class Run(NamedTuple):
+    """A run of a report.
+
+    Attributes:
+        key: of its figures in the report.
+        folder: of the store.
+        arguments: further ones of ``--one``.
+        about: what stands beside the figures.
+    """
+
+    key: str
+    folder: Path
+    arguments: tuple[str, ...]
+    about: dict[str, Any]
+
+
+def add_runs(
+    module: str,
+    report: dict[str, Any],
+    wanted: Sequence[Run],
+    out: Path,
+    again: Callable[[dict[str, Any]], bool] = lambda known: False,
+) -> None:
+    """Make the runs that ``report["runs"]`` lacks; the report is written after each.
+
+    Args:
+        module: see `run_apart`.
+        report: with what was found before.
+        wanted: the runs.
+        out: file of the report.
+        again: whether a run that is known is made once more.
+    """
+    with bar(True) as display:
+        task = display.add_task("train", total=len(wanted), note="")
+        for run in wanted:
+            display.update(task, note=run.key)
+            known = report["runs"].get(run.key)
+            if known is None or again(known):
+                figures = run_apart(module, run.folder, *run.arguments)
+                report["runs"][run.key] = {**run.about, **figures}
+                write_json(out, report)
+            display.advance(task)
+    write_json(out, report)

@@ -21,6 +21,7 @@ those runs again.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -38,10 +39,9 @@ from infodisent.bench.machine import machine
 from infodisent.data.store import FeatureStore
 from infodisent.data.views import ViewStore, extract_views
 from infodisent.evaluation.accuracy import evaluate_head, linear_probe, original_head
-from infodisent.files import read_json, write_json
+from infodisent.files import read_json
 from infodisent.methods import METHODS, Head, build_head
 from infodisent.methods.stages import LoopOptions
-from infodisent.progress import bar
 from infodisent.training.fit import FitConfig, fit_head, new_head
 
 MODULE = "benchmarks.methods_report"
@@ -320,22 +320,18 @@ def main() -> None:
     for name, store in stores.items():
         if name not in report["baselines"]:
             report["baselines"][name] = baselines(store)
-    wanted = [(s, n, *row) for s in range(arguments.seeds) for n in stores for row in rows]
-    with bar(True) as display:
-        task = display.add_task("train", total=len(wanted), note="")
-        for seed, name, method, options in wanted:
-            key = " ".join(filter(None, (name, method, worded(options), str(seed))))
-            display.update(task, note=key)
-            known = report["runs"].get(key)
-            if known is None or (arguments.retime and known["others"] > QUIET):
-                call = method, str(seed), json.dumps(options)
-                figures = image_sets.run_apart(MODULE, stores[name].path, *call)
-                what = {"images": name, "method": method, "seed": seed}
-                what |= {"options": options} if options else {}
-                report["runs"][key] = {**what, **figures}
-                write_json(arguments.out, report)
-            display.advance(task)
-    write_json(arguments.out, report)
+    wanted = []
+    for seed, name, (method, options) in itertools.product(range(arguments.seeds), stores, rows):
+        key = " ".join(filter(None, (name, method, worded(options), str(seed))))
+        call = method, str(seed), json.dumps(options)
+        about = {"images": name, "method": method, "seed": seed}
+        about |= {"options": options} if options else {}
+        wanted.append(image_sets.Run(key, stores[name].path, call, about))
+
+    def disturbed(known: dict[str, Any]) -> bool:
+        return bool(arguments.retime and known["others"] > QUIET)
+
+    image_sets.add_runs(MODULE, report, wanted, arguments.out, disturbed)
     print(markdown(report))
 
 

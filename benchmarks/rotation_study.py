@@ -36,11 +36,10 @@ from infodisent.evaluation.faithfulness import cell_curves
 from infodisent.evaluation.sizes import global_size
 from infodisent.explanations.posthoc import EXPLAINERS
 from infodisent.explanations.sparsity import exact, explanation_sizes
-from infodisent.files import read_json, write_json
+from infodisent.files import read_json
 from infodisent.methods import Head
 from infodisent.methods.infodisent import InfoDisentHead
 from infodisent.methods.stages import Stage, TrainingOptions
-from infodisent.progress import bar
 from infodisent.training.fit import FitConfig, fit_head, new_head
 
 MODULE = "benchmarks.rotation_study"
@@ -266,23 +265,17 @@ def main() -> None:
     report = read_json(arguments.out) if arguments.out.is_file() else {"runs": {}}
     report |= {"machine": machine(), "commit": commit()}
     wanted = [
-        (seed, name, variant)
+        image_sets.Run(
+            f"{name}, {variant}, {seed}",
+            stores[name].path,
+            (variant, str(seed)),
+            {"images": name, "variant": variant, "seed": seed},
+        )
         for seed in range(arguments.seeds)
         for name in stores
         for variant in arguments.variants
     ]
-    with bar(True) as display:
-        task = display.add_task("train", total=len(wanted), note="")
-        for seed, name, variant in wanted:
-            key = f"{name}, {variant}, {seed}"
-            display.update(task, note=key)
-            if key not in report["runs"]:
-                figures = image_sets.run_apart(MODULE, stores[name].path, variant, str(seed))
-                about = {"images": name, "variant": variant, "seed": seed}
-                report["runs"][key] = {**about, **figures}
-                write_json(arguments.out, report)
-            display.advance(task)
-    write_json(arguments.out, report)
+    image_sets.add_runs(MODULE, report, wanted, arguments.out)
     print(markdown(report))
 
 
