@@ -11,9 +11,7 @@ beyond what it held before the call. What other processes used of the processors
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +25,7 @@ from infodisent.backends.native import module as _native
 from infodisent.bench import cases as bench
 from infodisent.bench.labels import check_served
 from infodisent.files import read_json, write_json, write_text
+from infodisent.training.footprint import peak_bytes, process_bytes
 
 RESULTS = Path(__file__).parent / "results"
 TARGET = RESULTS / "cpu-pools.json"
@@ -48,25 +47,18 @@ MEMORY_BARS = {"protopnet_cub": 64, "protopnet_imagenet": 64}
 def peak_memory(run: Callable[[], object]) -> float:
     """MiB that the process held at most during a run, beyond what it held before; Linux.
 
-    What an earlier run gave back to the allocator alone is given to the system first.
+    Raises:
+        OSError: the system does not tell.
     """
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
-    before = _kilobytes("VmRSS")
-    run()
-    return (_kilobytes("VmHWM") - before) / 1024
+    found = peak_bytes(run, torch.device("cpu"))
+    if found is None:
+        raise OSError("this system does not tell how much memory a process held")
+    return found / 2**20
 
 
 def resident() -> int:
     """Bytes of memory of this process that belong to no file; Linux."""
-    return 1024 * _kilobytes("RssAnon")
-
-
-def _kilobytes(field: str) -> int:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    found = re.search(rf"{field}:\s*(\d+) kB", status)
-    assert found is not None
-    return int(found[1])
+    return process_bytes("RssAnon")
 
 
 class WatchedClock:

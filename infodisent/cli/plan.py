@@ -79,7 +79,8 @@ def plan(
     from infodisent.classifier import attach
     from infodisent.data.encoding import DTYPES
     from infodisent.devices import pick_device
-    from infodisent.training.calibration import compared_heads, measure_rates, passes_of
+    from infodisent.training.calibration import measure_rates, passes_of
+    from infodisent.training.fit import compared_heads
     from infodisent.training.plan import Job
     from infodisent.training.plan import plan as cost
 
@@ -87,7 +88,7 @@ def plan(
     if feature_dtype not in DTYPES:
         raise ValueError(f"feature_dtype is {feature_dtype!r}, allowed: {', '.join(DTYPES)}")
     model = attach(backbone, classes, method=method).to(pick_device(device))
-    others = compared_heads(model.head) if compare else []
+    others = compared_heads(model.head, 0) if compare else ()
     job = Job(
         train=images,
         held_out=max(1, images // HELD_OUT) if held_out is None else held_out,
@@ -103,7 +104,7 @@ def plan(
         probe=compare,
         parameters=sum(parameter.numel() for parameter in model.head.parameters()),
         stages=passes_of(model.head, epochs),
-        compared=tuple(passes_of(head, epochs) for head in others),
+        compared=tuple(passes_of(head, epochs) for _, head in others),
         view_pairs=view_pairs,
     )
     with console.status("measuring") as status:

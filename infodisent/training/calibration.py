@@ -27,7 +27,7 @@ from infodisent.data.shards import CACHED
 from infodisent.methods import Head
 from infodisent.methods.stages import LoopOptions, Stage
 from infodisent.training.config import FitConfig
-from infodisent.training.fit import new_head
+from infodisent.training.fit import compared_heads
 from infodisent.training.footprint import peak_bytes
 from infodisent.training.objective import Objective
 from infodisent.training.plan import Job, Passes, Rates
@@ -286,20 +286,6 @@ def passes_of(head: Head, epochs: int | None = None) -> tuple[Passes, ...]:
     return tuple(Passes(own or s.epochs, s.pool_is_fixed, s.views) for s in stages)
 
 
-def compared_heads(head: Head) -> list[Head]:
-    """Those that `infodisent.training.run.fit` trains for comparison."""
-    return [
-        new_head(
-            head.in_features,
-            head.num_classes,
-            0,
-            method=head.method,
-            **{**head.options(), **changes},
-        ).to(head.device)
-        for changes in head.ablations().values()
-    ]
-
-
 def _fixed_step_rate(head: Head, job: Job, seconds: float) -> float:
     """Images a second of training steps on pooled units, all of a step's.
 
@@ -307,7 +293,7 @@ def _fixed_step_rate(head: Head, job: Job, seconds: float) -> float:
     """
     with_fixed = [
         (one, stage)
-        for one in (copy.deepcopy(head), *compared_heads(head))
+        for one in (copy.deepcopy(head), *(other for _, other in compared_heads(head, 0)))
         for stage in trained_stages(one)
         if stage.pool_is_fixed
     ]

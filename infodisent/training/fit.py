@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from infodisent.training.state import RECIPE, SavedState, identity, save_state
 from infodisent.training.steps import Tools
 from infodisent.training.validation import split_validation
 
-__all__ = ["Callback", "FitConfig", "fit_head", "new_head"]
+__all__ = ["Callback", "FitConfig", "compared_heads", "fit_head", "new_head"]
 
 Callback = Callable[[int, dict[str, float]], object]
 """Called after an epoch with its number, from 1, and its figures, see `fit_head`."""
@@ -62,6 +62,19 @@ def new_head(
     with own_generators(device):
         seed_generators(seed, device)
         return build_head(method, channels, classes, **layout, **options)
+
+
+def compared_heads(head: Head, seed: int) -> Iterator[tuple[str, Head]]:
+    """The heads that `infodisent.training.run.fit` trains for comparison, one after the other.
+
+    Args:
+        head: that they are compared with, see `Head.ablations`.
+        seed: of their weights.
+    """
+    for title, changes in head.ablations().items():
+        options = {**head.options(), **changes}
+        other = new_head(head.in_features, head.num_classes, seed, method=head.method, **options)
+        yield title, other.to(head.device)
 
 
 def fit_head(

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+"""Of this process; Linux."""
 
 
 def peak_bytes(
@@ -44,11 +45,12 @@ def peak_bytes(
         FORGET.write_text("5", encoding="ascii")
     except (AttributeError, OSError):  # another C library, or a system that forbids it
         return None
-    held = _kilobytes("VmRSS")
+    held = process_bytes("VmRSS")
     run()
-    return 1024 * max(0, _kilobytes("VmHWM") - held)
+    return max(0, process_bytes("VmHWM") - held)
 
 
-def _kilobytes(field: str) -> int:
+def process_bytes(field: str) -> int:
+    """A size of this process by its name in `STATUS`, such as ``RssAnon``; Linux."""
     lines = STATUS.read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

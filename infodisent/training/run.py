@@ -30,7 +30,7 @@ from infodisent.files import locked, write_json
 from infodisent.methods.stages import LoopOptions
 from infodisent.training import checkpoint
 from infodisent.training.course import stops_early
-from infodisent.training.fit import Callback, FitConfig, fit_head, new_head
+from infodisent.training.fit import Callback, FitConfig, compared_heads, fit_head, new_head
 from infodisent.training.folder import (
     DRAWN,
     FEATURES,
@@ -281,14 +281,7 @@ def _fit(
     if live is None:
         laps.lap("train")
     compare = chosen.compare_identity and live is None  # another head has other maps then
-    for title, changes in model.head.ablations().items() if compare else ():
-        ablation = new_head(
-            model.num_features,
-            len(images.classes),
-            config.seed,
-            method=model.head.method,
-            **{**options, **changes},
-        ).to(model.head.device)
+    for title, ablation in compared_heads(model.head, config.seed) if compare else ():
         label = f"train {title}"
         fit_head(ablation, store, config, train=train, views=views, progress=progress, label=label)
         rows.append((title, evaluate_head(ablation, store, test)))
