@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 
 from infodisent.data.annotation_formats import read_annotations
 from infodisent.data.annotations import Annotations
-from infodisent.data.archives import without_place
 from infodisent.data.records import Reading
 from infodisent.data.tar_index import INDEX
 from infodisent.evaluation.beside import Beside, chosen_methods, explain_beside
@@ -21,6 +19,7 @@ from infodisent.explanations.prototypes import relocate
 from infodisent.explanations.request import class_named
 from infodisent.files import replacing, write_json
 from infodisent.progress import bar
+from infodisent.report.figure import figure_name
 from infodisent.report.held_out import balanced, existing, wrong_indices
 from infodisent.report.sources import find_sources, limited
 from infodisent.report.table import check_folder
@@ -121,7 +120,7 @@ def write_beside(
                 written.failures.append(str(error))
                 continue
             written.results.append(result)
-            with replacing(written.folder / _name(len(written.results), file)) as temporary:
+            with replacing(written.folder / figure_name(len(written.results), file)) as temporary:
                 result.plot().savefig(temporary, dpi=110, format="png")
             display.advance(task)
     if not written.results:
@@ -162,8 +161,3 @@ def _mask(known: Annotations | None, file: str) -> torch.Tensor | None:
     at = None if known is None else known.find(file)
     found = known.mask_of(at) if known is not None and at is not None else None
     return None if found is None else found[0]
-
-
-def _name(number: int, file: str) -> str:
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(without_place(file)).stem)[:60] or "image"
-    return f"{number:03d}-{stem}.png"

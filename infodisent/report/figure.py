@@ -6,12 +6,15 @@ Figures are made without pyplot: nothing global is read or changed, and any thre
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from infodisent.data.archives import without_place
 from infodisent.explanations.evidence import ChannelEvidence, Explanation
 from infodisent.explanations.prototypes import Prototype, Prototypes
 from infodisent.files import replacing
@@ -168,6 +171,13 @@ def prototypes_figure(
             kept = prototypes.of(channel, sign)[:count]
             _prototypes(canvas, kept, pictures, prototypes.grid, color, (x, y))
     return canvas.figure
+
+
+def figure_name(number: int, path: str) -> str:
+    """The file of an image's figure: its number, and its own name in plain letters."""
+    stem = Path(without_place(path)).stem
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", stem)[:60] or "image"
+    return f"{number:03d}-{plain}.png"
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 130) -> None:

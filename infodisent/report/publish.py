@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from infodisent.data.archives import without_place
 from infodisent.data.records import Reading
 from infodisent.data.tar_index import INDEX
-from infodisent.explanations.evidence import Explanation
 from infodisent.explanations.predictions import predict_images
 from infodisent.explanations.prototypes import Prototypes, relocate
 from infodisent.explanations.request import class_named, listed
 from infodisent.progress import bar
 from infodisent.report.about import Subject, about_run, chosen_text
-from infodisent.report.figure import explanation_figure, save_figure
+from infodisent.report.figure import explanation_figure, figure_name, save_figure
 from infodisent.report.held_out import balanced, existing, label_of, wrong_indices
 from infodisent.report.notices import say, say_lost
 from infodisent.report.page import write_page
@@ -390,11 +387,5 @@ def _draw(
         task = display.add_task("draw figures", total=len(side.explanations), note="")
         for number, explanation in enumerate(side.explanations, 1):
             figure = explanation_figure(explanation, prototypes, pictures=pictures)
-            save_figure(figure, folder / "figures" / _figure_name(number, explanation))
+            save_figure(figure, folder / "figures" / figure_name(number, explanation.path))
             display.advance(task)
-
-
-def _figure_name(number: int, explanation: Explanation) -> str:
-    stem = Path(without_place(explanation.path)).stem
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", stem)[:60] or "image"
-    return f"{number:03d}-{plain}.png"
