@@ -276,12 +276,10 @@ def compare(case: Case, machine: Machine, compile_too: bool = False) -> Report:
         "layout": case.layout,
         "ours": list(machine.ours),
         "gflop": 2e-9 * case.batch * h * w * c * c * (2 if case.op == "backward" else 1),
-        "microseconds": {name: round(value * 1e6, 2) for name, value in times.seconds.items()},
-        "how": times.how,
+        **times.figures(),
         "of_mm": {
             name: round(times.seconds[PRODUCT] / value, 4) for name, value in times.seconds.items()
         },
-        "clocks": times.clocks,
         "errors": errors,
         "peak_mib": memory,
         "ok": True,

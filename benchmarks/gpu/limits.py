@@ -104,9 +104,7 @@ def rotation(machine: Machine, channels: int) -> Report:
     return {
         "channels": channels,
         "ours": name,
-        "microseconds": {k: round(v * 1e6, 2) for k, v in times.seconds.items()},
-        "how": times.how,
-        "clocks": times.clocks,
+        **times.figures(),
         "errors": errors,
         "ok": True,
     }

@@ -44,6 +44,11 @@ class Times(NamedTuple):
     how: dict[str, str]
     clocks: dict[str, Any]
 
+    def figures(self) -> dict[str, Any]:
+        """As they stand in a row of the report."""
+        microseconds = {name: round(s * 1e6, 2) for name, s in self.seconds.items()}
+        return {"microseconds": microseconds, "how": self.how, "clocks": self.clocks}
+
 
 class Machine:
     """A CUDA GPU.

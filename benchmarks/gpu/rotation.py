@@ -153,13 +153,10 @@ def product(machine: Machine, channels: int, kind: str) -> Report:
         for name, run in runs.items()
         if not name.startswith(WRITTEN)
     }
-    times = machine.times(runs)
     return {
         "channels": channels,
         "kind": kind,
-        "microseconds": {name: round(s * 1e6, 2) for name, s in times.seconds.items()},
-        "how": times.how,
-        "clocks": times.clocks,
+        **machine.times(runs).figures(),
         "errors": errors,
         "ok": True,
     }
