@@ -37,7 +37,7 @@ def scan_folder(
     Args:
         root: ``root/<class>/*.jpg`` or ``root/{train,val}/<class>/*.jpg``, searched recursively;
             or a CSV, see `infodisent.data.listing.read_csv`; or tar files, such as WebDataset's
-            shards, see `infodisent.data.tars.scan_tars`; or ``hfds/NAME``, ``wds/PATTERN``,
+            shards, see `infodisent.data.tars.tar_records`; or ``hfds/NAME``, ``wds/PATTERN``,
             ``tfds/NAME``, see `infodisent.data.readers`.
         train, val: instead of `root`, two folders of class folders, or two data sets.
         val_fraction: part of every class held out, in (0, 1); default 0.25. Without effect, and

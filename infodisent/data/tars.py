@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from infodisent.data.archives import Member
-from infodisent.data.items import ImageSet, counted
-from infodisent.data.records import Reading, Record, Records, class_names, divided, root_of
+from infodisent.data.items import counted
+from infodisent.data.records import Reading, Record, Records, class_names, root_of
 from infodisent.data.splits import split_name
 from infodisent.data.tar_index import read_archives
 from infodisent.files import read_json
@@ -65,6 +65,14 @@ def tar_records(
 ) -> Records:
     """The images of a tar file, of a folder of them, or of a pattern that names some.
 
+    In a WebDataset shard a sample's files have one name and several endings: ``0001.jpg`` and
+    ``0001.cls`` (a number or a name) or ``0001.json`` (with "label", "cls", "class" or "target").
+    Without those an image's class is its folder in the archive, and where it lies in none the
+    archive's own name, as ImageNet comes. Numbers are named by ``classnames.txt`` beside the
+    archives. The split is a folder's (in the archive, or of the archives), what ``_info.json``
+    beside the archives says, or the beginning of an archive's name: ``train-000.tar``,
+    ``val-000.tar``.
+
     Args:
         root: the archive, folder or pattern, see `tars_of_pattern`.
         reading: how samples are read.
@@ -100,40 +108,6 @@ def tar_records(
     if listing is not None:
         records.names, records.named_by = class_names(listing), str(listing)
     return records
-
-
-def scan_tars(
-    root: str | os.PathLike[str],
-    *,
-    val_fraction: float | None = None,
-    seed: int = 0,
-    reading: Reading | None = None,
-    index: Path | None = None,
-    progress: bool = True,
-) -> ImageSet:
-    """Find the images of a tar file, or of a folder of them.
-
-    In a WebDataset shard a sample's files have one name and several endings: ``0001.jpg`` and
-    ``0001.cls`` (a number or a name) or ``0001.json`` (with "label", "cls", "class" or "target").
-    Without those an image's class is its folder in the archive, and where it lies in none the
-    archive's own name, as ImageNet comes. Numbers are named by ``classnames.txt`` beside the
-    archives. The split is a folder's (in the archive, or of the archives), what ``_info.json``
-    beside the archives says, or the beginning of an archive's name: ``train-000.tar``,
-    ``val-000.tar``.
-
-    Args:
-        root: the archive, or the folder.
-        val_fraction: part of every class held out where there are no splits; default 0.25.
-        seed: of that.
-        reading, index, progress: see `tar_records`.
-
-    Raises:
-        ValueError: no labelled images, fewer than two classes, a label that the list of names does
-            not reach, or an archive that is compressed or damaged.
-    """
-    asked = reading or Reading()
-    records = tar_records(root, asked, index=index, progress=progress)
-    return divided(records, asked, val_fraction, seed)
 
 
 @functools.lru_cache(maxsize=1 << 16)  # most images have their folder's name in common

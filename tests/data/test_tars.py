@@ -12,7 +12,6 @@ from PIL import Image
 from infodisent.data.archives import Member, is_there, member_of, size_and_change, without_place
 from infodisent.data.fingerprints import listing
 from infodisent.data.images import all_for_testing, load_image, scan_folder
-from infodisent.data.tars import scan_tars
 from infodisent.report.view import short_name
 from tests.cli.test_cli import FIT, run
 
@@ -85,13 +84,13 @@ def test_labels_of_other_kinds(tmp_path):
     files = {"a.jpg": picture(1, "JPEG"), "a.json": json.dumps({"label": "red"}).encode()}
     files |= {"b.jpg": picture(2, "JPEG"), "b.json": json.dumps({"cls": "blue"}).encode()}
     files |= {"c.jpg": picture(3, "JPEG"), "c.cls": b"blue"}
-    assert scan_tars(archive(tmp_path / "x.tar", files), val_fraction=0.5).classes == (
+    assert scan_folder(archive(tmp_path / "x.tar", files), val_fraction=0.5).classes == (
         "blue",
         "red",
     )
     places = [f"data/{split}/{name}" for split in ("train", "test") for name in "ab"]
     folders = {f"{place}/{i}.png": picture(i) for place in places for i in (1, 2)}
-    images = scan_tars(archive(tmp_path / "folders.tar", folders))
+    images = scan_folder(archive(tmp_path / "folders.tar", folders))
     assert images.classes == ("a", "b")
     assert [item.split for item in images.items].count("val") == 4
     for name in ("n01", "n02"):  # as ImageNet comes: a class an archive
@@ -112,14 +111,14 @@ def test_duplicates_and_fingerprints_see_the_bytes(shards, tmp_path):
 
 def test_what_cannot_be_used_is_said(tmp_path, shards):
     with pytest.raises(ValueError, match=r"no labelled images in 1 tar file"):
-        scan_tars(archive(tmp_path / "train-0.tar", {"a.png": picture(1)}))
+        scan_folder(archive(tmp_path / "train-0.tar", {"a.png": picture(1)}))
     compressed = archive(tmp_path / "c.tar", shard(0), "w:gz")
     with pytest.raises(ValueError, match="decompressed"):
-        scan_tars(compressed)
+        scan_folder(compressed)
     (shards / "classnames.txt").write_text("cat\n")
     with pytest.raises(ValueError, match="names 1 classes in 1 lines, but the largest label"):
-        scan_tars(shards)
-    path = scan_tars(archive(tmp_path / "d.tar", shard(0)), val_fraction=0.5).items[0].path
+        scan_folder(shards)
+    path = scan_folder(archive(tmp_path / "d.tar", shard(0)), val_fraction=0.5).items[0].path
     whole = (tmp_path / "d.tar").read_bytes()
     (tmp_path / "d.tar").write_bytes(whole[:700])
     with pytest.raises(ValueError, match=r"ends before 0000.png does"):
@@ -165,10 +164,10 @@ def test_names_may_hold_anything(tmp_path):
 
 def test_dots_in_names_lose_no_image(tmp_path):
     files = {f"{kind}/{kind}.{i}.png": picture(i) for kind in ("cat", "dog") for i in range(3)}
-    assert len(scan_tars(archive(tmp_path / "pets.tar", files)).items) == 6
+    assert len(scan_folder(archive(tmp_path / "pets.tar", files)).items) == 6
     files = shard(0) | {"0005.right.png": picture(9)}
     files = dict(sorted(files.items()))  # now beside the rest of sample 5
-    images = scan_tars(archive(tmp_path / "wds.tar", files))
+    images = scan_folder(archive(tmp_path / "wds.tar", files))
     assert len(images.items) == 6
     assert any("1 sample with several images" in line for line in images.notices)
 
@@ -176,18 +175,18 @@ def test_dots_in_names_lose_no_image(tmp_path):
 def test_numbers_and_their_names(tmp_path):
     files = shard(0) | {"a.png": picture(50), "a.cls": b"01"}
     path = archive(tmp_path / "s" / "a.tar", files)
-    images = scan_tars(path)
+    images = scan_folder(path)
     assert [item.label for item in images.items].count(1) == 4  # 01 is 1
     assert images.classes == ("0", "01")
     names = tmp_path / "s" / "classnames.txt"
     names.write_text("cat\n\ndog\n")  # to leave the blank line out would make 1 a dog
     with pytest.raises(ValueError, match=r"classnames.txt, line 2, is blank"):
-        scan_tars(path)
+        scan_folder(path)
     names.write_bytes("cat\ncaf\xe9\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"classnames.txt is not a text file in UTF-8"):
-        scan_tars(path)
+        scan_folder(path)
     names.write_text("cat\ndog\n\n")
-    assert scan_tars(path).classes == ("cat", "dog")
+    assert scan_folder(path).classes == ("cat", "dog")
 
 
 def test_labels_that_are_none(tmp_path):
@@ -195,7 +194,7 @@ def test_labels_that_are_none(tmp_path):
     files = shard(0)
     for i, content in enumerate(odd):
         files |= {f"odd{i}.png": picture(50 + i), f"odd{i}.json": content}
-    images = scan_tars(archive(tmp_path / "train-0.tar", files))
+    images = scan_folder(archive(tmp_path / "train-0.tar", files))
     assert (len(images.items), images.classes) == (6, ("0", "1"))
     assert any(f"{len(odd)} samples without a label" in line for line in images.notices)
 
@@ -220,18 +219,18 @@ def test_links_and_damage_are_said(tmp_path):
             info = tarfile.TarInfo(f"link{number}.png")
             info.type, info.linkname = kind, "0000.png"
             tar.addfile(info)
-    assert any("2 samples behind a link" in line for line in scan_tars(path).notices)
+    assert any("2 samples behind a link" in line for line in scan_folder(path).notices)
     content = bytearray(path.read_bytes())
     with tarfile.open(path) as tar:
         at = tar.getmembers()[6].offset
     content[at : at + 8] = b"\xff" * 8
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"a damaged header at byte {at}$"):
-        scan_tars(path)
+        scan_folder(path)
     for damaged, why in ((content[:700], "unexpected end of data"), (b"", "empty file")):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=f"a.tar cannot be read: {why}$"):  # nor compressed
-            scan_tars(path)
+            scan_folder(path)
 
 
 def test_an_archive_beside_folders_of_images_is_left_out(tmp_path):
