@@ -131,13 +131,13 @@ class ProtoQuantHead(Head):
     def _nearest(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels ``[n, C]`` of length 1 and codes ``[n]`` of this process's part of the images."""
         for maps, _, _ in part_of(batches)():
-            yield (unit := self._unit(maps.flatten(0, 1))), (unit @ self.codebook.mT).argmax(1)
+            unit = self._unit(maps.flatten(0, 1))
+            yield unit, (unit @ self.codebook.mT).argmax(1)
 
     def finish(self, batches: Batches) -> None:
         """Codes that no pixel of the training images is nearest to count for nothing."""
         seen = sum(code.bincount(minlength=self.codes) for _, code in self._nearest(batches))
-        counts = ranks.total(torch.as_tensor(seen))
-        self.fc.weight[:, counts == 0] = 0
+        self.fc.weight[:, ranks.total(torch.as_tensor(seen)) == 0] = 0
 
     def penalty(self, config: TrainingOptions, batch: TrainingBatch) -> Tensor | None:
         """The L1 term, the mean over the classes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 
@@ -38,8 +39,9 @@ def build(seed=0, **options):
     return new_head(24, 2, seed, **options)
 
 
+@contextlib.contextmanager
 def interrupted_after(monkeypatch, epochs):
-    """Training dies once so many epochs are kept."""
+    """The block's training dies once so many epochs are kept."""
     plain = fitting.save_state
 
     def dies(path, run, head, optimizer, history, **extra):
@@ -47,7 +49,10 @@ def interrupted_after(monkeypatch, epochs):
         if len(history) == epochs:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(fitting, "save_state", dies)
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "save_state", dies)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def same(one, other):
@@ -82,10 +87,8 @@ def test_validation_is_scored_every_epoch_and_does_not_train(rows):
 def test_resumed_is_bitwise_the_uninterrupted_run(tmp_path, rows, monkeypatch, config, rotate):
     whole, state = build(rotate=rotate), tmp_path / "state.safetensors"
     expected = fit_head(whole, rows, config, progress=False)
-    with monkeypatch.context() as patch:
-        interrupted_after(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            fit_head(build(rotate=rotate), rows, config, state=state, progress=False)
+    with interrupted_after(monkeypatch, 3):
+        fit_head(build(rotate=rotate), rows, config, state=state, progress=False)
     for _ in range(2):  # the second time nothing is left to train
         resumed = build(5, rotate=rotate)
         assert fit_head(resumed, rows, config, state=state, progress=False) == expected
@@ -114,10 +117,8 @@ def test_stopped():
 def test_callbacks_are_called_after_every_new_epoch(tmp_path, rows, monkeypatch):
     seen, state = [], tmp_path / "state.safetensors"
     callbacks = [lambda epoch, figures: seen.append((epoch, figures["loss"]))]
-    with monkeypatch.context() as patch:
-        interrupted_after(patch, 5)
-        with pytest.raises(KeyboardInterrupt):
-            fit_head(build(), rows, CONFIG, state=state, callbacks=callbacks, progress=False)
+    with interrupted_after(monkeypatch, 5):
+        fit_head(build(), rows, CONFIG, state=state, callbacks=callbacks, progress=False)
     assert [epoch for epoch, _ in seen] == [1, 2, 3, 4]
     history = fit_head(build(), rows, CONFIG, state=state, callbacks=callbacks, progress=False)
     assert [epoch for epoch, _ in seen] == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12]
@@ -153,10 +154,8 @@ def test_more_epochs_for_a_finished_run(tmp_path, rows, monkeypatch):
     assert not same(first, whole)
     # interrupted on the way, and taken further twice
     state.write_bytes(content)
-    with monkeypatch.context() as patch:
-        interrupted_after(patch, 14)
-        with pytest.raises(KeyboardInterrupt):
-            fit_head(build(), rows, longer, state=state, progress=False)
+    with interrupted_after(monkeypatch, 14):
+        fit_head(build(), rows, longer, state=state, progress=False)
     again = build(7)
     assert fit_head(again, rows, longer, state=state, progress=False) == history
     assert same(again, whole)
@@ -167,10 +166,8 @@ def test_more_epochs_for_a_finished_run(tmp_path, rows, monkeypatch):
         with pytest.raises(ValueError, match=r"another training run .*--features.*--overwrite"):
             fit_head(build(), rows, refused, state=state, progress=False)
     state.unlink()
-    with monkeypatch.context() as patch:
-        interrupted_after(patch, 5)
-        with pytest.raises(KeyboardInterrupt):
-            fit_head(build(), rows, CONFIG, state=state, progress=False)
+    with interrupted_after(monkeypatch, 5):
+        fit_head(build(), rows, CONFIG, state=state, progress=False)
     with pytest.raises(ValueError, match="epochs was 12, is 16"):
         fit_head(build(), rows, longer, state=state, progress=False)
 
@@ -191,18 +188,15 @@ def test_a_state_of_the_first_recipe_goes_on_as_it_began(tmp_path, rows, monkeyp
         patch.setattr(fitting, "class_pull", lambda *a: torch.ones(2))
         old = dataclasses.replace(config, lr=1e-2, logit_adjustment=0.0)
         expected = fit_head(plain, rows, old, progress=False)
-        interrupted_after(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
+        with interrupted_after(monkeypatch, 3):
             fit_head(build(), rows, old, state=state, progress=False)
     tensors, metadata = read_tensors(state)
     new = ("class_weights", "sampler", "logit_adjustment", "validation", "patience")
     metadata["config"] = {k: v for k, v in metadata["config"].items() if k not in new}
     del metadata["recipe"]
     write_tensors(state, {k: v.clone() for k, v in tensors.items()}, metadata)
-    with monkeypatch.context() as patch:
-        interrupted_after(patch, 4)
-        with pytest.raises(KeyboardInterrupt):
-            fit_head(build(), rows, config, state=state, progress=False)
+    with interrupted_after(monkeypatch, 4):
+        fit_head(build(), rows, config, state=state, progress=False)
     for _ in range(2):
         resumed = build(5)
         assert fit_head(resumed, rows, config, state=state, progress=False) == expected
@@ -222,10 +216,8 @@ def test_stages_validate_and_the_last_one_stops(tmp_path, rows, monkeypatch):
     assert len(history) == 3 + best_epoch(history[3:]) + 1 + 2
     state = tmp_path / "state.safetensors"
     for stop in (2, 3, 5):
-        with monkeypatch.context() as patch:
-            interrupted_after(patch, stop)
-            with pytest.raises(KeyboardInterrupt):
-                fit_head(build(method="toy"), rows, config, state=state, progress=False)
+        with interrupted_after(monkeypatch, stop):
+            fit_head(build(method="toy"), rows, config, state=state, progress=False)
         resumed = build(method="toy")
         assert fit_head(resumed, rows, config, state=state, progress=False) == history
         assert same(resumed, whole)
@@ -320,10 +312,8 @@ def test_more_epochs_for_a_run_that_patience_ended(tmp_path, rows, monkeypatch):
     assert same(first, second) == (best_epoch(history) < ended)  # the best of all epochs is kept
     # interrupted on the way; then nothing is left to train, and then more is
     state.write_bytes(content)
-    with monkeypatch.context() as patch:
-        interrupted_after(patch, ended + 1)
-        with pytest.raises(KeyboardInterrupt):
-            fit_head(build(), rows, longer, state=state, progress=False)
+    with interrupted_after(monkeypatch, ended + 1):
+        fit_head(build(), rows, longer, state=state, progress=False)
     for _ in range(2):
         again = build(7)
         assert fit_head(again, rows, longer, state=state, progress=False) == history
@@ -335,9 +325,7 @@ def test_more_epochs_for_a_run_that_patience_ended(tmp_path, rows, monkeypatch):
     assert len(further) > len(history) + 2
     # one that was interrupted before its patience ended has epochs of its own left
     state.unlink()
-    with monkeypatch.context() as patch:
-        interrupted_after(patch, 2)
-        with pytest.raises(KeyboardInterrupt):
-            fit_head(build(), rows, PATIENT, state=state, progress=False)
+    with interrupted_after(monkeypatch, 2):
+        fit_head(build(), rows, PATIENT, state=state, progress=False)
     with pytest.raises(ValueError, match="epochs was 60, is 70"):
         fit_head(build(), rows, longer, state=state, progress=False)

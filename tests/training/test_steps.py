@@ -144,10 +144,8 @@ def test_resumed_with_an_option_it_is_the_uninterrupted_run(tmp_path, rows, monk
     expected = fit_head(whole, rows, config, progress=False)
     for stop in (2, 3):
         state.unlink(missing_ok=True)
-        with monkeypatch.context() as patch:
-            interrupted_after(patch, stop)
-            with pytest.raises(KeyboardInterrupt):
-                fit_head(build(**lie), rows, config, state=state, progress=False)
+        with interrupted_after(monkeypatch, stop):
+            fit_head(build(**lie), rows, config, state=state, progress=False)
         resumed = build(5, **lie)
         assert fit_head(resumed, rows, config, state=state, progress=False) == expected
         assert same(resumed, whole)
@@ -276,10 +274,8 @@ def test_it_resumes_behind_a_stage_that_stopped_early(tmp_path, rows, monkeypatc
     state = tmp_path / "state.safetensors"
     for stop in (first - 1, first, first + 2):
         state.unlink(missing_ok=True)
-        with monkeypatch.context() as patch:
-            interrupted_after(patch, stop)
-            with pytest.raises(KeyboardInterrupt):
-                fit_head(build(method="epic", images=6), rows, config, state=state, progress=False)
+        with interrupted_after(monkeypatch, stop):
+            fit_head(build(method="epic", images=6), rows, config, state=state, progress=False)
         resumed = build(3, method="epic", images=6)
         assert fit_head(resumed, rows, config, state=state, progress=False) == expected
         assert same(resumed, whole)
@@ -313,10 +309,8 @@ def test_a_few_steps_are_profiled(tmp_path, rows):  # noqa: F811
 def test_the_table_of_a_run_that_goes_on(tmp_path, rows, monkeypatch):  # noqa: F811
     state, table = tmp_path / "state.safetensors", tmp_path / "training.csv"
     options = {"state": state, "callbacks": [csv_table(table)], "progress": False}
-    with monkeypatch.context() as patch:
-        interrupted_after(patch, 2)
-        with pytest.raises(KeyboardInterrupt):
-            fit_head(build(), rows, CONFIG, **options)
+    with interrupted_after(monkeypatch, 2):
+        fit_head(build(), rows, CONFIG, **options)
     assert table.read_text().count("\n") == 2  # killed before the second epoch was written
     history = fit_head(build(), rows, CONFIG, **options)
     lines = table.read_text().splitlines()
