@@ -184,16 +184,10 @@ class Screened {
     const int64_t end = (b + images) * pixels;
     float* z = s.z.get();
     for (int64_t image = b; image < b + images; ++image) {
-      for (; ready < pixels; ready += kRows, row += kRows) {
-        const Pair* from[kRows];
-        float inverse[kRows];
-        for (int r = 0; r < kRows; ++r) {
-          const int64_t at = std::min(row + r, end - 1);
-          from[r] = words_.get() + at * depth_;
-          inverse[r] = rounded_[at].inverse;
-        }
-        kernel_.tile(from, inverse, s.panel.get(), depth_, z + ready * width);
-      }
+      for (; ready < pixels; ready += kRows, row += kRows)
+        multiply_rows(
+            kernel_, words_.get(), depth_, row, end, s.panel.get(),
+            [this](int64_t at) { return rounded_[at].inverse; }, z + ready * width);
       for (int64_t p = 0; p < pixels; ++p) {
         const RoundedRow& x = rounded_[image * pixels + p];
         s.error[p] = bounded ? 1.0001f * (of_row * (x.error * x.inverse) + of_norm * x.norm)
@@ -231,12 +225,11 @@ class Screened {
       }
       float value[64];
       kernel_.dots(rows_.get() + (b * x_.pixels + p) * size, u, count, order_, value);
-      for (int i = 0; i < count; ++i) {  // as `join` of the float tiles
+      for (int i = 0; i < count; ++i) {
         const int j = channel[i];
-        const float v = value[i];
         const int32_t here = static_cast<int32_t>(p);
-        if (!(v <= pos[j]) && pos[j] == pos[j]) pos[j] = v, pos_index[j] = here;
-        if (!(-v <= neg[j]) && neg[j] == neg[j]) neg[j] = -v, neg_index[j] = here;
+        join(value[i], here, pos + j, pos_index + j);
+        join(-value[i], here, neg + j, neg_index + j);
       }
       total += count;
     }
@@ -271,8 +264,7 @@ bool screen_pays(int64_t images, int64_t pixels, int64_t channels) {
   // cost more than is gained; above, the rounded rows no longer stay in cache.
   if (channels < kScreened || channels > kMostChannels) return false;
   if (pixels < kFewestPixels || pixels > kMostPixels || images * pixels < kFewestRows) return false;
-  static const bool faster = screen_gain() > kWorthwhile;
-  return faster;
+  return screen_gain() > kWorthwhile;
 }
 
 double screen_gain() {

@@ -73,6 +73,26 @@ float product_rounding(int64_t channels);
 // Both have order.size() numbers, zeros beyond the channels.
 void reorder_row(const float* row, const DotOrder& order, float* out);
 
+// z of kRows rows from number `row` on, of which `end` - 1 is the last there is, by a panel;
+// inverse(row): what goes before a row's products.
+template <typename Inverse>
+inline void multiply_rows(const ScreenKernel& kernel, const Pair* words, int64_t depth, int64_t row,
+                          int64_t end, const Pair* panel, const Inverse& inverse,
+                          float* z /* [kRows, width] */) {
+  const Pair* from[kRows];
+  float scale[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    const int64_t at = row + r < end ? row + r : end - 1;
+    from[r] = words + at * depth;
+    scale[r] = inverse(at);
+  }
+  kernel.tile(from, scale, panel, depth, z);
+}
+// A float tile's pool of one number: !(v <= best) holds for a NaN too, which stays.
+inline void join(float v, int32_t pixel, float* best, int32_t* index) {
+  if (!(v <= *best) && *best == *best) *best = v, *index = pixel;
+}
+
 // Whether `auto` screens a product of this size here, by its size and by screen_gain().
 bool screen_pays(int64_t images, int64_t pixels, int64_t channels);
 // How many times faster screening is than the float tiles on this processor: timed on the first

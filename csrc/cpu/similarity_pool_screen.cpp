@@ -45,11 +45,6 @@ void chains(const float* const* x, const float* const* v, int64_t channels, int6
   }
 }
 
-// A float tile's pool of one row: !(v <= best) holds for a NaN too, which stays.
-INFODISENT_INLINE void join(float v, int32_t pixel, float* best, int32_t* index) {
-  if (!(v <= *best) && *best == *best) *best = v, *index = pixel;
-}
-
 // What a panel's rows add to an error, for its worst row, and their common scale.
 struct PanelBound {
   float norm;   // of integers
@@ -174,23 +169,18 @@ class Screened {
     bool laid = false;
     int64_t at = b * pixels, ready = 0;
     float* z = s.z.get();
+    const auto inverse = [this](int64_t here) {
+      const float value = rounded_[here].inverse * scale_of(x_.square[here]);
+      return value < kLargestBound ? value : 0;
+    };
     for (int64_t image = b; image < b + images; ++image) {
       if (given_up()) {
         multiply(image, panel, laid, s);
         at = (image + 1) * pixels, ready = 0;
         continue;
       }
-      for (; ready < pixels; ready += kRows, at += kRows) {
-        const Pair* from[kRows];
-        float inverse[kRows];
-        for (int r = 0; r < kRows; ++r) {
-          const int64_t here = std::min(at + r, end - 1);
-          from[r] = words_.get() + here * depth_;
-          inverse[r] = rounded_[here].inverse * scale_of(x_.square[here]);
-          if (!(inverse[r] < kLargestBound)) inverse[r] = 0;
-        }
-        screen_.tile(from, inverse, packed, depth_, z + ready * width);
-      }
+      for (; ready < pixels; ready += kRows, at += kRows)
+        multiply_rows(screen_, words_.get(), depth_, at, end, packed, inverse, z + ready * width);
       bound_pixels(image, bounds_[panel], s);
       screen_.leave_largest(z, s.low.get(), s.high.get(), pixels, s.left.get());
       tried_.fetch_add(1, std::memory_order_relaxed);
@@ -335,8 +325,7 @@ bool similarity_screen_pays(int64_t images, int64_t pixels, int64_t channels, in
   if (channels < kFewestChannels || channels > kMostChannels || count < kFewestPrototypes)
     return false;
   if (pixels < kFewestPixels || pixels > kMostPixels || images * pixels < kFewestRows) return false;
-  static const bool faster = screen_gain() > kWorthwhile;
-  return faster;
+  return screen_gain() > kWorthwhile;
 }
 
 }  // namespace infodisent
