@@ -12,7 +12,6 @@ import re
 
 import pytest
 import torch
-from infodisent.kernels import rotation_parts
 from infodisent.kernels.tiles import rotation as tiles
 from infodisent.kernels.tiles.blocks import Block, Row
 
@@ -135,6 +134,8 @@ def test_every_product_of_the_rotation(small, kind):
 
 @runs
 def test_a_wrong_product_of_the_rotation_is_not_timed(small, monkeypatch):
+    from infodisent.kernels import rotation_parts
+
     plain = rotation_parts.multiply
     wrong = lambda a, b, out, *rest, **options: (  # noqa: E731
         plain(a, b, out, *rest, **options), out.mul_(1 + 1e-4)
