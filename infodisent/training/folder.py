@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from infodisent.data.store import FeatureStore
 from infodisent.explanations.prototypes import Prototypes
 from infodisent.files import read_json, reading
@@ -79,6 +81,8 @@ def open_run(
     if not base.is_dir():
         raise FileNotFoundError(f"{base} is not a run: no such folder (made by `infodisent fit`)")
     loaded = checkpoint.load(base / MODEL, module=module)
+    # as an extraction leaves it: faster, and what is asked of it rounds as the stored maps do
+    loaded.model.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with reading(base / PROTOTYPES):
         prototypes = Prototypes.load(base / PROTOTYPES)
     metrics = read_json(base / METRICS)

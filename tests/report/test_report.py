@@ -174,6 +174,13 @@ def test_figures_of_other_heads_and_bad_arguments(made):
         explanation_figure(other, prototypes)
 
 
+def test_an_opened_backbone_is_laid_out_as_an_extraction_leaves_it(run_folder):
+    backbone = open_run(run_folder)[0].model.backbone
+    wide = [w for w in backbone.parameters() if w.ndim == 4 and min(w.shape[1], w.shape[2]) > 1]
+    assert wide
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in wide)
+
+
 def test_a_sheet_names_the_class_and_weight_of_every_channel(tmp_path, run_folder, monkeypatch):
     drawn = []
     monkeypatch.setattr(sheet, "save_figure", lambda figure, path: drawn.append(figure))
