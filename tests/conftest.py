@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+
+# Small tensors gain nothing from a second thread, and on a busy machine two threads that wait for
+# each other are ten times slower than one: here and in every process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -15,8 +20,6 @@ from infodisent.backends.native import module as _native
 from infodisent.testing import poisoned_memory
 
 ensure_torchvision()
-# Small tensors gain nothing from a second thread, and on a busy machine two threads that wait for
-# each other are ten times slower than one.
 torch.set_num_threads(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -147,7 +148,13 @@ def test_interrupted(monkeypatch, go, arguments, said):
     assert said in text
 
 
-def test_bench(tmp_path, go):
+@pytest.mark.parametrize(
+    "compiler",
+    ["eager", pytest.param("inductor", marks=pytest.mark.slow)],  # it takes 20 seconds
+)
+def test_bench(tmp_path, go, monkeypatch, compiler):
+    compile_with = functools.partial(torch.compile, backend=compiler)
+    monkeypatch.setattr(torch, "compile", compile_with)
     code, text = go(
         "bench", "--op", "mx_pool", "--shape", "resnet34", "--batch", 1, "--rounds", 1,
         "--json", tmp_path / "b.json",

@@ -23,11 +23,13 @@ def emulator(tmp_path_factory):
     return emulation.build(tmp_path_factory.mktemp("emulator"))
 
 
+@pytest.mark.slow  # as all that builds the emulator: half a minute
 def test_random_problems(emulator):
     """Every kernel and the host functions, against plain loops; also contexts and errors."""
     assert emulation.run(emulator, 150) == (0, "clean\n")
 
 
+@pytest.mark.slow
 def test_the_next_tile_begins_under_the_pool_of_this_one(emulator):
     """Blocks stay: copies of later tiles and products of the next one run beside a pool."""
     copies, products = emulation.beside_a_pool(emulator)
@@ -42,6 +44,7 @@ def test_many_random_problems(emulator, seed):
     assert emulation.run(emulator, 200, seed) == (0, "clean\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", emulation.FAULTS)
 def test_planted_faults_are_found(emulator, fault):
     """A switch in the copy of a source; each must be found, and be what the report says."""

@@ -28,6 +28,7 @@ def model(tmp_path_factory):
     return build_model("rotate_pool_backward_model.cpp", tmp_path_factory.mktemp("model"))
 
 
+@pytest.mark.slow  # it is compiled first
 def test_model(model):
     """Operands, schedule, scales: rotate_pool_backward_model.cpp."""
     check_model(model)

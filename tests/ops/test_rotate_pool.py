@@ -248,7 +248,7 @@ def test_mx_pool_gradient_every_layout(layout):
     assert relative(to_bpc(xb.grad, **kwargs), x.grad.flatten(2).mT) < 1e-12
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     batch=st.integers(0, 5),
     channels=st.integers(1, 40),

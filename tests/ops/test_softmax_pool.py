@@ -149,7 +149,7 @@ def test_float64_and_mixed_dtypes():
     torch.testing.assert_close(
         wide.value, reference.softmax_pool(x.double()).value, rtol=1e-14, atol=0
     )
-    x64 = (torch.randn(2, 40, 5, 5, dtype=torch.float64) * 5).requires_grad_()
+    x64 = (torch.randn(2, 10, 3, 3, dtype=torch.float64) * 5).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: ops.softmax_pool(x, temperature=1.5).value, (x64,))
     for a, b in ((x, v.double()), (x.half(), v), (x.bfloat16(), v.half()), (x.double(), v.half())):
         a, b = a.requires_grad_(), b.requires_grad_()

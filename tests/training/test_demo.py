@@ -44,7 +44,7 @@ def test_small_run_on_real_cells(tmp_path):
     ]
     images = ImageSet(cells.root, cells.classes, tuple(chosen))
     model = demo.efficientnet_lite0(2)
-    config = FitConfig(epochs=4, batch_size=24)
+    config = FitConfig(epochs=3, batch_size=36)
     run = pipeline.fit(
         model, images, tmp_path, config, compare_identity=False, probe=False, progress=False
     )
@@ -68,7 +68,7 @@ def test_weights_are_the_real_ones():
     dogs = scan_folder(SHARED / "imagewoof10")
     model = demo.efficientnet_lite0(10).eval()
     transform = transform_from(transform_config(model))
-    items = [i for i in dogs.items if i.split == "val"][::12]
+    items = [i for i in dogs.items if i.split == "val"][::24]
     x = torch.stack([transform(load_image(i.path)) for i in items])
     with torch.inference_mode():
         predicted = model.original_logits(x).argmax(1)
