@@ -251,9 +251,10 @@ class Explanation:
     def correct(self) -> bool | None:
         """Whether the prediction is the image's own class; None where that is not known.
 
-        With several labels an image one true name does not tell, so None.
+        With several labels an image one true name does not tell, so None. None also where the model
+        abstains: no class is neither right nor wrong.
         """
-        if self.true_name is None or self.task == "multilabel":
+        if self.true_name is None or self.task == "multilabel" or self.abstained:
             return None
         if self.independent:
             return (self.class_name in self.predicted_names) == (self.true_name == self.class_name)

@@ -57,8 +57,8 @@ class Prediction:
 
     @property
     def predicted(self) -> str | None:
-        """The most probable class; None for an image that could not be read."""
-        return self.top[0][0] if self.top else None
+        """The most probable class; None for an image that could not be read, or an abstention."""
+        return self.top[0][0] if self.top and not self.abstained else None
 
     @property
     def correct(self) -> bool | None:
@@ -212,11 +212,16 @@ class Accuracy:
 
 
 def accuracy_of(predictions: Sequence[Prediction]) -> Accuracy | None:
-    """Accuracy over the images that were read and whose class is known; None without any."""
+    """Accuracy over the images that were read and whose class is known; None without any.
+
+    As in `infodisent.evaluation.accuracy`, an image on which the model abstains counts as the first
+    of its equal classes.
+    """
     by_class: dict[str, list[bool]] = {}
     for prediction in predictions:
-        if prediction.correct is not None and prediction.true_name is not None:
-            by_class.setdefault(prediction.true_name, []).append(prediction.correct)
+        true = prediction.true_name
+        if prediction.top and true is not None:
+            by_class.setdefault(true, []).append(prediction.top[0][0] == true)
     if not by_class:
         return None
     count = sum(map(len, by_class.values()))

@@ -192,8 +192,9 @@ def _title(canvas: Canvas, e: Explanation, y: float) -> None:
     right = end - MARGIN
     explained = explains_prediction(e)
     if e.true_name is not None:
-        correct = e.correct
-        text = "✓ prediction is correct" if correct else f"✗ wrong: it is {e.true_name}"
+        correct = e.correct is not False
+        text = f"it is {e.true_name}" if e.abstained else "✓ prediction is correct"
+        text = text if correct else f"✗ wrong: it is {e.true_name}"
         canvas.text(end, y, text, 12, length=56, ha="right", room=0.4 * right,
                     color=MUTED if correct else WRONG,
                     weight="normal" if correct else "bold")  # fmt: skip

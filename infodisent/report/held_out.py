@@ -18,15 +18,20 @@ def wrong_indices(
     store: FeatureStore,
     indices: torch.Tensor,  # [n] int64
 ) -> torch.Tensor:
-    """Those of the stored images that the model gets wrong; multi-label: in any label."""
+    """Those of the stored images that the model gets wrong; multi-label: in any label.
+
+    An image on which it abstains is one of them, whatever its class.
+    """
     head, wrong = loaded.model.head, [indices[:0]]
     with evaluating(head):
         for maps, labels, at in store.batches(indices, 256, dtype=None):
-            logits = head.classify(head.pool(maps.to(head.device), input_fmt="NLC").pooled).cpu()
+            pooled = head.pool(maps.to(head.device), input_fmt="NLC").pooled
+            logits, silent = head.classify(pooled).cpu(), head.abstains(pooled)
             if labels.ndim == 2:
                 wrong.append(at[((logits > 0) != (labels > 0.5)).any(1)])
             else:
-                wrong.append(at[logits.argmax(1) != labels])
+                missed = logits.argmax(1) != labels
+                wrong.append(at[missed if silent is None else missed | silent.cpu()])
     return torch.cat(wrong)
 
 

@@ -100,7 +100,7 @@ def judge_run(
     if not len(test):
         raise ValueError(f"judge: {run.folder} has no held-out images")
     shown = _drawn(test, pictures, seed)
-    files = relocate(store.files, run.metrics["images"]["root"], images_root)
+    files = relocate(store.files, run.metrics["images"].get("root", ""), images_root)
     if len(shown) and not any(is_there(files[i]) for i in shown.tolist()):
         raise FileNotFoundError(
             f"judge: the pictures are not where they were, such as {files[int(shown[0])]}; say "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 _ESCAPED = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+
+_NO_TEXT = re.compile("[\ud800-\udfff]")
 
 
 def packed(
@@ -65,6 +68,9 @@ def data_uri(picture: Image.Image, quality: int = 82) -> str:
 
 
 def script_json(value: Any) -> str:
-    """JSON that may stand in a ``script`` element: no letter of it can end the element."""
+    """JSON that may stand in a ``script`` element: no letter of it can end the element.
+
+    Bytes of a name that are no text are spelt ``\\udcff``, as in the rest of the page.
+    """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.translate(_ESCAPED)
+    return _NO_TEXT.sub(lambda m: f"\\\\u{ord(m[0]):04x}", text).translate(_ESCAPED)

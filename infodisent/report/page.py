@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -161,7 +162,7 @@ def _context(
         "linear": all(c.linear for c in evidence),
         "two_sided": any(c.neg for c in evidence),
         "decides": any(x.decisions for x in explanations),
-        "abstains": any(x.abstained for x in explanations),
+        "abstentions": sum(x.abstained for x in explanations),
         "version": __version__,
         "date": datetime.date.today().isoformat(),
         "style": Markup(_source("page.css")),
@@ -218,7 +219,9 @@ def _image(e: Explanation, number: int, longest: int, grid: tuple[int, int]) -> 
         "labels": e.predicted_names,
         "notes": e.notes,
         "true": e.true_name,
-        "verdict": {None: "unknown", True: "right", False: "wrong"}[e.correct],
+        "verdict": "abstained"
+        if e.abstained
+        else {None: "unknown", True: "right", False: "wrong"}[e.correct],
         "probability": float(e.probabilities[e.class_index]),
         "predicted_probability": float(e.probabilities.max()),
         "score": e.score_value,
@@ -312,6 +315,8 @@ def _format(name: str, value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if isinstance(value, float):
         if name in _PERCENT:
             return f"{value:.1%}"

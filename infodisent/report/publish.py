@@ -15,6 +15,7 @@ from infodisent.explanations.prototypes import Prototypes, relocate
 from infodisent.explanations.request import class_named, listed
 from infodisent.progress import bar
 from infodisent.report.about import Subject, about_run, chosen_text
+from infodisent.report.compared import classes_note, opened_runs
 from infodisent.report.figure import explanation_figure, figure_name, save_figure
 from infodisent.report.held_out import balanced, existing, label_of, wrong_indices
 from infodisent.report.notices import say, say_lost
@@ -114,7 +115,7 @@ def report_held_out(
     target = Path(folder if out is None else out)
     check_folder(target, "report")
     loaded, prototypes, run = open_run(folder, module=module)
-    extras["compare"] = _opened(extras.get("compare", ()), module, class_name)
+    extras["compare"] = opened_runs(extras.get("compare", ()), loaded.classes, module, class_name)
     class_index = None if class_name is None else class_named(loaded.classes, class_name)
     store = run.trained_store() if wrong_only else run.store
     indices = store.indices("val")
@@ -200,7 +201,7 @@ def report_sources(
     """
     check_folder(out, "explain")
     loaded, prototypes, run = open_run(folder, module=module)
-    extras["compare"] = _opened(extras.get("compare", ()), module, class_name)
+    extras["compare"] = opened_runs(extras.get("compare", ()), loaded.classes, module, class_name)
     single = loaded.task == "multiclass"
     classes, index = loaded.classes if single else (), run.folder / INDEX
     sources = find_sources(names, classes, command="explain", reading=reading, index=index)
@@ -226,7 +227,9 @@ def report_sources(
         failures = [p.error for p in judged if p.error]
         known = sources.known
         sources.items = [
-            item for item, p in zip(sources.items, judged, strict=True) if p.correct is False
+            item
+            for item, p in zip(sources.items, judged, strict=True)
+            if p.correct is False or p.abstained
         ]
         say(progress, f"{len(sources.items):,} of {known:,} images are predicted wrongly")
         if not sources.items:
@@ -347,37 +350,29 @@ def publish(
     true = [e.true_name for e in side.explanations]
     options = dict(asked or {})
     class_name = options.pop("class_name", None)
-    others = []
-    for other in _opened(compare, module, class_name):
+    others, runs = [], opened_runs(compare, subject.loaded.classes, module, class_name)
+    for other in runs:
         classes = other.loaded.classes
         index = None if class_name is None else class_named(classes, class_name)
         others.append(
             other.explained(files, true_names=true, class_index=index, progress=progress, **options)
         )
     page = folder / name
+    about = about_run(subject, chosen, attribution)
+    notes = [classes_note(subject.loaded.classes, run) for run in runs]
+    strangers = [note for note in notes if note]
+    for note in strangers:
+        say(progress, note)
     write_page(
         page,
         side.explanations,
         subject.prototypes,
-        about_run(subject, chosen, attribution),
+        dataclasses.replace(about, notices=[*about.notices, *strangers]),
         side=dataclasses.replace(side, pictures=pictures),
         compared=others,
     )
     say_lost(pictures, progress)
     return page
-
-
-def _opened(
-    compare: Sequence[str | os.PathLike[str] | Subject],
-    module: Architecture | None,
-    class_name: str | None,
-) -> list[Subject]:
-    """The runs to compare with; a bad one is refused here, before minutes of work."""
-    runs = [r if isinstance(r, Subject) else Subject.opened(r, module) for r in compare]
-    for run in runs:
-        if class_name is not None:
-            class_named(run.loaded.classes, class_name)
-    return runs
 
 
 def _draw(

@@ -104,7 +104,11 @@ def _cells(p: Prediction, task: str) -> list[Any]:
         chances = p.probabilities or ()
         return [p.path, labels.getvalue() if p.labels else "", *map(_short, chances), p.error]
     others = [cell for name, chance in p.top[1:] for cell in (name, _short(chance))]
-    first = [p.predicted, _short(p.top[0][1]), _short(p.logit or 0.0)] if p.top else [None] * 3
+    first: list[Any] = [None] * 3
+    if p.abstained:  # the classes are equal: none of them is an answer
+        others = []
+    elif p.top:
+        first = [p.predicted, _short(p.top[0][1]), _short(p.logit or 0.0)]
     correct = None if p.correct is None else "yes" if p.correct else "no"
     return [
         p.path, *first, *others, *[None] * (4 - len(others)), p.explanation_size, p.true_name,

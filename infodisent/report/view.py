@@ -7,8 +7,6 @@ import unicodedata
 from pathlib import PurePath
 from typing import NamedTuple
 
-import torch
-
 from infodisent.data.archives import without_place
 from infodisent.explanations.evidence import Box, DecisionEvidence, Explanation, cell_box
 from infodisent.explanations.prototypes import Prototype, Prototypes
@@ -167,6 +165,8 @@ def cut(text: str, length: int) -> str:
 
 def explains_prediction(explanation: Explanation) -> bool:
     """Whether the explained class is a predicted one."""
+    if explanation.abstained:
+        return False
     if explanation.independent:
         return explanation.class_name in explanation.predicted_names
     return explanation.class_index == int(explanation.logits.argmax())
@@ -174,6 +174,8 @@ def explains_prediction(explanation: Explanation) -> bool:
 
 def headline(explanation: Explanation) -> str:
     """What is explained, in one line."""
+    if explanation.abstained:
+        return f"Abstains; shown is {explanation.class_name}"
     if explanation.independent:
         chance = float(explanation.probabilities[explanation.class_index])
         return f"{explanation.class_name}: {chance:.1%}"
@@ -183,6 +185,8 @@ def headline(explanation: Explanation) -> str:
 
 def predicted_text(explanation: Explanation) -> str:
     """What the model predicts, for where that is not in the headline."""
+    if explanation.abstained:
+        return "predicted: no class"
     if explanation.independent:
         return f"labels of 50 % or more: {', '.join(explanation.predicted_names) or 'none'}"
     return f"predicted: {explanation.predicted_name}"
@@ -207,8 +211,7 @@ def top_classes(explanation: Explanation, count: int | None = None) -> list[tupl
     """The most probable classes with their probabilities: `count`, by default 3 or 6 labels."""
     if count is None:
         count = 6 if explanation.independent else 3
-    best = torch.topk(explanation.probabilities, min(count, len(explanation.classes)))
-    return [
-        (explanation.classes[i], p)
-        for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
+    chances = explanation.probabilities
+    # equal ones in their own order, as the prediction is the first of them
+    best = chances.argsort(descending=True, stable=True)[:count].tolist()
+    return [(explanation.classes[i], float(chances[i])) for i in best]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,22 @@ def open_run(
         prototypes = Prototypes.load(base / PROTOTYPES)
     metrics = read_json(base / METRICS)
     with reading(base / METRICS):
-        for key in ("backbone", "rows", "images", "features"):
-            metrics[key]
+        _check(metrics)
     return loaded, prototypes, Run(base, metrics)
+
+
+def _check(metrics: Any) -> None:
+    """Raise KeyError or TypeError unless what is read of a run has the form it is written in."""
+    rows, images = metrics["rows"], metrics["images"]
+    for name, values in {
+        "images": [images],
+        "rows": rows if isinstance(rows, list) else [rows],
+        "features": [metrics["features"]],
+        "config": [metrics.get("config", {})],
+    }.items():
+        for value in values:
+            if not isinstance(value, Mapping):
+                raise TypeError(f"{name}: {type(value).__name__}")
+    for name, text in {"backbone": metrics["backbone"], "root": images.get("root", "")}.items():
+        if not isinstance(text, str | None):
+            raise TypeError(f"{name}: {type(text).__name__}")

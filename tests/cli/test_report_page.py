@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from infodisent.files import read_tensors, write_tensors
+from infodisent.training.run import MODEL
 from tests.cli.test_cli import run
 
 
@@ -101,3 +103,63 @@ def test_labels(tmp_path, labels_run, go):
     _, data = data_of(tmp_path / "l.html")
     assert data["runs"][0]["multilabel"]
     assert data["runs"][0]["independent"]
+
+
+def renamed(folder, names):
+    """The run with classes of other names."""
+    tensors, known = read_tensors(folder / MODEL)
+    write_tensors(folder / MODEL, tensors, known | {"classes": list(names)})
+    return folder
+
+
+def test_runs_of_other_classes(tmp_path, run_folder, go):
+    other = tmp_path / "twin"
+    shutil.copytree(run_folder, other)
+    asked = ("report", "--run", run_folder, "--held-out", 2, "-o", tmp_path / "p.html")
+    code, text = go(*asked, "--compare", renamed(other, ("cat", "dog")))
+    assert code == 2, text
+    assert "compare is twin, whose classes are cat, dog; must be a run that shares classes" in text
+    assert "this one: green, red" in text
+    assert not (tmp_path / "p.html").exists()
+    code, text = go(*asked, "--compare", renamed(other, ("dog", "red")))
+    assert code == 0, text
+    note = "twin, beside it, has other classes: it does not know green, so is wrong on their images"
+    assert f"{note}; it also knows dog" in text
+    assert f"{note}; it also knows dog" in data_of(tmp_path / "p.html")[0]
+    code, text = go(*asked, "--compare", renamed(other, ("red", "green")))  # another order
+    assert code == 0, text
+    assert "other classes" not in text
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"rows": None}, "rows: NoneType"),
+        ({"rows": [[1]]}, "rows: list"),
+        ({"images": []}, "images: list"),
+        ({"images": {"root": 3}}, "root: int"),
+        ({"config": None}, "config: NoneType"),
+        ({"features": "x"}, "features: str"),
+        ({"backbone": 3}, "backbone: int"),
+    ],
+)
+def test_damaged_metrics_are_named(run_folder, go, change, what):
+    path = run_folder / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    code, text = go("report", "--run", run_folder, "--held-out", 2)
+    assert code == 2
+    assert f"metrics.json does not hold what it should (TypeError: {what})" in text
+
+
+def test_metrics_nested_without_end_and_numbers_that_are_none(run_folder, go):
+    path = run_folder / "metrics.json"
+    known = json.loads(path.read_text())
+    path.write_text("[" * 100_000)
+    code, text = go("report", "--run", run_folder, "--held-out", 2)
+    assert (code, "metrics.json is not a JSON file" in text) == (2, True), text
+    rows = [{"head": "x", "accuracy": float("nan"), "loss": float("inf"), "zoo": [1]}]
+    path.write_text(json.dumps(known | {"rows": rows, "more": {"a": 1}}))
+    code, text = go("report", "--run", run_folder, "--held-out", 2)
+    assert code == 0, text
+    head, _ = data_of(run_folder / "report.html")
+    assert '<td class="num">nan</td><td class="num">inf</td><td>[1]</td>' in head

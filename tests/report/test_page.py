@@ -14,12 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 
 import infodisent
+from infodisent.report.figure import explanation_figure
 from infodisent.report.page import MATRIX_CLASSES, SCRIPTS, About, write_page
 from infodisent.report.pagedata import Side
 from infodisent.report.standing import Standing
+from infodisent.report.view import top_classes
 
 VOID = {"meta", "img", "input", "br", "link", "hr"}
 
@@ -277,3 +280,43 @@ def test_sources_of_the_page_are_packaged():
     for source in sources:
         name = source.relative_to(folder).as_posix()
         assert any(fnmatch.fnmatch(name, pattern.strip('"')) for pattern in patterns), name
+
+
+def test_an_abstention_is_neither_right_nor_wrong(tmp_path, made):
+    explanations, prototypes = made
+    silent = {"abstained": True, "supporting": (), "opposing": (), "decisions": ()}
+    right = next(e for e in explanations if e.correct)
+    quiet = replace(right, **silent, rest_count=right.channels, unit="prototype")
+    assert quiet.correct is None
+    shown = [quiet, replace(right, unit="prototype")]
+    text, page = render(tmp_path, shown, prototypes)
+    assert "1 predicted correctly and 0 not; the model abstains on 1." in text
+    items = [a["data-verdict"] for a in page.all("li") if a.get("class") == "item"]
+    assert items == ["abstained", "right"]
+    words = page.items["image-1"]["text"]
+    assert f"Abstains: no class is supported — it is {right.true_name}" in words
+    assert "predicted class" not in words
+    assert "✓" not in words
+    drawn = " ".join(t.get_text() for t in explanation_figure(quiet, prototypes).findobj(Text))
+    assert f"Abstains; shown is {right.class_name}" in drawn
+    assert "predicted: no class" in drawn
+    assert "correct" not in drawn
+    assert "wrong" not in drawn
+
+
+def test_equal_classes_stand_in_their_own_order(made):
+    e = made[0][0]
+    many = replace(
+        e, classes=tuple("abcdefgh"), logits=torch.zeros(8), probabilities=torch.full((8,), 1 / 8)
+    )
+    assert [name for name, _ in top_classes(many)] == ["a", "b", "c"]
+    assert many.predicted_name == "a"
+
+
+def test_bytes_that_are_no_text_are_spelt_the_same_everywhere(tmp_path, made):
+    explanations, prototypes = made
+    name = "caf\udce9"
+    e = replace(explanations[0], classes=(name, "b"), class_index=0, class_name=name)
+    text, page = render(tmp_path, [e], prototypes)
+    assert page.data["runs"][0]["classes"] == [r"caf\udce9", "b"]
+    assert r"<bdi>caf\udce9</bdi>" in text

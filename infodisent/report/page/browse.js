@@ -26,7 +26,8 @@ function matches(i) {
   if (verdict === "right" && image.right !== true) return false;
   if (verdict === "wrong" && image.right !== false) return false;
   const predicted = field("predicted").value, true_ = field("true").value;
-  if (predicted !== "" && !image.labels.includes(run.classes[predicted])) return false;
+  if (predicted !== "" && (image.abstained || !image.labels.includes(run.classes[predicted])))
+    return false;
   if (true_ !== "" && image.true !== run.classes[true_]) return false;
   const unit = field("unit").value.trim();
   if (unit !== "" && !image.shown.includes(run.place.get(Number(unit)))) return false;
@@ -119,7 +120,7 @@ function startList() {
   field("true").closest("label").hidden = !run.images.some((image) => image.true !== null);
   field("beside").append(
     ...RUNS.slice(1).map((other) => option(`run-${other.number}`, `the run ${other.name}`)),
-    ...run.images.map((image, i) => option(i, `image ${i + 1}: ${image.predicted}`)));
+    ...run.images.map((image, i) => option(i, `image ${i + 1}: ${image.abstained ? "abstains" : image.predicted}`)));
   field("beside").addEventListener("change", () => compareWith(field("beside").value));
   for (const name of ["verdict", "predicted", "true", "order"])
     field(name).addEventListener("change", filterList);

@@ -30,7 +30,7 @@ class Card {
 
   header() {
     const { run, image } = this;
-    const role = this.a === image.explained && image.labels.includes(run.classes[this.a])
+    const role = this.a === image.explained && !image.abstained && image.labels.includes(run.classes[this.a])
       ? run.multilabel ? "label" : "predicted class" : "explained class";
     return make("header", {},
       make("h3", {}, make("small", {}, `Image ${image.number + 1} · ${role}` +
@@ -42,7 +42,9 @@ class Card {
 
   verdict() {
     const { image } = this;
-    if (image.abstained) return make("p", { class: "verdict" }, "Abstains: no class is supported");
+    if (image.abstained)
+      return make("p", { class: "verdict" }, "Abstains: no class is supported",
+        image.true === null ? null : ` — it is ${image.true}`);
     if (image.right === false)
       return make("p", { class: "verdict wrong" }, `✗ Wrong — it is ${image.true}`);
     if (image.right) return make("p", { class: "verdict right" }, "✓ Correct");

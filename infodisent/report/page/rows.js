@@ -115,6 +115,7 @@ function rowsOf(card) {
 // The list of all units that add anything, a line each, some at a time.
 function allUnits(card) {
   const { run, image, sum } = card, step = 200;
+  if (!sum.order.length) return null;
   const body = make("tbody");
   let done = 0;
   const line = (u, i) => {
