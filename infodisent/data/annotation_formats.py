@@ -9,6 +9,7 @@ masks:FOLDER        a mask an image, of its name, in folders as the images are; 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from infodisent.data.annotations import Annotations, merged
+from infodisent.data.numbered_lines import check_whole, number, numbered, place_in, rows
 from infodisent.files import read_json, reading
 from infodisent.testing import scene_files
 
@@ -58,26 +60,29 @@ def read_cub(folder: Path) -> Annotations:
     Wah et al. 2011. Segmentations (a download of their own) are looked for in the folder and beside
     it; a pixel is the bird's where most annotators say so.
     """
-    names = _numbered(folder / "images.txt")
-    classes = _numbered(folder / "classes.txt")
-    parts = _numbered(folder / "parts" / "parts.txt")
-    place = {number: i for i, number in enumerate(names)}
-    row = {number: i for i, number in enumerate(classes)}
-    column = {number: i for i, number in enumerate(parts)}
-    labels = torch.zeros(len(names), dtype=torch.int64)
-    training = torch.zeros(len(names))
+    names = numbered(folder / "images.txt")
+    classes = numbered(folder / "classes.txt")
+    parts = numbered(folder / "parts" / "parts.txt")
+    image, part = place_in("images.txt", names), place_in("parts.txt", parts)
+    labels = torch.full((len(names),), -1, dtype=torch.int64)
+    training = torch.full((len(names),), torch.nan)
     boxes = torch.full((len(names), 4), torch.nan)
     keypoints = torch.full((len(names), len(parts), 2), torch.nan)
-    for image, label in _rows(folder / "image_class_labels.txt", 2):
-        labels[place[image]] = row[label]
-    for image, is_training in _rows(folder / "train_test_split.txt", 2):
-        training[place[image]] = float(is_training)
-    for image, *box in _rows(folder / "bounding_boxes.txt", 5):
-        x, y, width, height = map(float, box)
-        boxes[place[image]] = torch.tensor([x, y, x + width, y + height])
-    for image, part, across, down, visible in _rows(folder / "parts" / "part_locs.txt", 5):
-        if float(visible):
-            keypoints[place[image], column[part]] = torch.tensor([float(across), float(down)])
+    path = folder / "image_class_labels.txt"
+    for i, label in rows(path, image, place_in("classes.txt", classes)):
+        labels[i] = label
+    check_whole(path, labels >= 0, names)
+    path = folder / "train_test_split.txt"
+    for i, is_training in rows(path, image, number):
+        training[i] = is_training
+    check_whole(path, ~training.isnan(), names)
+    for i, x, y, width, height in rows(folder / "bounding_boxes.txt", image, *[number] * 4):
+        boxes[i] = torch.tensor([x, y, x + width, y + height])
+    for i, j, across, down, visible in rows(
+        folder / "parts" / "part_locs.txt", image, part, *[number] * 3
+    ):
+        if visible:
+            keypoints[i, j] = torch.tensor([across, down])
     files = tuple(names.values())
     masks = next(
         (at for at in (folder / "segmentations", folder.parent / "segmentations") if at.is_dir()),
@@ -110,14 +115,16 @@ def read_funnybirds(folder: Path) -> Annotations:
         if mode == "train" and not path.is_file():
             continue  # people who only judge unpack the test set
         known = read_json(path)
-        with reading(path):
-            for number, image in enumerate(known):
-                files.append(f"{mode}/{image['class_idx']}/{number:06d}.png")
+        with _reading(path):
+            for at, image in enumerate(known):
+                files.append(f"{mode}/{image['class_idx']}/{at:06d}.png")
                 splits.append(split)
                 labels.append(int(image["class_idx"]))
     classes = read_json(folder / "classes.json")
-    with reading(folder / "classes.json"):
+    with _reading(folder / "classes.json"):
         names = tuple(str(known["class_idx"]) for known in classes)
+        if not files or not 0 <= min(labels) <= max(labels) < len(names):
+            raise ValueError(f"{len(names)} classes, images of {sorted(set(labels))[-9:]}")
 
     def part_mask(index: int) -> Tensor:
         mode, rest = files[index].split("/", 1)
@@ -160,7 +167,7 @@ def read_coco(path: Path) -> Annotations:
             if path.is_file():
                 raise ValueError(f"{path} has no images and annotations, as COCO files have")
             continue
-        with reading(file):
+        with _reading(file):
             categories |= {int(c["id"]): str(c["name"]) for c in known.get("categories", ())}
             place = {}
             for image in known["images"]:
@@ -168,8 +175,12 @@ def read_coco(path: Path) -> Annotations:
                 files.append(str(image["file_name"]))
                 splits.append("train" if file.stem.lower().startswith("train") else "val")
                 sizes.append((int(image["height"]), int(image["width"])))
+                if min(sizes[-1]) < 1:
+                    raise ValueError(f"{files[-1]} has height and width {sizes[-1]}")
                 shapes.append([])
             for part in known["annotations"]:
+                if part["category_id"] not in categories:
+                    raise KeyError(f"category_id {part['category_id']}")
                 if part.get("segmentation"):
                     shapes[place[part["image_id"]]].append(
                         (int(part["category_id"]), part["segmentation"])
@@ -253,23 +264,17 @@ FORMATS: dict[str, Callable[[Path], Annotations]] = {
 """Every format by the name that stands before the colon."""
 
 
-def _numbered(path: Path) -> dict[str, str]:
-    """A file of ``number name`` lines; a name may have spaces."""
-    return dict(_rows(path, 2))
-
-
-def _rows(path: Path, columns: int) -> Iterator[list[str]]:
-    """Lines of so many columns, the last of two with its spaces; others are damage."""
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            row = line.split(None, 1) if columns == 2 else line.split()
-            if not row:
-                continue
-            if len(row) != columns:
-                raise ValueError(
-                    f"{path} line {number} has {len(row)} columns, must have {columns}"
-                )
-            yield [cell.strip() for cell in row]
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """`reading`, also of values that are no numbers."""
+    try:
+        with reading(path):
+            yield
+    except (ValueError, OverflowError) as error:
+        text = str(error)
+        if not text.startswith(str(path)):
+            text = f"{path} does not hold what it should ({text})"
+        raise ValueError(text) from error
 
 
 def _grey(folder: Path, file: str, above: int) -> Tensor | None:

@@ -106,7 +106,7 @@ class Annotations:
         x0, y0, x1, y1 = (round(v) for v in self.boxes[index].tolist())
         with Image.open(self.folder / self.files[index]) as picture:
             mask = torch.zeros(picture.height, picture.width, dtype=torch.bool)
-        mask[max(y0, 0) : y1, max(x0, 0) : x1] = True
+        mask[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = True
         return mask, "box"
 
     def image_set(self) -> ImageSet:

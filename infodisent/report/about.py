@@ -103,6 +103,8 @@ def about_run(subject: Subject, chosen: str, attribution: str = "") -> About:
     facts: dict[str, Any] = {"method": head.title}
     if standing is not None:
         facts["held-out accuracy"] = f"{standing.accuracy:.1%} ± {standing.error:.1%}"
+        if standing.abstained:
+            facts["abstains"] = f"{standing.abstained / standing.images:.1%} of held-out images"
     facts |= {
         "backbone": metrics.get("backbone"),
         "data set": name,
@@ -122,12 +124,16 @@ def about_run(subject: Subject, chosen: str, attribution: str = "") -> About:
     )
 
 
-def chosen_text(shown: int, held_out: int, seed: int, *, wrong_only: bool) -> str:
-    """How held-out images were chosen, a sentence."""
+def chosen_text(shown: int, held_out: int, seed: int, *, wrong_only: bool, lost: int = 0) -> str:
+    """How held-out images were chosen, a sentence or two; `lost` could not be read."""
     kind = "held-out images that the model gets wrong" if wrong_only else "held-out images"
     if shown >= held_out:
         return f"These are all {held_out:,} {kind}."
+    missing = f" {lost:,} more are lost or cannot be read." if lost else ""
+    if lost and shown + lost >= held_out:
+        return f"These are {shown:,} of all {held_out:,} {kind}.{missing}"
     return (
         f"Of {held_out:,} {kind} {shown:,} were drawn evenly from the classes with seed {seed}"
         + (", whether predicted rightly or not." if not wrong_only else ".")
+        + missing
     )

@@ -66,7 +66,7 @@ class AnnotatedImages:
             for position, at in self.found[start : start + _BATCH]:
                 try:
                     rows.append((*self._read(position, at), self._labels[position]))
-                except (FileNotFoundError, ValueError) as error:
+                except (OSError, ValueError) as error:  # also of a mask's file
                     self.unreadable.append(str(error))
             if rows:
                 images, keypoints, masks, labels = (

@@ -276,6 +276,7 @@ def _standing(known: Standing | None) -> dict[str, Any] | None:
         "accuracy": known.accuracy,
         "error": known.error,
         "images": known.images,
+        "abstained": known.abstained,
         "names": known.classes,
         "rows": [
             {"name": name, "images": n, "recall": part(r), "precision": part(p)}

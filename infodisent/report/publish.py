@@ -148,12 +148,15 @@ def report_held_out(
         top_opposing=top_opposing,
         progress=progress,
     )
+    unread = len(chosen) - len(side.explanations)
     if wrong_only:  # stored maps are rounded: a tie may fall the other way
         wrong = [i for i, e in enumerate(side.explanations) if e.correct is not True]
         side = side.of(wrong) if wrong else side
     if not side.explanations:
         raise ValueError(f"report: none of the {len(chosen)} held-out images can be read")
-    told = chosen_text(len(side.explanations), len(indices), seed, wrong_only=wrong_only)
+    told = chosen_text(
+        len(side.explanations), len(indices), seed, wrong_only=wrong_only, lost=len(lost) + unread
+    )
     asked: dict[str, Any] = {"class_name": class_name, "top": top, "top_opposing": top_opposing}
     return publish(subject, side, target, chosen=told, asked=asked, progress=progress, **extras)
 

@@ -20,10 +20,12 @@ class Standing:
     Attributes:
         classes: K names.
         confusion: ``[K, K]`` int64: images of class row that are predicted as class column.
+        abstained: images on which the model abstains; they count as the first of equal classes.
     """
 
     classes: tuple[str, ...]
     confusion: Tensor
+    abstained: int = 0
 
     @property
     def images(self) -> int:
@@ -72,10 +74,11 @@ def held_out_standing(head: Head, store: FeatureStore) -> Standing | None:
     if store.labels.ndim != 1 or not len(indices):
         return None
     size = len(store.classes)
-    counts = torch.zeros(size * size, dtype=torch.int64)
+    counts, abstained = torch.zeros(size * size, dtype=torch.int64), 0
     with evaluating(head):
         for maps, labels, _ in store.batches(indices, 256, dtype=None):
             units = head.pool(maps.to(head.device), input_fmt="NLC").pooled
-            best = head.classify(units).argmax(1).cpu()
+            best, silent = head.classify(units).argmax(1).cpu(), head.abstains(units)
+            abstained += 0 if silent is None else int(silent.sum())
             counts += torch.bincount(labels.cpu() * size + best, minlength=size * size)
-    return Standing(tuple(store.classes), counts.view(size, size))
+    return Standing(tuple(store.classes), counts.view(size, size), abstained)

@@ -239,10 +239,28 @@ def test_annotated_images_are_judged_on_parts_and_masks(tmp_path, run_folder, im
     assert rows["mass", "evidence"]["mean"] == pytest.approx(float(inside), abs=1e-4)
     (known / "images.txt").write_text("1 a/b.jpg\n")
     (known / "image_class_labels.txt").write_text("1 1\n")
-    for name in ("train_test_split", "bounding_boxes", "parts/part_locs"):
+    (known / "train_test_split.txt").write_text("1 0\n")
+    for name in ("bounding_boxes", "parts/part_locs"):
         (known / f"{name}.txt").write_text("")
     with pytest.raises(ValueError, match=r"none of the \d+ images is annotated"):
         judge_run(run_folder, annotations=f"cub:{known}", pictures=0, progress=False)
+
+
+def test_damaged_masks_leave_their_images_out(tmp_path, run_folder, image_folder):
+    loaded, _, run = open_run(run_folder)
+    files = [run.store.files[i] for i in run.store.indices("val").tolist()]
+    for i, file in enumerate(files):
+        mask = tmp_path / "masks" / Path(file).relative_to(image_folder)
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (48, 40) if i != 2 else (40, 40), 255).save(mask)
+        if i < 2:
+            mask.write_bytes(mask.read_bytes()[: 40 * i])
+    images = AnnotatedImages(
+        read_annotations(f"masks:{tmp_path / 'masks'}"), files, run.store.labels, loaded.transform
+    )
+    assert sum(len(batch.images) for batch in images) == len(files) - 3
+    assert [Path(files[i]).name in images.unreadable[i] for i in (0, 1)] == [True, True]
+    assert "a mask is 40 x 40, its photograph 48 x 40" in images.unreadable[2]
 
 
 def with_seed(folder, to, seed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -71,6 +72,64 @@ def test_cub(tmp_path):
     (tmp_path / "CUB_200_2011" / "bounding_boxes.txt").write_text("1 2.0 3.0\n")
     with pytest.raises(ValueError, match=r"bounding_boxes.txt line 1 has 3 columns, must have 5"):
         read_annotations(f"cub:{tmp_path / 'CUB_200_2011'}")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("images.txt", "", "images.txt has 0 lines"),
+        ("images.txt", "1 a/b.jpg\n1 a/c.jpg\n", "images.txt has 2 lines with 1 numbers"),
+        ("images.txt", "1\n", "images.txt line 1 has 1 columns, must have 2"),
+        ("image_class_labels.txt", "1 1\n", "labels.txt lacks 1 of the images, such as 002.B"),
+        ("image_class_labels.txt", "1 1\n2 9\n", "line 2: '9' is no number of classes.txt"),
+        ("train_test_split.txt", "", "split.txt lacks 2 of the images, such as 001.A"),
+        ("train_test_split.txt", "1 x\n2 0\n", "split.txt line 1: 'x' is no number"),
+        ("bounding_boxes.txt", "7 0 0 5 4\n", "line 1: '7' is no number of images.txt"),
+        ("bounding_boxes.txt", "1 0 nan 5 4\n", "boxes.txt line 1: 'nan' is no number"),
+        ("parts/part_locs.txt", "1 4 1 1 1\n", "locs.txt line 1: '4' is no number of parts.txt"),
+        ("parts/part_locs.txt", "1 1 1 inf 1\n", "part_locs.txt line 1: 'inf' is no number"),
+    ],
+)
+def test_damaged_lines_of_cub_are_named(tmp_path, file, text, words):
+    root = write_cub(tmp_path)
+    (root / file).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        read_annotations(f"cub:{root}")
+
+
+def test_boxes_outside_of_the_photograph(tmp_path):
+    root = write_cub(tmp_path)
+    (root / "bounding_boxes.txt").write_text("1 0 0 5 4\n2 -9 -9 4 4\n")
+    assert not read_annotations(f"cub:{root}").mask_of(1)[0].any()
+    (root / "bounding_boxes.txt").write_text("1 0 0 5 4\n2 18 -3 400 5\n")
+    mask, _ = read_annotations(f"cub:{root}").mask_of(1)
+    assert mask[:2, 18:].all()
+    assert int(mask.sum()) == 4
+
+
+@pytest.mark.parametrize("kind", ["funnybirds", "coco"])
+def test_json_with_other_values_is_named(tmp_path, kind):
+    image = {"class_idx": 0} if kind == "funnybirds" else {"id": 1, "file_name": "a/b.jpg"}
+    for changed, words in (
+        ({"class_idx": "x", "height": "x", "width": 4}, "invalid literal"),
+        ({"class_idx": 3, "height": 0, "width": 4}, "classes, images of|height and width"),
+    ):
+        known = [image | changed]
+        if kind == "coco":
+            known = {"images": known, "annotations": [], "categories": []}
+        (tmp_path / "dataset_test.json").write_text(json.dumps(known))
+        (tmp_path / "classes.json").write_text(json.dumps([{"class_idx": 0}]))
+        with pytest.raises(ValueError, match=f"json does not hold what it should .*({words})"):
+            read_annotations(f"{kind}:{tmp_path}")
+
+
+def test_a_part_of_no_category_is_named(tmp_path):
+    part = {"image_id": 1, "category_id": 5, "segmentation": [[0, 0, 3, 0, 3, 3]]}
+    image = {"id": 1, "file_name": "a/b.jpg", "height": 4, "width": 4}
+    known = {"images": [image], "annotations": [part]}
+    (tmp_path / "dataset_test.json").write_text(json.dumps(known))
+    with pytest.raises(ValueError, match="category_id 5"):
+        read_annotations(f"coco:{tmp_path}")
 
 
 def test_funnybirds(tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -13,7 +15,7 @@ from infodisent.report import publish, sheet
 from infodisent.report.figure import explanation_figure
 from infodisent.report.pictures import Pictures
 from infodisent.report.publish import draw_prototypes, report_held_out, report_run, report_sources
-from infodisent.training.run import open_run
+from infodisent.training.run import METRICS, open_run
 
 
 @pytest.fixture(autouse=True)
@@ -185,3 +187,32 @@ def test_large_photographs_are_decoded_small(tmp_path, tiny, monkeypatch):
     assert max(sizes[0]) <= 1200
     upper, lower = (thumbnail.image.getpixel((80, y)) for y in (10, 140))
     assert upper[2] > 180 > lower[2]  # upright: the left half is the upper one
+
+
+def test_the_page_says_what_is_lost(run_folder, image_folder, tmp_path):
+    store = open_run(run_folder)[2].store
+    held_out = [store.files[i] for i in store.indices("val").tolist()]
+    Path(held_out[0]).unlink()
+    Path(held_out[1]).write_bytes(b"")
+    count = len(held_out) - 2
+    page = report_held_out(run_folder, 99, out=tmp_path / "why", progress=False)
+    text = page.read_text("utf-8")
+    assert f"These are {count} of all {count + 2} held-out images. 2 more are lost or" in text
+
+
+def test_whose_photographs_they_are(run_folder, tmp_path):
+    """Known packages by their folder, unless somebody says; else nothing."""
+    path = run_folder / METRICS
+    known = json.loads(path.read_text())
+    page = report_held_out(run_folder, 1, progress=False)
+    assert "Photographs:" not in page.read_text("utf-8")
+    for root in ("/x/site-packages/elpv_dataset/data", "C:\\x\\elpv_dataset\\data"):
+        path.write_text(json.dumps(known | {"images": known["images"] | {"root": root}}))
+        footer = report_held_out(run_folder, 1, progress=False).read_text("utf-8")
+        footer = footer.partition("<footer>")[2].partition("</footer>")[0]
+        assert "Photographs: solar cells by Deitsch et al." in footer
+        assert "CC BY-NC-SA 4.0." in footer
+    page = report_held_out(run_folder, 1, attribution="cells & <me>, CC0.", progress=False)
+    footer = page.read_text("utf-8").partition("<footer>")[2].partition("</footer>")[0]
+    assert "Photographs: cells &amp; &lt;me&gt;, CC0." in footer
+    assert "Deitsch" not in footer

@@ -6,6 +6,8 @@ The page is of three classes of squares that a colour tells apart, explained by 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,50 @@ def test_the_page_runs_whatever_the_names(tmp_path, gathered):
         assert EVIL in browser.one(".card h3")
         browser.value("location.hash = 'of-classes'")
         browser.wait("!document.getElementById('classes').hidden")
+        assert browser.errors == []
+
+
+@pytest.mark.slow
+def test_the_same_patches_are_folded(tmp_path, gathered):
+    """Of units whose first training patch is that of an earlier row, below a line that opens."""
+    explanations, prototypes, _ = gathered
+    e = explanations[0]
+    first, _, twin = (c.channel for c in e.supporting[:3])
+    side = "pos" if e.supporting[0].side > 0 else "neg"
+    for name in ("image", "index"):
+        patch = getattr(prototypes, f"{side}_{name}")[0, first].clone()
+        for own in ("pos", "neg"):
+            getattr(prototypes, f"{own}_{name}")[0, twin] = patch
+    write_page(tmp_path / "page.html", [e], prototypes)
+    with Browser(tmp_path) as browser:
+        browser.open(tmp_path / "page.html")
+        assert str(twin) in browser.all(".card .row", "dataset.unit")
+        assert browser.all(".card .row:has(.folded)", "dataset.unit") == [str(twin)]
+        assert browser.one(".folded summary") == f"the same patches as channel {first}"
+        assert not browser.one(".folded", "open")
+        assert browser.one(".folded .strip", "offsetHeight") == 0
+        browser.click(".folded summary")
+        browser.wait("document.querySelector('.folded .strip').offsetHeight > 20")
+        assert browser.errors == []
+
+
+@pytest.mark.slow
+def test_an_abstention_is_shown_as_one(tmp_path, gathered):
+    explanations, prototypes, _ = gathered
+    e = explanations[0]
+    quiet = replace(e, abstained=True, supporting=(), opposing=(), rest_count=e.channels)
+    write_page(tmp_path / "page.html", [quiet, e], prototypes)
+    with Browser(tmp_path, (400, 900)) as browser:
+        browser.open(tmp_path / "page.html")
+        assert browser.one(".card .verdict").startswith("Abstains: no class is supported")
+        assert browser.one(".card h3 small") == "Image 1 · explained class"
+        assert browser.all(".card .every") == []  # nothing to list
+        assert browser.value("document.documentElement.scrollWidth") <= 400
+        browser.choose("#predicted", str(e.class_index))
+        assert browser.all(".item:not([hidden])", "dataset.i") == ["1"]
+        browser.choose("#predicted", "")
+        browser.choose("#verdict", "abstained")
+        assert browser.all(".item:not([hidden])", "dataset.i") == ["0"]
         assert browser.errors == []
 
 
