@@ -18,6 +18,7 @@ from infodisent import ranks
 from infodisent.backbones.torchvision_import import ensure_torchvision
 from infodisent.data.rows import empty_rows
 from infodisent.data.store import FeatureStore
+from infodisent.evaluation.arguments import check_labels, check_tensor
 from infodisent.evaluation.logistic import fit_logistic, standardise
 from infodisent.evaluation.multilabel import (
     MultilabelEvaluation,
@@ -176,6 +177,8 @@ def score(
     Raises:
         ValueError: no images, or a logit that is NaN or Inf.
     """
+    check_tensor("score", "logits", logits, "images", "classes")
+    check_labels("score", "labels", labels, len(logits), logits.shape[1])
     figures = Figures(logits.shape[1])
     if len(labels):
         figures.update(logits, labels)

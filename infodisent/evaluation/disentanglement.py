@@ -10,6 +10,7 @@ from torch import Tensor
 
 from infodisent import ranks
 from infodisent.checks import check_choice, check_positive
+from infodisent.evaluation.arguments import check_maps, check_tensor
 from infodisent.explanations.prototypes import Prototypes
 from infodisent.explanations.unit_maps import UnitMaps
 from infodisent.methods import Head
@@ -54,6 +55,7 @@ def channel_purity(
     best: Tensor | None = None
     purity: Tensor | None = None
     for maps in batches:
+        check_maps("channel_purity", head, maps)
         for chunk in units.chunks(maps):
             values = sign * units.of_images(maps[chunk].to(head.device))  # [b, P, M]
             top, place = values.max(1)  # [b, M]
@@ -81,6 +83,7 @@ def spatial_entropy(
     Entropy of the softmax over pixels of each unit (1e-8 inside the logarithm), averaged with the
     weights ``max |y| / sum of max |y|``. The objective of PiPS, the segmentation relative of EPIC.
     """
+    check_maps("spatial_entropy", head, maps)
     units = UnitMaps(head)
     parts = [maps.new_zeros(0)]
     for chunk in units.chunks(maps):
@@ -100,6 +103,7 @@ def complexity(
 
     Bhatt, Weller and Moura, IJCAI 2020, as in Quantus. NaN where all is 0.
     """
+    check_tensor("complexity", "saliency", saliency, "images", "pixels")
     size = saliency.abs()
     part = size / size.sum(1, keepdim=True)
     entropy: Tensor = torch.special.entr(part)

@@ -15,6 +15,12 @@ from torch import Tensor, nn
 from infodisent.backbones.backbone import evaluating
 from infodisent.checks import check_positive
 from infodisent.classifier import InfoDisentClassifier
+from infodisent.evaluation.arguments import (
+    check_images,
+    check_labels,
+    check_maps,
+    check_numbers,
+)
 from infodisent.explanations.unit_maps import UnitMaps
 from infodisent.methods import Head
 
@@ -56,10 +62,9 @@ def cell_curves(
     Raises:
         ValueError: shapes differ, or the units are no maxima of their maps.
     """
-    if saliency.shape != maps.shape[:2]:
-        raise ValueError(
-            f"cell_curves: saliency is {tuple(saliency.shape)}, must be {tuple(maps.shape[:2])}"
-        )
+    check_maps("cell_curves", head, maps)
+    check_numbers("cell_curves", "saliency", saliency, *maps.shape[:2])
+    check_labels("cell_curves", "classes", classes, len(maps), head.num_classes)
     units = UnitMaps(head)
     parts = []
     for chunk in units.chunks(maps):
@@ -115,12 +120,11 @@ def pixel_curves(
     Raises:
         ValueError: shapes differ, or `steps` is not in 1 … H·W.
     """
+    check_images("pixel_curves", images)
+    check_numbers("pixel_curves", "saliency", saliency, len(images), "rows", "columns")
+    known = model.head.num_classes
+    check_labels("pixel_curves", "classes", classes, len(images), known)
     size = images.shape[2:]
-    if saliency.ndim != 3 or len(saliency) != len(images):
-        raise ValueError(
-            f"pixel_curves: saliency is {tuple(saliency.shape)}, must be ({len(images)}, rows, "
-            "columns)"
-        )
     if steps is not None:
         check_positive("pixel_curves", "steps", steps)
     count = size[0] if steps is None else steps

@@ -43,12 +43,3 @@ def noise_like(
     """Normal noise of `std`, clipped to ± `clip`, drawn on the CPU."""
     noise = torch.randn(images.shape, generator=generator) * std
     return noise.clamp(-clip, clip).to(images)
-
-
-def check_images(what: str, images: Tensor, **others: Tensor) -> None:
-    """Raise ValueError unless images are ``[B, channels, H, W]`` and the others have B rows."""
-    if images.ndim != 4:
-        raise ValueError(f"{what}: images is {tuple(images.shape)}, must be (images, 3, H, W)")
-    for name, tensor in others.items():
-        if len(tensor) != len(images):
-            raise ValueError(f"{what}: {len(tensor)} {name} were given for {len(images)} images")

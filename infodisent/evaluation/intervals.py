@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from infodisent.checks import check_positive
+
 _BLOCK = 1 << 20
 """Values drawn at a time."""
 
@@ -49,10 +51,9 @@ def bootstrap(
     Raises:
         ValueError: `draws` or `level` is out of range.
     """
-    if draws < 1 or not 0 < level < 1:
-        raise ValueError(
-            f"bootstrap: draws is {draws} and level {level}, must be >= 1 and in (0, 1)"
-        )
+    _check("bootstrap", draws, level)
+    if not isinstance(values, Tensor):
+        raise TypeError(f"bootstrap: values is a {type(values).__name__}, must be a tensor")
     known = values.detach().cpu().double().flatten()
     known = known[~known.isnan()]
     if not len(known):
@@ -78,6 +79,7 @@ def bootstrap_runs(
         runs: values of the images of each run; one value each where a figure has no others.
         draws, level, seed: as in `bootstrap`.
     """
+    _check("bootstrap_runs", draws, level)
     known = [values.detach().cpu().double().flatten() for values in runs]
     known = [values[~values.isnan()] for values in known]
     known = [values for values in known if len(values)]
@@ -89,6 +91,12 @@ def bootstrap_runs(
     draw = torch.randint(draws, (len(known), draws), generator=g)
     mean = float(torch.stack([values.mean() for values in known]).mean())
     return _interval(mean, means[run, draw].mean(0), level, sum(map(len, known)))
+
+
+def _check(what: str, draws: int, level: float) -> None:
+    check_positive(what, "draws", draws)
+    if not 0 < level < 1:
+        raise ValueError(f"{what}: level is {level!r}, must be in (0, 1)")
 
 
 def _drawn_means(known: Tensor, draws: int, g: torch.Generator) -> Tensor:
@@ -127,6 +135,9 @@ def bootstrap_of(
         images: n.
         draws, level, seed: see `bootstrap`.
     """
+    _check("bootstrap_of", draws, level)
+    if isinstance(images, bool) or not isinstance(images, int) or images < 0:
+        raise ValueError(f"bootstrap_of: images is {images!r}, must be an int >= 0")
     if not images:
         return Interval(None, None, None, 0)
     g = torch.Generator().manual_seed(seed)

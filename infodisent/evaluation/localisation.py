@@ -1,8 +1,8 @@
 """Whether an explanation lies on the object, from its mask: Quantus's three localisation metrics.
 
 All take attributions ``[B, H, W]`` and masks ``[B, H, W]`` bool, and give a value for every image,
-``[B]`` in [0, 1], higher is better, NaN where the mask is empty. Hedström et al., "Quantus", JMLR
-2023; definitions as in its code.
+``[B]`` in [0, 1], higher is better, NaN where the mask is empty or an attribution is NaN. Hedström
+et al., "Quantus", JMLR 2023; definitions as in its code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def pointing_game(
     """
     flat, inside = _flat("pointing_game", saliency, mask)
     largest = flat == flat.amax(1, keepdim=True)
-    return _known((largest & inside).any(1).float(), inside)
+    return _known((largest & inside).any(1).float(), inside, flat)
 
 
 def mass_accuracy(
@@ -35,7 +35,7 @@ def mass_accuracy(
     flat, inside = _flat("mass_accuracy", saliency, mask)
     flat = flat.clamp_min(0)
     total = flat.sum(1)
-    return _known(torch.where(total > 0, (flat * inside).sum(1) / total, 0), inside)
+    return _known(torch.where(total > 0, (flat * inside).sum(1) / total, 0), inside, flat)
 
 
 def rank_accuracy(
@@ -56,7 +56,7 @@ def rank_accuracy(
     open_places = count - above.sum(1)
     share = (equal & inside).sum(1) / equal.sum(1)
     hits = (above & inside).sum(1) + open_places * share
-    return _known(hits / count.clamp_min(1), inside)
+    return _known(hits / count.clamp_min(1), inside, flat)
 
 
 def _flat(what: str, saliency: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,11 +65,13 @@ def _flat(what: str, saliency: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
             f"{what}: saliency is {tuple(saliency.shape)} and mask {tuple(mask.shape)}, must be "
             "(images, rows, columns) both"
         )
+    if mask.is_floating_point():
+        raise TypeError(f"{what}: mask is {mask.dtype}, must be bool")
     return saliency.flatten(1), mask.flatten(1).bool()
 
 
-def _known(values: Tensor, inside: Tensor) -> Tensor:
-    return torch.where(inside.any(1), values, torch.nan)
+def _known(values: Tensor, inside: Tensor, flat: Tensor) -> Tensor:
+    return torch.where(inside.any(1) & ~flat.isnan().any(1), values, torch.nan)
 
 
 LOCALISATION = {"pointing": pointing_game, "mass": mass_accuracy, "rank": rank_accuracy}

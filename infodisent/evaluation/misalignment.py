@@ -20,7 +20,8 @@ from infodisent.backbones.backbone import evaluating
 from infodisent.checks import check_choice
 from infodisent.classifier import InfoDisentClassifier
 from infodisent.contract import SparsePool
-from infodisent.evaluation.images import check_images, maps_of, own_units
+from infodisent.evaluation.arguments import check_counts, check_images
+from infodisent.evaluation.images import maps_of, own_units
 from infodisent.explanations.unit_maps import UnitMaps
 
 ATTACKS = ("pgd", "noise")
@@ -104,9 +105,10 @@ def misalignment(
             f"misalignment: epsilon {epsilon}, step {step} and iterations {iterations} must be "
             ">= 0, > 0 and >= 0"
         )
-    check_images("misalignment", images, labels=labels)
-    if labels.ndim != 1:
-        raise ValueError("misalignment: labels must be one class an image")
+    if isinstance(iterations, bool) or not isinstance(iterations, int):
+        raise TypeError(f"misalignment: iterations is {iterations!r}, must be an int >= 0")
+    check_counts("misalignment", own=own, batch_size=batch_size)
+    check_images("misalignment", images, labels, model.head.num_classes)
     units = UnitMaps(model.head)
     generator = torch.Generator().manual_seed(seed)
     mine = own_units(model.head, own)

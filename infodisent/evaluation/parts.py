@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from infodisent.backbones.backbone import evaluating
-from infodisent.checks import check_choice, check_positive
+from infodisent.checks import check_choice, check_strength, check_strengths
 from infodisent.classifier import InfoDisentClassifier
+from infodisent.evaluation.arguments import check_counts, check_images, check_parts
 from infodisent.evaluation.images import (
     CLIP,
     STD,
-    check_images,
     maps_of,
     noise_like,
     own_units,
@@ -66,7 +66,10 @@ def part_consistency(
     Raises:
         ValueError: shapes differ, or an argument is not allowed.
     """
-    check_images("part_consistency", images, labels=labels, keypoints=keypoints, visible=visible)
+    check_counts("part_consistency", own=own, batch_size=batch_size)
+    check_strength("part_consistency", "half", half)
+    check_images("part_consistency", images, labels, model.head.num_classes)
+    check_parts("part_consistency", images, keypoints, visible)
     units = own_units(model.head, own)
     found = part_vectors(
         model, images, units[labels], keypoints, visible,
@@ -110,8 +113,12 @@ def part_stability(
     ``[K, own]`` in [0, 1], higher is better; the score is the mean. Noise as in `noise_stability`;
     arguments, NaN and errors as in `part_consistency`.
     """
-    check_images("part_stability", images, labels=labels, keypoints=keypoints, visible=visible)
+    check_counts("part_stability", own=own, batch_size=batch_size)
+    check_strength("part_stability", "half", half)
+    check_images("part_stability", images, labels, model.head.num_classes)
+    check_parts("part_stability", images, keypoints, visible)
     units = own_units(model.head, own)
+    check_strengths("part_stability", std=std, clip=clip)
     g = torch.Generator().manual_seed(seed)
     vectors = []
     for pictures in (images, images + noise_like(images, g, std, clip)):
@@ -196,8 +203,10 @@ def part_purity(
     Raises:
         ValueError: shapes differ, or an argument is not allowed.
     """
-    check_images("part_purity", images, keypoints=keypoints, visible=visible)
-    check_positive("part_purity", "count", count)
+    check_counts("part_purity", count=count, batch_size=batch_size)
+    check_strength("part_purity", "patch", patch)
+    check_images("part_purity", images)
+    check_parts("part_purity", images, keypoints, visible)
     parts = keypoints.shape[1]
     kinds = torch.tensor(list(range(parts)) if groups is None else list(groups))
     if len(kinds) != parts or sign not in (1, -1):
@@ -274,7 +283,7 @@ def _peaks(
             )
             flat = large.flatten(2).argmax(2)
             parts.append(torch.stack([flat % images.shape[3], flat // images.shape[3]], 2) + 0.5)
-    return torch.cat(parts)
+    return torch.cat(parts) if parts else torch.zeros(0, units.shape[1], 2)
 
 
 def _centres(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from infodisent.evaluation.arguments import check_labels, check_pooled
 from infodisent.explanations.sparsity import exact
 from infodisent.explanations.unit_maps import is_linear
 from infodisent.methods import Head
@@ -47,6 +48,8 @@ def pipnet_size(
     PIP-Net's local size, of the predicted class. Its values are probabilities; channels have
     another scale, so it compares prototype heads, not these with InfoDisent.
     """
+    check_pooled("pipnet_size", head, pooled)
+    check_labels("pipnet_size", "classes", classes, len(pooled), head.num_classes)
     present = torch.where(pooled.abs() < PRESENT, 0, pooled)
     return (head.contributions(present, classes) > USED).sum(1)
 
@@ -61,6 +64,7 @@ def active_size(
     What SIDE's figure 1 counts for SIDE and InfoDisent (arXiv 2507.19321); how values are
     normalised there is not said, here they are as the head gives them.
     """
+    check_pooled("active_size", head, pooled)
     return (pooled.abs() > ACTIVE).sum(1)
 
 
@@ -93,6 +97,7 @@ def sufficient_size(
     Raises:
         ValueError: scores are no weighted sum of units.
     """
+    check_pooled("sufficient_size", head, pooled)
     if not is_linear(head, pooled):
         raise ValueError(
             f"sufficient_size: the scores of {head.title} are no weighted sum of its {head.unit}s"

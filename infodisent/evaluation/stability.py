@@ -9,9 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from infodisent.backbones.backbone import evaluating
-from infodisent.checks import check_positive
+from infodisent.checks import check_strengths
 from infodisent.classifier import InfoDisentClassifier
-from infodisent.evaluation.images import CLIP, STD, check_images, maps_of, noise_like
+from infodisent.evaluation.arguments import (
+    check_counts,
+    check_images,
+    check_labels,
+    check_maps,
+    check_tensor,
+)
+from infodisent.evaluation.images import CLIP, STD, maps_of, noise_like
 from infodisent.explanations.posthoc import Explainer
 from infodisent.methods import Head
 
@@ -55,7 +62,8 @@ def noise_stability(
         batch_size: images at a time.
         seed: of the noise.
     """
-    check_positive("noise_stability", "units", units)
+    check_counts("noise_stability", units=units, batch_size=batch_size)
+    check_strengths("noise_stability", std=std, clip=clip)
     check_images("noise_stability", images)
     generator = torch.Generator().manual_seed(seed)
     head, places, same = model.head, [torch.zeros(0)], [torch.zeros(0)]
@@ -95,6 +103,8 @@ def head_randomisation(
     explanation that does not change (1) does not explain the model; lower is better. Spearman's,
     ties at their mean rank; NaN where an explanation is constant.
     """
+    check_maps("head_randomisation", head, maps)
+    check_labels("head_randomisation", "classes", classes, len(maps), head.num_classes)
     other = shuffled(head, seed)
     return rank_correlation(explainer(head, maps, classes), explainer(other, maps, classes))
 
@@ -109,7 +119,9 @@ def model_randomisation(
     seed: int = 0,
 ) -> Tensor:
     """`head_randomisation` with the backbone's parameters shuffled too, ``[B]``."""
-    check_images("model_randomisation", images, classes=classes)
+    check_images("model_randomisation", images)
+    known = model.head.num_classes
+    check_labels("model_randomisation", "classes", classes, len(images), known)
     other = shuffled(model, seed)
     with evaluating(model), evaluating(other):
         pair = [explainer(m.head, maps_of(m, images), classes) for m in (model, other)]
@@ -133,6 +145,8 @@ def rank_correlation(
     b: Tensor,  # [B, P]
 ) -> Tensor:
     """Spearman's correlation of every row, ``[B]`` float64, ties at their mean rank."""
+    check_tensor("rank_correlation", "a", a, "images", "pixels")
+    check_tensor("rank_correlation", "b", b, *a.shape)
     ranks = []
     for rows in (a, b):
         less = (rows[:, None] < rows[:, :, None]).sum(2).double()  # [B, P]

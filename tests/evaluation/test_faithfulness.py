@@ -178,7 +178,7 @@ def test_bootstrap_knows_the_error_of_a_mean():
     same = bootstrap(torch.full((9,), 2.0))
     assert (same.mean, same.low, same.high) == (2, 2, 2)
     assert bootstrap(torch.tensor([])).mean is None
-    with pytest.raises(ValueError, match="level 1"):
+    with pytest.raises(ValueError, match="level is 1"):
         bootstrap(values, level=1)
 
 

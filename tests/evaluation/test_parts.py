@@ -104,7 +104,7 @@ def test_purity_is_a_share_of_the_images(scenes, batch):
     keypoints[strongest[:2], 0] = -99.0
     pure = part_purity(model, batch.images, keypoints, batch.visible, count=5, patch=2 * BOX)
     assert pure[0] == pytest.approx(3 / 5)
-    with pytest.raises(ValueError, match="23 keypoints were given for 24 images"):
+    with pytest.raises(ValueError, match=r"keypoints is \(23, 3, 2\), must be \(24, parts, 2\)"):
         part_purity(model, batch.images, keypoints[1:], batch.visible)
 
 
