@@ -73,8 +73,11 @@ def judge(
     from infodisent import ranks
     from infodisent.files import replacing
     from infodisent.progress import console
-    from infodisent.report.judged import comparison_figure, judge_run
+    from infodisent.report.judged import comparison_figure, judge_run, unlike_images
+    from infodisent.report.table import check_file
 
+    if compare:  # before the work
+        check_file(out, "judge")
     ranks.start()
     architecture = module_from(module)
     names = _names(runs)
@@ -98,12 +101,14 @@ def judge(
         if name not in judged:
             _print_run(name, merged[name])
     if leads and compare:
-        judged = merged
+        different, judged = unlike_images(judged), merged
         for name, known in judged.items():
             console.print(_title(name, known), markup=False, highlight=False, soft_wrap=True)
         console.print(_side_by_side(judged))
         for known in judged.values():
             _print_notes(known)
+        for note in different:
+            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         with replacing(out) as temporary:
             comparison_figure(judged).savefig(temporary, dpi=150, format="png")
         print_result("picture", out)

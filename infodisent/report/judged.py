@@ -196,6 +196,30 @@ def _recipe(run: Run) -> dict[str, Any]:
     }
 
 
+def unlike_images(judged: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What makes runs no fair comparison, a sentence for each whose classes or images differ.
+
+    Args:
+        judged: what `judge_run` returns, by the name of the run; the first is what others are
+            compared with.
+    """
+    (first, known), *others = judged.items()
+    notes = []
+    for name, other in others:
+        recipes = [run.get("recipe") or {} for run in (known, other)]  # none of an older version
+        differ = [
+            key
+            for key in ("classes", "images")
+            if all(key in recipe for recipe in recipes) and recipes[0][key] != recipes[1][key]
+        ]
+        if differ:
+            notes.append(
+                f"{name} has other {' and '.join(differ)} than {first}: their figures are not of "
+                "the same images"
+            )
+    return notes
+
+
 def _drawn(indices: Tensor, count: int, seed: int) -> Tensor:
     """At most `count` of them, in their order."""
     if len(indices) <= count:
@@ -335,6 +359,7 @@ def _draw(
                      loc="left" if measure.better == "lower" else "right")  # fmt: skip
     panel.tick_params(axis="x", labelsize=7)
     panel.xaxis.set_major_locator(MaxNLocator(5))  # numbers do not touch
+    panel.ticklabel_format(axis="x", useOffset=False)  # a number taken off all would be missed
     panel.grid(axis="x", alpha=0.3)
     panel.margins(x=0.12)
     for side in ("top", "right"):

@@ -25,10 +25,15 @@ def check_table_path(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.suffix.lower() not in ENDINGS:
         raise ValueError(f"predict: --out is {path}, it must end in {' or '.join(ENDINGS)}")
-    if path.is_dir():
-        raise IsADirectoryError(f"predict: --out is {path}, which is a folder")
-    check_folder(path.parent, "predict")
+    check_file(path, "predict")
     return path
+
+
+def check_file(path: Path, command: str) -> None:
+    """Raise IsADirectoryError where the file is a folder, else as `check_folder` of its folder."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{command}: --out is {path}, which is a folder")
+    check_folder(path.parent, command)
 
 
 def check_folder(folder: str | os.PathLike[str], command: str) -> None:

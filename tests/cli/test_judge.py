@@ -25,7 +25,13 @@ from infodisent.evaluation.parts import part_consistency, part_purity
 from infodisent.explanations.posthoc import EXPLAINERS
 from infodisent.report import judged
 from infodisent.report.annotated import AnnotatedImages
-from infodisent.report.judged import by_measure, comparison_figure, judge_run, read_judgement
+from infodisent.report.judged import (
+    by_measure,
+    comparison_figure,
+    judge_run,
+    read_judgement,
+    unlike_images,
+)
 from infodisent.report.pooled import pooled, read_images, seed_groups
 from infodisent.training.folder import WRITTEN
 from infodisent.training.run import open_run
@@ -119,6 +125,44 @@ def test_command_compares_runs_and_draws(tmp_path, run_folder, result):
     assert "b run" in done.output
     with Image.open(picture) as drawn:
         assert min(drawn.size) > 300
+
+
+@pytest.mark.parametrize("place", ["", "a file/x.png"])
+def test_where_a_picture_cannot_be_is_said_before_the_work(tmp_path, monkeypatch, place):
+    monkeypatch.setattr(judged, "judge_run", lambda *a, **k: pytest.fail("worked"))
+    (tmp_path / "a file").touch()
+    arguments = ["judge", "--compare", "no run", "-o", str(tmp_path / place)]
+    with pytest.raises(
+        (IsADirectoryError, NotADirectoryError), match=r"^judge: .*(a file|a folder)"
+    ):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_runs_of_other_images_are_no_fair_comparison():
+    def of(classes, images):
+        return {"recipe": {"classes": classes, "images": images}}
+
+    runs = {"a": of(["x", "y"], [5, 2]), "b": of(["x", "y"], [5, 2])}
+    assert unlike_images(runs) == []
+    runs |= {"c": of(["x", "z"], [5, 2]), "d": of(["x", "z"], [9, 2]), "old": {}}
+    assert unlike_images(runs) == [
+        "c has other classes than a: their figures are not of the same images",
+        "d has other classes and images than a: their figures are not of the same images",
+    ]
+
+
+def test_numbers_of_a_panel_are_whole(result):
+    """No 3.218 apart that is to be added to each."""
+    row = {"measure": "entropy", "of": "", "images": 3}
+    runs = {
+        name: {"rows": [row | {"mean": mean, "low": mean - 2e-5, "high": mean + 2e-5}]}
+        for name, mean in (("a", 3.21835), ("b", 3.2189))
+    }
+    figure = comparison_figure(runs)
+    figure.canvas.draw()
+    axis = figure.axes[0].xaxis
+    assert axis.get_offset_text().get_text() == ""
+    assert all(t.get_text().startswith("3.21") for t in axis.get_ticklabels())
 
 
 def test_labels_have_no_misalignment_but_the_rest(labels_run):
