@@ -112,6 +112,7 @@ def as_html(e: Explanation) -> str:
             f"<td>{where}</td></tr>"
         )
     for name, value in (("rest", e.rest), (e.offset, e.bias), (e.score, e.score_value)):
+        name = html.escape(name)
         lines.append(f"<tr><td></td><td>{name}</td><td>{value:+.3f}</td><td></td></tr>")
     lines.append("</table>")
     if e.decisions:

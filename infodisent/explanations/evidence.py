@@ -292,8 +292,17 @@ class Explanation:
 
         Raises:
             FileNotFoundError: its file is no longer there.
+            ValueError: it cannot be read, or is of another size than the one explained.
         """
-        return self.picture if self.read_photograph is None else self.read_photograph()
+        if self.read_photograph is None:
+            return self.picture
+        photograph = self.read_photograph()
+        if self.image_size is not None and photograph.size != self.image_size:
+            now, then = (f"{width} x {height}" for width, height in (photograph.size, self._size))
+            raise ValueError(
+                f"photograph: {self.path or 'the image'} is {now} now, the one explained was {then}"
+            )
+        return photograph
 
     def heat_map(self, channel: int | None = None) -> NDArray[np.float32]:
         """Where a unit shown looks, at the photograph's size: ``[H, W]`` float32 in 0 … 1.
@@ -333,7 +342,7 @@ class Explanation:
 
         Raises:
             FileNotFoundError: the photograph's file is no longer there.
-            ValueError: the unit is not shown.
+            ValueError: the unit is not shown, or as in `photograph`.
         """
         sign = 1
         if channel is None:
@@ -360,7 +369,7 @@ class Explanation:
             if channel is None or evidence.channel == channel:
                 return evidence
         there = ", ".join(str(e.channel) for e in self.shown) or "none"
-        raise ValueError(f"{what}: {self.unit} is {channel}, shown are {there}")
+        raise ValueError(f"{what}: {self.unit} is {channel!r}, shown are {there}")
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -337,3 +338,27 @@ def test_ready_tensors_and_class_names():
         explain(model, photo, classes=NAMES, class_name="Dog")
     with pytest.raises(ValueError, match="give one"):
         explain(model, photo, classes=NAMES, class_name="dog", class_index=1)
+
+
+def test_a_photograph_that_is_another_now(tmp_path, explanation):
+    path = tmp_path / "p.png"
+    picture(size=(60, 40)).save(path)
+    e = explain(five_classes(bias=True), path, classes=NAMES)
+    assert e.overlay().shape == (40, 60, 3)
+    picture(size=(30, 40)).save(path)
+    for ask in (e.photograph, e.overlay, lambda: e.overlay(e.shown[0].channel)):
+        with pytest.raises(ValueError, match=r"p.png is 30 x 40 now, .* was 60 x 40"):
+            ask()
+    assert e.class_map().shape == (40, 60)  # needs no photograph
+    assert "<table>" in e._repr_html_()
+
+
+def test_a_channel_that_is_a_text_is_shown_as_one(explanation):
+    unit = explanation.shown[0].channel
+    with pytest.raises(ValueError, match=f"heat_map: channel is '{unit}', shown are {unit}"):
+        explanation.heat_map(str(unit))
+
+
+def test_words_of_a_head_are_no_markup(explanation):
+    e = replace(explanation, unit="<u>", score="<s>", offset="<o>")
+    assert not any(word in e._repr_html_() for word in ("<u>", "<s>", "<o>"))
