@@ -53,14 +53,16 @@ def _has_bold(family: str) -> bool:
 def lettering(text: str) -> tuple[str, list[str]]:
     """A text as it can be drawn, and the font families that draw it, for `font_options`.
 
-    Control characters become spaces; what has no glyph of its own (joiners, variation selectors,
-    skin tones) is dropped unless a font has it.
+    Control characters become spaces, bytes that are no text are spelt; what has no glyph of
+    its own (joiners, variation selectors, skin tones) is dropped unless a font has it.
     """
     families = list(mpl.rcParams["font.family"])
     pieces = []
     for letter in text:
         if unicodedata.category(letter) in ("Cc", "Zl", "Zp"):
             pieces.append(" ")
+        elif unicodedata.category(letter) == "Cs":  # a byte that is no text; fonts have a mere sign
+            pieces.append(letter.encode("utf-8", "backslashreplace").decode())
         elif _usual_font_has(letter):
             pieces.append(letter)
         elif family := _family_with(letter):
