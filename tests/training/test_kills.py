@@ -31,9 +31,10 @@ from tests.ranks import ROOT
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 
 SEEDS, KILLS, STARTS = int(os.environ.get("KILL_SEEDS", "3")), 3, 12
-PROCESSES, IMAGES, SHARDS, PATIENCE = 2, 300, 2, 120.0
+PROCESSES, IMAGES, SHARD, PATIENCE = 2, 60, 16, 120.0
+SHARDS = -(-2 * IMAGES // SHARD)
 OPTIONS = [
-    "--backbone", "test_resnet", "--no-pretrained", "--epochs", "16", "--batch-size", "64",
+    "--backbone", "test_resnet", "--no-pretrained", "--epochs", "12", "--batch-size", "16",
     "--validation", "0.2", "--device", "cpu",
 ]  # fmt: skip
 
@@ -46,6 +47,7 @@ ensure_torchvision()
 import timm, matplotlib.figure
 import infodisent.cli.app, infodisent.training.run, infodisent.explanations.prototypes
 from infodisent.cli.app import main
+infodisent.data.extraction.extract.__kwdefaults__["shard_size"] = int(sys.argv[1])
 print("ready", flush=True)
 for line in sys.stdin:
     job = json.loads(line)
@@ -84,13 +86,15 @@ class Host:
         self._folder = folder
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", HOST],
+            [sys.executable, "-u", "-c", HOST, str(SHARD)],
             cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self._process.stdout.readline() == "ready\n"
 
     def start(self, arguments):
         """Numbers of the processes of a job."""
+        for file in self._folder.glob("log*"):
+            file.unlink()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
@@ -132,15 +136,15 @@ def host(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Two classes of so many images: two shards, one with an image that cannot be read."""
+    """Two classes of so many images: eight shards, one with an image that cannot be read."""
     random, root = np.random.default_rng(0), tmp_path_factory.mktemp("pictures")
     for name, channel in (("red", 0), ("green", 1)):
         (root / name).mkdir()
         for number in range(IMAGES):
             pixels, at = random.integers(0, 60, (40, 48, 3), dtype=np.uint8), number % 20
             pixels[10:20, 10 + at : 20 + at, channel] = 255
-            Image.fromarray(pixels).save(root / name / f"{number:03d}.png")
-    (root / "red" / "200.png").write_bytes(b"no picture")
+            Image.fromarray(pixels).save(root / name / f"{number:02d}.png")
+    (root / "red" / "20.png").write_bytes(b"no picture")
     return root
 
 
@@ -198,7 +202,8 @@ def killed(host, arguments, out, after, random):
     processes = host.start(arguments)
     victim = processes[int(torch.randint(len(processes), (1,), generator=random))]
     time.sleep(after)
-    moment = where(out)
+    # before the leading process speaks, they look for each other
+    moment = where(out) if host.said() else "start"
     _end(victim)
     if moment == "start":
         time.sleep(1)
@@ -216,8 +221,6 @@ def killed(host, arguments, out, after, random):
 
 def where(out):
     """How far a job is, by what lies in its folder."""
-    if not (out / "features" / "store.json").is_file():
-        return "start"
     if len(list((out / "features").glob("shard-?????.safetensors"))) < SHARDS:
         return "extraction"
     if not (out / "training.safetensors").is_file():
