@@ -303,7 +303,7 @@ def _as_trained(head: Head) -> None:
             if isinstance(module, Rotation) and module.parametrization == "exp":
                 a = module.A
                 first, second = torch.linalg.qr(torch.randn(len(a), 2)).Q.T.to(a)
-                a += (TRAINED / 2) * (first.outer(second) - second.outer(first))
+                a.add_((first.outer(second) - second.outer(first)) * (TRAINED / 2))
 
 
 def _first_step() -> float:
