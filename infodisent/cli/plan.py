@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from infodisent.classifier import InfoDisentClassifier
     from infodisent.training.plan import Plan, Rates
 
-RATES = ("decode", "copy", "forward", "extract", "extract_copies", "step", "fixed_step", "pool")
-RATES += ("probe", "read", "write")
+RATES = (
+    *("decode", "copy", "forward", "extract", "extract_copies"),
+    *("step", "fixed_step", "pool", "probe", "read", "write"),
+)
 HELD_OUT = 25
 """Training images for one held-out image, as in ImageNet."""
 

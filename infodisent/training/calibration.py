@@ -24,8 +24,8 @@ from infodisent.data.images import Sample
 from infodisent.data.pictures import load_picture
 from infodisent.data.shards import CACHED
 from infodisent.methods import Head
+from infodisent.methods.rotations import turn_rotations
 from infodisent.methods.stages import LoopOptions, Stage
-from infodisent.nn.rotation import Rotation
 from infodisent.training.config import FitConfig
 from infodisent.training.extraction_rate import (
     copies_of,
@@ -273,7 +273,7 @@ def _step_rate(
         starts: where what a step takes whatever its maps is put, as "step_start".
     """
     head = copy.deepcopy(head).train()
-    _as_trained(head)
+    turn_rotations(head, TRAINED)
     rows = maps.repeat(pooling_stage(head).views, 1, 1)
     few, step = rows[: 2 * pooling_stage(head).views], training_step(head)
     rate: list[float] = []
@@ -291,19 +291,6 @@ def _step_rate(
         of_map = (whole - short) / (len(rows) - len(part))
         starts["step_start"] = min(whole, max(0.0, whole - of_map * len(rows)))
     return rate[0]
-
-
-def _as_trained(head: Head) -> None:
-    """Turn a head's rotations as far as training does: what their exponential costs depends on it.
-
-    In place, by a plane of channels, which is what training turns most.
-    """
-    with torch.no_grad():
-        for module in head.modules():
-            if isinstance(module, Rotation) and module.parametrization == "exp":
-                a = module.A
-                first, second = torch.linalg.qr(torch.randn(len(a), 2)).Q.T.to(a)
-                a.add_((first.outer(second) - second.outer(first)) * (TRAINED / 2))
 
 
 def _first_step() -> float:
