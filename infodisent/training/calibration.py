@@ -23,6 +23,7 @@ from infodisent.data.encoding import DTYPES, FLOAT8, computed_dtype
 from infodisent.data.images import Sample
 from infodisent.data.pictures import load_picture
 from infodisent.data.shards import CACHED
+from infodisent.evaluation.accuracy import Figures
 from infodisent.methods import Head
 from infodisent.methods.rotations import turn_rotations
 from infodisent.methods.stages import LoopOptions, Stage
@@ -91,7 +92,7 @@ def measure_rates(
     def forward() -> object:
         return model.head(maps, input_fmt="NLC")
 
-    starts = {"extract_start": 0.0, "first_step": _first_step(), "step_start": 0.0}
+    starts = {"extract_start": 0.0, "first_figures": _first_figures(job.classes), "step_start": 0.0}
 
     def extracted(dataset: Dataset[Sample], original: bool) -> float:
         rate, start = extraction_rate(
@@ -293,12 +294,12 @@ def _step_rate(
     return rate[0]
 
 
-def _first_step() -> float:
-    """Seconds that the first optimiser of a process takes: torch loads its compiler then."""
+def _first_figures(classes: int) -> float:
+    """Seconds that the first figures of merit of a process take: torchmetrics is loaded then."""
 
     def timed() -> float:
         start = time.perf_counter()
-        torch.optim.LBFGS([nn.Parameter(torch.zeros(1))])
+        Figures(classes)
         return time.perf_counter() - start
 
     return max(0.0, timed() - timed())

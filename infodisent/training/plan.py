@@ -41,7 +41,7 @@ class Rates:
             other.
         extract_copies: the same of augmented copies.
         extract_start: seconds before an extraction's first images.
-        first_step: seconds that a process takes once, before its first optimiser.
+        first_figures: seconds that a process takes once, before its first figures of merit.
         step_start: seconds of a training step whatever its maps, which are in `step` as a batch
             that is full has them.
         cores: processors; where `shared`, decoding takes them from the backbone.
@@ -65,11 +65,11 @@ class Rates:
     extract: float | None = None
     extract_copies: float | None = None
     extract_start: float = 0.0
-    first_step: float = 0.0
+    first_figures: float = 0.0
     step_start: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("extract_start", "first_step", "step_start"):
+        for name in ("extract_start", "first_figures", "step_start"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"Rates: {name} is {getattr(self, name)}, must be finite and >= 0")
         for name in ("fixed_step", "copy", "step_bytes", "extract", "extract_copies"):
@@ -245,14 +245,16 @@ def plan(job: Job, rates: Rates) -> Plan:
     stages = [_extraction("extraction", job, rates, job.images, of_images, job.image_bytes)]
     if job.probe:
         averages = job.images * job.map_bytes / rates.read
-        seconds = EVALUATIONS * job.train / rates.probe + rates.first_step
+        seconds = EVALUATIONS * job.train / rates.probe + rates.first_figures
         stages.append(_cost("linear probe", {"disk": averages, "probe": seconds}, together=False))
     if job.copies:
         of_copies = (rates.copy or rates.decode, rates.extract_copies, 0.0)
         stages.append(_extraction("views", job, rates, job.copies, of_copies, job.map_bytes))
     stages.append(_training(job, rates))
     heads = len(job.trainings)
-    stages.append(_cost("evaluation", _reading(job, rates, heads * job.held_out)))
+    scored = _reading(job, rates, heads * job.held_out)
+    scored["head"] += 0.0 if job.probe else rates.first_figures
+    stages.append(_cost("evaluation", scored))
     stages.append(_cost("prototypes", _reading(job, rates, job.train)))
     batch = math.ceil(min(job.batch_size, job.train) / job.devices) * job.views * job.map_bytes
     held = min(HELD, math.ceil(job.train / job.batch_size) + 1)
@@ -291,8 +293,7 @@ def _extraction(
 
 def _training(job: Job, rates: Rates) -> StageCost:
     """All stages of all trainings; what a stage waits for may differ from the next one's."""
-    first = 0.0 if job.probe else rates.first_step
-    parts, seconds = {"head": first, "disk": 0.0}, first
+    parts, seconds = {"head": 0.0, "disk": 0.0}, 0.0
     for stage in (stage for stages in job.trainings for stage in stages):
         epochs, steps = stage.epochs or job.passes, 0.0
         one = _pass(job, rates, stage.views)

@@ -66,7 +66,7 @@ def test_on_a_processor_decoding_takes_from_the_backbone():
 def test_what_comes_once_is_counted_once():
     rates = Rates(
         decode=100, forward=20, step=400, pool=900, probe=1e5, read=1e9, write=1e8, cores=2,
-        shared=True, extract=10, extract_copies=5, extract_start=3, first_step=2, step_start=0.5,
+        shared=True, extract=10, extract_copies=5, extract_start=3, first_figures=2, step_start=0.5,
     )  # fmt: skip
     job = Job(train=450, held_out=50, channels=512, pixels=49, classes=2, epochs=4,
               stages=(Passes(views=2),), compared=((Passes(),),))  # fmt: skip
@@ -77,7 +77,8 @@ def test_what_comes_once_is_counted_once():
     short = 4 * (2 - 450 / 256) * 0.5
     assert training.seconds == pytest.approx(4 * 3 * 450 / 400 + 2 * short)
     without = plan(Job(**{**vars(job), "probe": False}), rates)
-    assert without.stages[2].seconds == pytest.approx(training.seconds + 2)  # torch's compiler
+    assert without.stages[2] == training
+    assert without.stages[3].seconds == pytest.approx(2 + 2 * 50 / 900)
     assert probe.parts["probe"] == pytest.approx(2 + EVALUATIONS * 450 / 1e5)
     with pytest.raises(ValueError, match="step_start is -1"):
         Rates(**{**vars(rates), "step_start": -1})
