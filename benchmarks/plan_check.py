@@ -41,7 +41,7 @@ from infodisent.data.store import FeatureStore
 from infodisent.data.views import extract_views
 from infodisent.files import read_json, write_json
 from infodisent.progress import bar
-from infodisent.training.calibration import photograph
+from infodisent.training.extraction_rate import photograph
 from infodisent.training.folder import FEATURES, VIEWS
 from infodisent.training.run import fit
 

@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 import re
+import socket
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix
+            dir=path.parent, prefix=f".{path.name}.{_host()}-{os.getpid()}-", suffix=path.suffix
         )
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
@@ -44,6 +46,35 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[^.-]+(\..*)?")
+"""What `replacing` calls a file: machine and process stand in its name."""
+
+
+def sweep(folder: str | os.PathLike[str]) -> None:
+    """Remove what processes of this machine that were killed had begun to write in a folder."""
+    for path in Path(folder).glob(".*"):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and found[1] == _host() and not _runs(int(found[2])):
+            path.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _runs(process: int) -> bool:
+    """Whether there is such a process; where the system does not tell, yes."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        pass
+    return True
 
 
 def _umask() -> int:

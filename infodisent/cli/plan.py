@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from infodisent.classifier import InfoDisentClassifier
     from infodisent.training.plan import Plan, Rates
 
-RATES = ("decode", "copy", "forward", "step", "fixed_step", "pool", "probe", "read", "write")
+RATES = (
+    *("decode", "copy", "forward", "extract", "extract_copies"),
+    *("step", "fixed_step", "pool", "probe", "read", "write"),
+)
 HELD_OUT = 25
 """Training images for one held-out image, as in ImageNet."""
 
@@ -56,8 +59,9 @@ def plan(
         list[str] | None,
         typer.Option(
             help="name=number, a second, that is stated and not measured: decode, copy, forward, "
-            "fixed_step, pool (images of one process or device), step (maps), probe (rows), "
-            "read, write (bytes)."
+            "fixed_step, pool (images of one process or device), extract, extract_copies "
+            "(images of the whole of it on a processor), step (maps), probe (rows), read, write "
+            "(bytes)."
         ),
     ] = None,
     pictures: Annotated[

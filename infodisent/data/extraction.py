@@ -28,7 +28,7 @@ from infodisent.data.images import ImageDataset, ImageSet, Sample, as_image_set
 from infodisent.data.notices import print_notes
 from infodisent.data.shards import Pass, ShardWriter
 from infodisent.data.store import MANIFEST, FeatureStore, read_shard, shard_count, shard_path
-from infodisent.files import read_json, size_text, write_json
+from infodisent.files import read_json, size_text, sweep, write_json
 from infodisent.progress import bar, console
 
 FORMAT = 1
@@ -261,6 +261,7 @@ def prepare(folder: Path, meta: dict[str, Any], images: ImageSet | None, overwri
     `meta` takes over what an equal store of other paths, or of version 0.1, was made from.
     """
     manifest = folder / MANIFEST
+    sweep(folder)
     if manifest.is_file():
         old = read_json(manifest)
         differing = _differences(old, meta, images)

@@ -1,9 +1,10 @@
-"""Which rotations of a head training moves beside its parameters."""
+"""Rotations of a head, as training meets them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from infodisent.methods.base import Head
@@ -22,3 +23,20 @@ def moved_rotations(
         and module.parametrization == "lie"
         and any(module.A is parameter for parameter in trained)
     ]
+
+
+def turn_rotations(head: nn.Module, norm: float) -> None:
+    """Turn rotations under "exp" in a random plane of channels, in place, from zero.
+
+    What the exponential costs depends on how far; under "lie" the parameter returns to zero.
+
+    Args:
+        head: whose rotations they are.
+        norm: spectral norm of ``A - A^T`` then.
+    """
+    with torch.no_grad():
+        for module in head.modules():
+            if isinstance(module, Rotation) and module.parametrization == "exp":
+                a = module.A
+                first, second = torch.linalg.qr(torch.randn(len(a), 2)).Q.T.to(a)
+                a.add_((first.outer(second) - second.outer(first)) * (norm / 2))

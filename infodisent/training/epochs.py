@@ -134,9 +134,10 @@ class Training:
         # every epoch has its own seed, so that a resumed run needs no generator's state
         self._seed(first + epoch)
         order = draw_epoch(self.maps.store, self.train, self.config.sampler)
-        head.eval()
-        with torch.no_grad():
-            head.start_epoch(stage, epoch, epochs, self.batches)
+        if type(head).start_epoch is not Head.start_epoch:  # to enter evaluation costs a rotation
+            head.eval()
+            with torch.no_grad():
+                head.start_epoch(stage, epoch, epochs, self.batches)
         head.train()
         of_epoch = math.ceil(count / self.config.batch_size)
         total = epochs * of_epoch

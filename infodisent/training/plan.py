@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from infodisent.checks import check_positive
 
-EVALUATIONS = 120
-"""Of loss and gradient that the linear probe's L-BFGS takes: 60 to 300 on the sets at hand."""
+EVALUATIONS = 50
+"""Of loss and gradient that the linear probe's L-BFGS takes. Counted on EfficientNet maps: 37 to 41
+on ELPV's two classes (250 to 2,624 images), 41 to 50 on Flowers-17's (250 to 1,360)."""
 LOGIT_BYTES = 2
 ROW = 4
 HELD = 5
@@ -35,6 +36,14 @@ class Rates:
         pool: images through the head, a device: evaluation and the search for prototypes.
         probe: rows of one evaluation of the linear probe.
         read, write: bytes of the disk.
+        extract: images of an extraction, files to maps, where decoding and the backbone share the
+            processors; None for what `decode` and `forward` make where they do not disturb each
+            other.
+        extract_copies: the same of augmented copies.
+        extract_start: seconds before an extraction's first images.
+        first_figures: seconds that a process takes once, before its first figures of merit.
+        step_start: seconds of a training step whatever its maps, which are in `step` as a batch
+            that is full has them.
         cores: processors; where `shared`, decoding takes them from the backbone.
         shared: the device is the processor itself.
         step_bytes: of memory, that a step needs besides its maps and weights, the optimiser's
@@ -53,9 +62,17 @@ class Rates:
     fixed_step: float | None = None
     copy: float | None = None
     step_bytes: int | None = None
+    extract: float | None = None
+    extract_copies: float | None = None
+    extract_start: float = 0.0
+    first_figures: float = 0.0
+    step_start: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("fixed_step", "copy", "step_bytes"):
+        for name in ("extract_start", "first_figures", "step_start"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"Rates: {name} is {getattr(self, name)}, must be finite and >= 0")
+        for name in ("fixed_step", "copy", "step_bytes", "extract", "extract_copies"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"Rates: {name} is {value}, must be finite and > 0, or None")
@@ -224,17 +241,20 @@ def plan(job: Job, rates: Rates) -> Plan:
     of them; where decoding shares the processors with the backbone, their work adds up. Disks are
     taken as shared by all devices of the job, decoding processes as its own of every device.
     """
-    stages = [_extraction("extraction", job, rates, job.images, rates.decode, job.image_bytes)]
+    of_images = (rates.decode, rates.extract, rates.extract_start)
+    stages = [_extraction("extraction", job, rates, job.images, of_images, job.image_bytes)]
     if job.probe:
         averages = job.images * job.map_bytes / rates.read
-        seconds = EVALUATIONS * job.train / rates.probe
+        seconds = EVALUATIONS * job.train / rates.probe + rates.first_figures
         stages.append(_cost("linear probe", {"disk": averages, "probe": seconds}, together=False))
     if job.copies:
-        made = rates.copy or rates.decode
-        stages.append(_extraction("views", job, rates, job.copies, made, job.map_bytes))
+        of_copies = (rates.copy or rates.decode, rates.extract_copies, 0.0)
+        stages.append(_extraction("views", job, rates, job.copies, of_copies, job.map_bytes))
     stages.append(_training(job, rates))
     heads = len(job.trainings)
-    stages.append(_cost("evaluation", _reading(job, rates, heads * job.held_out)))
+    scored = _reading(job, rates, heads * job.held_out)
+    scored["head"] += 0.0 if job.probe else rates.first_figures
+    stages.append(_cost("evaluation", scored))
     stages.append(_cost("prototypes", _reading(job, rates, job.train)))
     batch = math.ceil(min(job.batch_size, job.train) / job.devices) * job.views * job.map_bytes
     held = min(HELD, math.ceil(job.train / job.batch_size) + 1)
@@ -245,19 +265,30 @@ def plan(job: Job, rates: Rates) -> Plan:
 
 
 def _extraction(
-    name: str, job: Job, rates: Rates, images: int, decode: float, stored: int
+    name: str,
+    job: Job,
+    rates: Rates,
+    images: int,
+    speed: tuple[float, float | None, float],
+    stored: int,
 ) -> StageCost:
-    """So many images, of which a process decodes `decode` a second, to maps of `stored` bytes."""
+    """So many images to maps of `stored` bytes.
+
+    `speed`: images that a process decodes in a second, images a second of the whole if that is
+    known, and seconds before the first.
+    """
+    decode, whole, start = speed
     decoding = images / decode
     backbone = images / (rates.forward * job.devices)
     disk = images * stored / rates.write
     if rates.shared:
         # every processor does both: what decoding takes of one is spread over all
         busy = backbone + decoding / rates.cores
+        busy = start + (images / (whole * job.devices) if whole else busy)
         parts = {"backbone": busy, "disk": disk, "decoding": decoding / max(1, job.workers)}
         return _cost(name, parts)
     decoding /= job.devices * max(1, job.workers)
-    return _cost(name, {"decoding": decoding, "backbone": backbone, "disk": disk})
+    return _cost(name, {"decoding": decoding, "backbone": backbone + start, "disk": disk})
 
 
 def _training(job: Job, rates: Rates) -> StageCost:
@@ -280,7 +311,10 @@ def _training(job: Job, rates: Rates) -> StageCost:
 def _pass(job: Job, rates: Rates, views: int) -> dict[str, float]:
     """An epoch of steps with so many maps of every image."""
     maps = views * job.train
-    return {"head": maps / (rates.step * job.devices), "disk": maps * job.map_bytes / rates.read}
+    # a batch that is not full takes longer a map
+    full = job.train / min(job.batch_size, job.train)
+    head = maps / (rates.step * job.devices) + (math.ceil(full) - full) * rates.step_start
+    return {"head": head, "disk": maps * job.map_bytes / rates.read}
 
 
 def _reading(job: Job, rates: Rates, images: int) -> dict[str, float]:

@@ -26,7 +26,7 @@ from infodisent.devices import pick_device
 from infodisent.evaluation.accuracy import evaluate_head, linear_probe, original_head
 from infodisent.evaluation.original import Mapped, original_classifier
 from infodisent.explanations.prototypes import find_prototypes
-from infodisent.files import locked, write_json
+from infodisent.files import locked, sweep, write_json
 from infodisent.methods.stages import LoopOptions
 from infodisent.training import checkpoint
 from infodisent.training.course import stops_early
@@ -167,6 +167,8 @@ def fit(
         "overwrite": overwrite and features is None,
     }
     with locked(folder) if ranks.leads() else contextlib.nullcontext():
+        if ranks.leads():
+            sweep(folder)
         if overwrite and ranks.leads():  # nothing of an old run may stand beside new features
             drawn = (path for name in DRAWN for path in folder.glob(name))
             for path in (*(folder / name for name in WRITTEN), *drawn):

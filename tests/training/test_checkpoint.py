@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
 
 import pytest
 import torch
 
 import infodisent
-from infodisent.files import read_tensors, replacing, write_tensors
+from infodisent.files import read_tensors, replacing, sweep, write_tensors
 
 
 @pytest.mark.parametrize(
@@ -87,6 +89,23 @@ def test_writing_is_all_or_nothing(tmp_path):
             raise RuntimeError("disk")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.bin"]
+
+
+def test_what_killed_processes_had_begun_is_swept_away(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with replacing(tmp_path / "x.bin") as temporary:
+        running = temporary.name
+        assert f"-{os.getpid()}-" in running
+        left = [
+            running.replace(f"-{os.getpid()}-", f"-{ended.pid}-"),
+            f".x.bin.00000000-{ended.pid}-abc.bin",  # of another machine
+            ".x.bin",
+        ]
+        for name in left:
+            (tmp_path / name).touch()
+        sweep(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {running, *left[1:]}
 
 
 def test_tied_weights_can_be_stored(tmp_path):

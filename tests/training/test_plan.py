@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import infodisent
+from infodisent.methods.rotations import turn_rotations
 from infodisent.training import calibration
 from infodisent.training.calibration import measure_rates, passes_of
 from infodisent.training.fit import new_head
@@ -32,7 +33,7 @@ def test_imagenet_is_read_from_a_fast_disk_in_under_a_minute():
     assert result.epoch == pytest.approx(1_281_167 * image / 6e9)  # no logits
     assert 40 < result.epoch < 60
     extraction, probe, training, *_ = result.stages
-    assert (extraction.bound, probe.bound, training.bound) == ("backbone", "probe", "disk")
+    assert (extraction.bound, probe.bound, training.bound) == ("backbone", "disk", "disk")
     assert extraction.seconds == pytest.approx(1_331_167 / 2500)
     assert probe.seconds == pytest.approx(EVALUATIONS * 1_281_167 / 2e6 + 1_331_167 * image / 6e9)
     assert training.seconds == pytest.approx(15 * result.epoch)
@@ -60,6 +61,36 @@ def test_on_a_processor_decoding_takes_from_the_backbone():
     # 4 steps an epoch: 30 epochs make 120 steps; twice, with and without rotation
     assert training.seconds == pytest.approx(2 * 30 * 900 / 300)
     assert training.bound == "head"
+
+
+def test_what_comes_once_is_counted_once():
+    rates = Rates(
+        decode=100, forward=20, step=400, pool=900, probe=1e5, read=1e9, write=1e8, cores=2,
+        shared=True, extract=10, extract_copies=5, extract_start=3, first_figures=2, step_start=0.5,
+    )  # fmt: skip
+    job = Job(train=450, held_out=50, channels=512, pixels=49, classes=2, epochs=4,
+              stages=(Passes(views=2),), compared=((Passes(),),))  # fmt: skip
+    extraction, probe, views, training, *_ = plan(job, rates).stages
+    assert extraction.seconds == pytest.approx(3 + 500 / 10)
+    assert views.seconds == pytest.approx(450 * 2 * 2 / 5)
+    # the second batch of an epoch has 194 images and is no 194 / 256 of a full one
+    short = 4 * (2 - 450 / 256) * 0.5
+    assert training.seconds == pytest.approx(4 * 3 * 450 / 400 + 2 * short)
+    without = plan(Job(**{**vars(job), "probe": False}), rates)
+    assert without.stages[2] == training
+    assert without.stages[3].seconds == pytest.approx(2 + 2 * 50 / 900)
+    assert probe.parts["probe"] == pytest.approx(2 + EVALUATIONS * 450 / 1e5)
+    with pytest.raises(ValueError, match="step_start is -1"):
+        Rates(**{**vars(rates), "step_start": -1})
+
+
+def test_a_calibrated_rotation_is_one_that_trained(tiny):
+    before = tiny.head.rotation.A.detach().clone()
+    turn_rotations(tiny.head, calibration.TRAINED)
+    trained = tiny.head.rotation.A.detach()
+    skew = trained - trained.T
+    assert torch.linalg.matrix_norm(skew, 2) == pytest.approx(calibration.TRAINED, rel=1e-4)
+    assert not before.any()
 
 
 @pytest.mark.parametrize("wrong", [{"read": 0.0}, {"decode": float("nan")}, {"cores": 0}])
@@ -158,11 +189,12 @@ def test_a_step_on_pairs_takes_both(tmp_path, monkeypatch):
     )  # fmt: skip
     assert [stage.views for stage in job.stages] == [2, 1, 2]
     measured = measure_rates(model, job, tmp_path, given=rates)
-    # a step of two images first, then those that are timed and whose memory is looked at
+    # a step of two images first, then those that are timed and whose memory is looked at, and
+    # those that tell what a step takes whatever its maps
     few, whole = ([2 * n, (2 * n, list(range(n)), "pretraining")] for n in (2, 16))
-    assert seen == [*few, *whole, (16, list(range(16)), "classifier")]
+    assert seen == [*few, *whole, *few, (16, list(range(16)), "classifier")]
     assert (measured.step, measured.fixed_step) == (32, 16)
-    assert measured.copy == 2  # both views of the photograph
+    assert measured.copy == 32  # both views of each
 
 
 def test_steps_are_timed_on_what_they_take(tmp_path, monkeypatch):
@@ -204,8 +236,10 @@ def test_rates_are_measured_and_leave_the_model_as_it_is(tmp_path):
         model, job, tmp_path, given={"read": 5.0, "write": 6.0}, seconds=0.01, say=said.append
     )
     assert (rates.read, rates.write, rates.shared) == (5.0, 6.0, True)
-    assert said == ["decode", "forward", "step", "pool", "probe"]
+    assert said == ["extract", "decode", "forward", "step", "pool", "probe"]
+    assert rates.extract > 0
     assert rates.forward < rates.pool
+    assert 0 <= rates.step_start <= 16 / rates.step
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert list(tmp_path.iterdir()) == []

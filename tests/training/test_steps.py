@@ -181,6 +181,13 @@ def test_parts_of_a_batch_are_the_batch(rows, method, options, loss):  # noqa: F
     assert histories[1][0]["accuracy"] == histories[0][0]["accuracy"]
 
 
+def test_no_rotation_is_computed_before_an_epoch(rows, monkeypatch):  # noqa: F811
+    head, modes = new_head(rows.channels, len(rows.classes), 0), []
+    monkeypatch.setattr(head.rotation, "train", lambda mode=True: modes.append(mode))
+    fit_head(head, rows, FitConfig(epochs=4), progress=False)
+    assert modes.count(False) == 2  # where the stage begins, and after the last epoch
+
+
 def test_the_average_is_the_formula_and_meets_constraints(rows, monkeypatch):  # noqa: F811
     config = dataclasses.replace(CONFIG, epochs=2, ema=0.8)
     seen, head = [], build()
