@@ -1,8 +1,9 @@
-"""Which rotations of a head training moves beside its parameters."""
+"""The rotations of a head, for a training: what it moves, and who computes them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
@@ -22,3 +23,20 @@ def moved_rotations(
         and module.parametrization == "lie"
         and any(module.A is parameter for parameter in trained)
     ]
+
+
+@contextlib.contextmanager
+def divided_rotations(head: Head) -> Iterator[None]:
+    """The processes of a job compute the head's rotations together in the block.
+
+    All of them must do the same with the head there, see `infodisent.ops.divided`.
+    """
+    rotations = [module for module in head.modules() if isinstance(module, Rotation)]
+    before = [rotation.divided for rotation in rotations]
+    try:
+        for rotation in rotations:
+            rotation.divided = True
+        yield
+    finally:
+        for rotation, was in zip(rotations, before, strict=True):
+            rotation.divided = was
