@@ -14,9 +14,11 @@ from infodisent import ops, ranks
 from infodisent.backends import use_backend
 from infodisent.evaluation.accuracy import linear_probe
 from infodisent.evaluation.logistic import fit_logistic, standardise
+from infodisent.methods import build_head
 from infodisent.methods.stages import part_of
 from infodisent.nn import Rotation
 from infodisent.ops import divided
+from infodisent.training.calibration import training_step
 from tests.ranks import torchrun
 from tests.training.stores import MemoryStore
 
@@ -169,7 +171,34 @@ def rotations():
         if ranks.leads():  # nobody else does: it would wait for ever if they did it together
             rotation.eval()()
         assert not calls
-    divided.DIVIDED_FROM = 512
+    calls = counted()
+    for options in ({}, {"parametrization": "lie"}):
+        calls.clear()
+        apart = trained(options, 768)
+        assert not calls
+        together = trained(options, 1)
+        assert len(calls) > 10
+        assert all(same(other, together) for other in ranks.everyones(together))
+        for name, value in apart.items():
+            torch.testing.assert_close(together[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    ranks.exchange = PLAIN_EXCHANGE
+
+
+def trained(options, first):
+    """Weights after three steps, the rotation divided from so many channels on."""
+    before, divided.DIVIDED_FROM = divided.DIVIDED_FROM, first
+    torch.manual_seed(0)
+    head = build_head("infodisent", 12, 3, input_fmt="NLC", **options)
+    maps = torch.randn(4 * ranks.world(), 5, 12)
+    step = training_step(head)
+    for _ in range(3):
+        step(ranks.piece(maps))
+    divided.DIVIDED_FROM = before
+    return {name: value.clone() for name, value in head.state_dict().items()}
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
 
 
 def counted():

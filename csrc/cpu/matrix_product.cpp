@@ -185,7 +185,8 @@ void matrix_product(const Factor& a, const Factor& b, float* out, const float* a
   if (kernel == nullptr) throw std::invalid_argument("matrix_product: no such instructions here");
   if (rows.first % kRows != 0 || (rows.last % kRows != 0 && rows.last != n))
     throw std::invalid_argument("matrix_product: rows must begin and end with a tile");
-  if (rows.first < rows.last) Product(a, b, out, addend, scale, parity, n, rows, *kernel).run(threads);
+  if (rows.first < rows.last)
+    Product(a, b, out, addend, scale, parity, n, rows, *kernel).run(threads);
 }
 
 }  // namespace infodisent

@@ -13,9 +13,9 @@ from infodisent.backends.sparse.divided import DividedPasses
 from infodisent.backends.sparse.rotation import SkewExponential
 from infodisent.ops.register import no_autocast, once
 
-DIVIDED_FROM = 512
-"""Channels from which CPU processes are faster together than each by itself: `DIVIDED_FROM` in
-``benchmarks/RANKS.md``. On GPUs, where sending a matrix takes longer than forming it, never."""
+DIVIDED_FROM = 768
+"""Channels from which processes on CPUs are faster together than each by itself, as ``torchrun -m
+benchmarks.divided_rotation`` has it. On GPUs, where nothing was measured, never."""
 
 
 def divides(A: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The products of a rotation divided by rows over the processes of a job, see `infodisent.ranks`."""
+"""The products of a rotation divided by rows over the processes of a job."""
 
 from __future__ import annotations
 
