@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -139,6 +140,27 @@ def total(
     with _others():
         dist.all_reduce(value)
     return value
+
+
+def exchange(
+    rows: Tensor,  # [n, ...], contiguous
+    boundaries: Sequence[int],
+) -> None:
+    """Rows ``boundaries[k] ... boundaries[k + 1] - 1`` become those of rank k, in every process.
+
+    `boundaries` is the same in all of them, ``[world + 1]``.
+    """
+    if world() == 1:
+        return
+    with _others():
+        waiting = [
+            dist.broadcast(rows[first:last], src=owner, async_op=True)
+            for owner, (first, last) in enumerate(itertools.pairwise(boundaries))
+            if first < last
+        ]
+        for work in waiting:
+            if work is not None:
+                work.wait()
 
 
 def gathered(

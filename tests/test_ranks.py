@@ -11,9 +11,14 @@ import torch
 from torch import nn
 
 from infodisent import ops, ranks
+from infodisent.backends import use_backend
 from infodisent.evaluation.accuracy import linear_probe
 from infodisent.evaluation.logistic import fit_logistic, standardise
+from infodisent.methods import build_head
 from infodisent.methods.stages import part_of
+from infodisent.nn import Rotation
+from infodisent.ops import divided
+from infodisent.training.calibration import training_step
 from tests.ranks import torchrun
 from tests.training.stores import MemoryStore
 
@@ -73,6 +78,7 @@ def check_everything():
             torch.save(together, f"{sys.argv[1]}/{me}.pt")
     layouts(me)
     passes()
+    rotations()
     for count in (41, 3):  # of four processes one has none of three images
         torch.save(regression(torch.arange(count)), f"{sys.argv[1]}/{me}-of-{count}.pt")
     if n > 2:  # it takes its time to import
@@ -128,6 +134,81 @@ def passes():
     assert sorted(i for part in ranks.everyones(own) for i in part) == list(range(11))
     merged = ops.best_pixels(part_of(batches)(), vectors, k=3, vectors=True, gather=True)
     assert all(torch.equal(one, other) for one, other in zip(merged, whole, strict=True))
+
+
+def rotations():
+    """U and its gradient are the exact ones, and the same bits in every process."""
+    n, me = ranks.world(), ranks.rank()
+    divided.DIVIDED_FROM = 1
+    tolerance = {torch.float32: 2e-5, torch.float64: 1e-12}
+    for size, scale, backend, dtype in (
+        (1, 1.0, "auto", torch.float32),
+        (13, 1.0, "sparse", torch.float32),
+        (33, 4.0, "sparse", torch.float64),
+        (33, 9.0, "auto", torch.float32),  # squared more often than is kept
+        (307, 0.3, "auto", torch.float32),  # a compiled product, where there is one
+    ):
+        generator = torch.Generator().manual_seed(size)
+        a = scale / size**0.5 * torch.randn(size, size, generator=generator, dtype=dtype)
+        grads = torch.randn(n, size, size, generator=generator, dtype=dtype)
+        truth = a.double().requires_grad_()
+        exact = torch.linalg.matrix_exp(truth - truth.mT)
+        exact.backward(grads.double().mean(0))
+        rotation = Rotation(size, dtype=dtype)
+        rotation.A.data.copy_(a)
+        rotation.divided = True
+        calls = counted()
+        with use_backend(backend):
+            u = rotation()
+            u.backward(grads[me])
+        assert calls
+        for ours, theirs in ((u, exact), (rotation.A.grad, truth.grad)):
+            difference = (ours.double() - theirs).abs().max() / theirs.abs().max().clamp_min(1e-3)
+            assert difference < tolerance[dtype], (size, dtype, difference)
+            for other in ranks.everyones(ours.detach()):
+                assert torch.equal(other, ours)
+        calls.clear()
+        if ranks.leads():  # nobody else does: it would wait for ever if they did it together
+            rotation.eval()()
+        assert not calls
+    calls = counted()
+    for options in ({}, {"parametrization": "lie"}):
+        calls.clear()
+        apart = trained(options, 768)
+        assert not calls
+        together = trained(options, 1)
+        assert len(calls) > 10
+        assert all(same(other, together) for other in ranks.everyones(together))
+        for name, value in apart.items():
+            torch.testing.assert_close(together[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    ranks.exchange = PLAIN_EXCHANGE
+
+
+def trained(options, first):
+    """Weights after three steps, the rotation divided from so many channels on."""
+    before, divided.DIVIDED_FROM = divided.DIVIDED_FROM, first
+    torch.manual_seed(0)
+    head = build_head("infodisent", 12, 3, input_fmt="NLC", **options)
+    maps = torch.randn(4 * ranks.world(), 5, 12)
+    step = training_step(head)
+    for _ in range(3):
+        step(ranks.piece(maps))
+    divided.DIVIDED_FROM = before
+    return {name: value.clone() for name, value in head.state_dict().items()}
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def counted():
+    """What `ranks.exchange` is called for, from now on; grows."""
+    calls, exchange = [], PLAIN_EXCHANGE
+    ranks.exchange = lambda *args: (calls.append(args), exchange(*args))[1]
+    return calls
+
+
+PLAIN_EXCHANGE = ranks.exchange
 
 
 def layouts(me):

@@ -49,11 +49,12 @@ void combine_any(const std::vector<Address>& in, const std::vector<Address>& out
 }
 
 void matrix_product(Address a, bool a_transposed, Address b, bool b_transposed, Address out,
-                    Address addend, double scale, int parity, int64_t n, int threads) {
+                    Address addend, double scale, int parity, int64_t n, int64_t first,
+                    int64_t last, int threads) {
   py::gil_scoped_release free;
   infodisent::matrix_product({at<const float>(a), a_transposed}, {at<const float>(b), b_transposed},
                              at<float>(out), at<const float>(addend), static_cast<float>(scale),
-                             parity, n, threads);
+                             parity, n, {first, last}, threads);
 }
 
 void mirror(Address x, int64_t n, double sign, bool wide, int threads) {

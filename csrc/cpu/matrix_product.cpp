@@ -50,7 +50,7 @@ INFODISENT_CLONES void mirror_block(const float* from, int64_t h, int64_t w, flo
 class Product {
  public:
   Product(const Factor& a, const Factor& b, float* out, const float* addend, float scale,
-          int parity, int64_t n, const TileKernel<float>& kernel)
+          int parity, int64_t n, Rows rows, const TileKernel<float>& kernel)
       : a_(a),
         b_(b),
         out_(out),
@@ -58,6 +58,9 @@ class Product {
         scale_(scale),
         parity_(parity),
         n_(n),
+        rows_(rows),
+        // a part of the rows has no mirror image in the others, which are somebody else's
+        mirrors_(parity != 0 && rows.first == 0 && rows.last == n),
         block_(sum_block(n)),
         kernel_(kernel) {}
 
@@ -67,8 +70,9 @@ class Product {
     for (int64_t p = 0; p < panels; ++p) {
       const int64_t j0 = p * width;
       // the tiles of rows begin at a multiple of kRows, also above the diagonal
-      for (int64_t i0 = parity_ ? j0 / kRows * kRows : 0; i0 < n_; i0 += kTaskRows)
-        tasks.push_back({i0, std::min(n_, i0 + kTaskRows), j0});
+      const int64_t top = std::max(rows_.first, parity_ ? j0 / kRows * kRows : 0);
+      for (int64_t i0 = top; i0 < rows_.last; i0 += kTaskRows)
+        tasks.push_back({i0, std::min(rows_.last, i0 + kTaskRows), j0});
     }
     const int count = static_cast<int>(tasks.size()), team = std::min(threads, count);
     auto panel = buffer<float>(team * n_ * width);
@@ -99,7 +103,7 @@ class Product {
 
   // Rows of a^T, kRows side by side, as a tile reads them: terms k0 ... k1.
   void pack_rows(int64_t k0, int64_t k1, float* packed) const {
-    for (int64_t i = 0; i < n_; i += kRows) {
+    for (int64_t i = rows_.first; i < rows_.last; i += kRows) {
       const int64_t rows = std::min<int64_t>(kRows, n_ - i);
       float* to = packed + i * n_;
       for (int64_t k = k0; k < k1; ++k) {
@@ -144,7 +148,7 @@ class Product {
             for (int64_t j = 0; j < most; ++j) out_[at + j] = from[j];
         }
       }
-      if (parity_ != 0) mirror(band, end, task.j0, used);
+      if (mirrors_) mirror(band, end, task.j0, used);
     }
   }
 
@@ -166,17 +170,23 @@ class Product {
   const float* const addend_;
   const float scale_;
   const int parity_;
-  const int64_t n_, block_;
+  const int64_t n_;
+  const Rows rows_;
+  const bool mirrors_;
+  const int64_t block_;
   const TileKernel<float>& kernel_;
 };
 
 }  // namespace
 
 void matrix_product(const Factor& a, const Factor& b, float* out, const float* addend, float scale,
-                    int parity, int64_t n, int threads) {
+                    int parity, int64_t n, Rows rows, int threads) {
   const TileKernel<float>* kernel = float_tile(Isa::kAuto);
   if (kernel == nullptr) throw std::invalid_argument("matrix_product: no such instructions here");
-  Product(a, b, out, addend, scale, parity, n, *kernel).run(threads);
+  if (rows.first % kRows != 0 || (rows.last % kRows != 0 && rows.last != n))
+    throw std::invalid_argument("matrix_product: rows must begin and end with a tile");
+  if (rows.first < rows.last)
+    Product(a, b, out, addend, scale, parity, n, rows, *kernel).run(threads);
 }
 
 }  // namespace infodisent

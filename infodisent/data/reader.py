@@ -20,7 +20,7 @@ from torch import Tensor
 from infodisent.data.encoding import computed_dtype, decode
 from infodisent.data.prefetch import prefetched
 from infodisent.data.rows import locate
-from infodisent.data.transfer import Staged, staging, transferred
+from infodisent.data.transfer import Buffers, Staged, transferred
 
 GAP = 1 << 20
 """Bytes between two wanted rows of a file that a disk reads along sooner than it skips them."""
@@ -174,7 +174,7 @@ def staged_rows(
     window: int = 0,
 ) -> Iterator[Staged]:
     """The rows of one batch after the other as stored, read ahead into buffers for `device`."""
-    step = window or 2 * AHEAD
+    step, buffers = window or 2 * AHEAD, Buffers()
 
     def read() -> Iterator[Staged]:
         for number, positions in enumerate(batches):
@@ -183,7 +183,7 @@ def staged_rows(
                 soon = batches[begin : number + 2 * step]
                 if soon:
                     files.expect(torch.cat(list(soon)))
-            rows = staging(len(positions), files.shape, files.dtype, device)
+            rows = buffers.rows(len(positions), files.shape, files.dtype, device)
             files.read(positions, rows)
             yield rows, positions
 

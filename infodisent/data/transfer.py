@@ -6,7 +6,9 @@ stream of their own, and a batch is on its way before the one in front of it is 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, cuda
@@ -23,6 +25,39 @@ def staging(count: int, shape: tuple[int, int], dtype: torch.dtype, device: torc
     """
     pinned = device.type == "cuda"
     return torch.empty(count, *shape, dtype=dtype, pin_memory=pinned)
+
+
+class Buffers:
+    """Memory for rows on the CPU that is given out again when nothing refers to it any more.
+
+    The system clears the pages of new memory, which takes as long as reading a batch into them.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[Any] = []
+
+    def rows(
+        self, count: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """As `staging`, which it is for a GPU."""
+        size = count * shape[0] * shape[1] * dtype.itemsize
+        if device.type != "cpu" or not size:
+            return staging(count, shape, dtype, device)
+        memory = next((m for m in self._free if len(m) >= size), None)
+        if memory is None:
+            self._free.clear()  # too small for what is wanted now
+            memory = torch.empty(size, dtype=torch.uint8).numpy()
+        else:
+            self._free = [m for m in self._free if m is not memory]
+        lent = memory[:size]  # an array of its own: it ends with the last tensor of this memory
+        weakref.finalize(lent, _give_back, weakref.ref(self), memory).atexit = False
+        return torch.from_numpy(lent).view(dtype).view(count, *shape)
+
+
+def _give_back(buffers: weakref.ref[Buffers], memory: Any) -> None:
+    owner = buffers()
+    if owner is not None:
+        owner._free.append(memory)
 
 
 def transferred(

@@ -1,8 +1,9 @@
-"""Rotations of a head, as training meets them."""
+"""The rotations of a head, as training meets them: what moves, how far, and who computes them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -40,3 +41,20 @@ def turn_rotations(head: nn.Module, norm: float) -> None:
                 a = module.A
                 first, second = torch.linalg.qr(torch.randn(len(a), 2)).Q.T.to(a)
                 a.add_((first.outer(second) - second.outer(first)) * (norm / 2))
+
+
+@contextlib.contextmanager
+def divided_rotations(head: Head) -> Iterator[None]:
+    """The processes of a job compute the head's rotations together in the block.
+
+    All of them must do the same with the head there, see `infodisent.ops.divided`.
+    """
+    rotations = [module for module in head.modules() if isinstance(module, Rotation)]
+    before = [rotation.divided for rotation in rotations]
+    try:
+        for rotation in rotations:
+            rotation.divided = True
+        yield
+    finally:
+        for rotation, was in zip(rotations, before, strict=True):
+            rotation.divided = was

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from infodisent import ops
 from infodisent.checks import check_choice, check_positive
+from infodisent.ops.divided import divided_rotation, divides
 from infodisent.ops.register import no_autocast, once
 from infodisent.polynomials.plans import PRECISIONS
 from infodisent.tracing import nothing_watches, transforming
@@ -48,6 +49,9 @@ class Rotation(nn.Module):
             ModelEmaV3, torch's AveragedModel with ``use_buffers=True``), is none: the nearest
             orthogonal matrix, their chordal mean, is used in its place.
         moves: buffer, int64, "lie" only: how often A was moved into the base.
+        divided: the processes of a job compute U in training mode together where that is faster,
+            see `infodisent.ops.divided`. A training sets it while all of them take the same step;
+            false at first.
 
     Raises:
         ValueError: a size below 1, unknown `parametrization` or `precision`; when U is computed, a
@@ -82,6 +86,7 @@ class Rotation(nn.Module):
         # A buffer, so that it follows .to() and so that exporters see U as a constant.
         self.register_buffer("_cached", torch.empty(0, device=device), persistent=False)
         self._forget()
+        self.divided = False
 
     def _forget(self) -> None:
         self._cached_for: tuple[Tensor, ...] | None = None
@@ -95,7 +100,7 @@ class Rotation(nn.Module):
                 with no_autocast(self.A):
                     u: Tensor = _AtZero.apply(self.A, self._orthogonal_base())
                 return u
-            return self._compute(self.A)
+            return self._compute(self.A, together=True)
         if torch.onnx.is_in_onnx_export():
             if self._cached.numel() == 0:
                 raise RuntimeError("Rotation: call eval() on the model before torch.onnx.export")
@@ -106,7 +111,7 @@ class Rotation(nn.Module):
             or self.A.is_inference()
             or transforming()
         ):
-            return self._compute(self.A)
+            return self._compute(self.A, together=True)
         self._refresh()
         return self._cached
 
@@ -130,7 +135,7 @@ class Rotation(nn.Module):
             raise RuntimeError('Rotation: there is no base under parametrization="exp"')
         if not self.A.any():
             return
-        base = self._compute(self.A)
+        base = self._compute(self.A, together=True)
         self.moves += 1
         if int(self.moves) % self.REORTHOGONALIZE == 0:
             base = _orthogonalized(base)
@@ -138,8 +143,9 @@ class Rotation(nn.Module):
         self.A.zero_()
         self._own, self._project = base, False
 
-    def _compute(self, a: Tensor) -> Tensor:
-        u = ops.rotation(a, precision=self.precision)
+    def _compute(self, a: Tensor, together: bool = False) -> Tensor:
+        together = together and self.divided and self.training and divides(a) and self._is_plain()
+        u = (divided_rotation if together else ops.rotation)(a, precision=self.precision)
         if self.parametrization == "lie":
             with no_autocast(u):
                 u = u @ self._orthogonal_base()

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from infodisent import ranks
 from infodisent.devices import autocast, sent
 from infodisent.methods import Head, Stage
+from infodisent.methods.rotations import divided_rotations
 from infodisent.methods.stages import TrainingBatch, TrainingOptions
 from infodisent.training.averaging import Average
 from infodisent.training.config import FitConfig
@@ -113,6 +114,16 @@ class Step:
             positions: of the images.
             rows, units: one of both.
         """
+        with divided_rotations(self.head):
+            return self._take(done, positions, rows, units)
+
+    def _take(
+        self,
+        done: float,
+        positions: Tensor,  # [n] int64
+        rows: Tensor | None,
+        units: Tensor | None,  # [n, M]
+    ) -> Figures:
         parts = 1
         if rows is not None:  # no part of any process is empty
             parts = max(1, min(self.config.accumulate, len(positions) // ranks.world()))

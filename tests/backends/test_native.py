@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -280,6 +281,17 @@ def test_matrix_product(n, poisoned):
                 error, theirs = (out - truth).abs().max(), (eager - truth).abs().max()
                 assert error <= 1.5 * theirs + 1e-6, (left is a, right is b, scale)
     out = addend.clone()
+    for left in (a, a.mT):  # rows of it are the same bits; no other row is touched
+        whole, parts = torch.empty(n, n), torch.full((n, n), 7.0)
+        _native.matrix_product(left, b, whole, addend, -2.0)
+        at = [0, n // 3 // 6 * 6, n * 2 // 3 // 6 * 6, n]
+        for first, last in itertools.pairwise(at):
+            assert (parts[first:] == 7).all()
+            _native.matrix_product(left, b, parts, addend, -2.0, rows=(first, last))
+        assert torch.equal(parts, whole)
+    with pytest.raises(ValueError, match="begin and end with a tile"):
+        _native.matrix_product(a, b, out, rows=(1, n))
+    out = addend.clone()
     _native.matrix_product(a, b, out, out, 2.0)  # what is added may be where it goes
     torch.testing.assert_close(out, a @ b + 2 * addend, rtol=1e-4, atol=1e-4)
 
@@ -294,6 +306,10 @@ def test_a_symmetric_or_skew_product_is_exactly_that(n, poisoned):
     for left, right, parity in ((skew, skew, 1), (symmetric, symmetric, 1), (symmetric, cube, 1)):
         out = torch.empty(n, n)
         _native.matrix_product(left, right, out, parity=parity)
+        half, at = torch.empty(n, n), n // 2 // 6 * 6
+        for rows in ((0, at), (at, n)):
+            _native.matrix_product(left, right, half, parity=parity, rows=rows)
+        assert torch.equal(half.tril(), out.tril())
         truth = left.double() @ right.double()
         assert torch.equal(out, out.mT)
         assert (out - truth).abs().max() <= 1e-5 * truth.abs().max() + 1e-6

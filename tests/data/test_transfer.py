@@ -141,7 +141,7 @@ def test_reading_uses_the_way_to_the_device(store, monkeypatch):
 
     monkeypatch.setattr(reader, "transferred", spy)
     monkeypatch.setattr(
-        reader,
+        transfer,
         "staging",
         lambda count, shape, dtype, device: torch.empty(count, *shape, dtype=dtype),
     )
@@ -149,3 +149,21 @@ def test_reading_uses_the_way_to_the_device(store, monkeypatch):
     got = next(iter(read_ahead(store.files_of_maps(), [torch.tensor([1])], GPU)))
     assert torch.equal(got, store.gather(torch.tensor([1]), dtype=None))
     assert seen == [GPU]
+
+
+def test_memory_is_given_out_again_when_nothing_refers_to_it():
+    buffers, cpu = transfer.Buffers(), torch.device("cpu")
+    first = buffers.rows(4, (3, 5), torch.float16, cpu)
+    assert (first.shape, first.dtype, first.data_ptr() % 64) == ((4, 3, 5), torch.float16, 0)
+    place, held = first.data_ptr(), first[2, :, 1:]
+    del first, held
+    part = buffers.rows(2, (3, 5), torch.bfloat16, cpu)
+    assert part.data_ptr() == place
+    view = part[1].fill_(7)
+    del part  # the view is left
+    other = buffers.rows(4, (3, 5), torch.float16, cpu).zero_()
+    assert other.data_ptr() != place
+    assert (view == 7).all()
+    del buffers, other  # what is out outlives them
+    assert (view == 7).all()
+    assert transfer.Buffers().rows(0, (3, 5), torch.float16, cpu).shape == (0, 3, 5)

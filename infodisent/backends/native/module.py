@@ -147,10 +147,12 @@ def matrix_product(
     addend: Tensor | None = None,
     scale: float = 1.0,
     parity: int = 0,
+    rows: tuple[int, int] | None = None,
 ) -> None:
     """``out = a b + scale * addend``, float32 [n, n], see ``csrc/cpu/matrix_product.h``.
 
-    `a` and `b` may be transposes of contiguous matrices. `out` overlaps neither.
+    `a` and `b` may be transposes of contiguous matrices. `out` overlaps neither. Of `rows` (first,
+    last + 1) alone, where they are given; nothing is mirrored then.
     """
     n = len(out)
     _module.matrix_product(
@@ -161,6 +163,7 @@ def matrix_product(
         scale,
         parity,
         n,
+        *((0, n) if rows is None else rows),
         torch.get_num_threads(),
     )
 

@@ -53,6 +53,28 @@ class CompiledPasses(TorchPasses):
         else:
             super().multiply(a, b, out, addend, scale)
 
+    def rows(
+        self,
+        a: Tensor,
+        b: Tensor,
+        out: Tensor,
+        which: tuple[int, int],
+        addend: Tensor | None = None,
+        scale: float = 1.0,
+        parity: int = 0,
+    ) -> None:
+        """See `TorchPasses.rows`."""
+        if len(a) >= _MIN_SPLIT and module.has_product(a.dtype):
+            module.matrix_product(a, b, out, addend, scale, parity, which)
+        else:
+            super().rows(a, b, out, which, addend, scale, parity)
+
+    def mirror(self, x: Tensor, sign: int) -> None:
+        """See `TorchPasses.mirror`."""
+        module.mirror(x, sign)
+        if sign < 0:
+            x.diagonal().zero_()
+
     def norms(self, x: Tensor) -> tuple[float, float]:
         """See `TorchPasses.norms`."""
         return module.norms(x)

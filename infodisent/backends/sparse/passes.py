@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ROWS = 6
+"""Rows of a tile of the compiled product, ``kRows`` of ``csrc/cpu/rotate_pool_tiles.h``."""
+
 
 class TorchPasses:
     """The passes of `SkewExponential`, for any device."""
@@ -60,6 +63,40 @@ class TorchPasses:
             torch.mm(a, b, out=out)
         else:
             torch.addmm(addend, a, b, beta=scale, out=out)
+
+    def rows(
+        self,
+        a: Tensor,  # [C, C], or the transpose of such a matrix
+        b: Tensor,  # [C, C], or the transpose of such a matrix
+        out: Tensor,  # [C, C]
+        which: tuple[int, int],
+        addend: Tensor | None = None,  # [C, C], may be `out`
+        scale: float = 1.0,
+        parity: int = 0,
+    ) -> None:
+        """Rows ``which[0] ... which[1] - 1`` of what `multiply` gives.
+
+        With a parity, of what `product` gives; above the diagonal they then hold anything, until
+        `mirror` has been there. Both ends are multiples of `ROWS`, or the end is C.
+        """
+        first, last = which
+        columns = last if parity else len(b)
+        own, factors = out[first:last, :columns], (a[first:last], b[:, :columns])
+        if addend is None:
+            torch.mm(*factors, out=own)
+        else:
+            torch.addmm(addend[first:last, :columns], *factors, beta=scale, out=own)
+
+    def mirror(
+        self,
+        x: Tensor,  # [C, C]
+        sign: int,
+    ) -> None:
+        """x becomes symmetric (1) or skew (-1) by what stands below its diagonal."""
+        below, diagonal = x.tril(-1), x.diagonal().clone()
+        torch.add(below, below.mT, alpha=sign, out=x)
+        if sign > 0:
+            x.diagonal().copy_(diagonal)
 
     def norms(self, x: Tensor) -> tuple[float, float]:
         """1-norm of a symmetric matrix [C, C], and its sum of squares; waits for the device."""

@@ -1,0 +1,79 @@
+"""`rotation` by all processes of a job together, see `infodisent.ranks`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infodisent import ranks
+from infodisent.backends.selection import implementation, select
+from infodisent.backends.sparse.divided import DividedPasses
+from infodisent.backends.sparse.rotation import SkewExponential
+from infodisent.ops.register import no_autocast, once
+
+DIVIDED_FROM = 768
+"""Channels from which processes on CPUs are faster together than each by itself, as ``torchrun -m
+benchmarks.divided_rotation`` has it. On GPUs, where nothing was measured, never."""
+
+
+def divides(A: Tensor) -> bool:
+    """Whether `divided_rotation` is the faster one here; the same in all processes of a job.
+
+    Args:
+        A: ``[C, C]``.
+    """
+    return ranks.world() > 1 and A.device.type == "cpu" and len(A) >= DIVIDED_FROM
+
+
+def divided_rotation(A: Tensor, *, precision: str = "full") -> Tensor:
+    """As `infodisent.ops.rotation`, every process computing rows of each product.
+
+    Every process of the job has to call it with the same A, and backward as often and in the same
+    order, or they wait for each other for ever. Results are the same bits in all of them.
+
+    The gradient of A is that of the mean over the processes of their gradients of U, since only
+    then can the products behind it be divided: `infodisent.ranks.average_gradients` leaves it as it
+    is, up to rounding.
+
+    Args:
+        A, precision: as there; no transformation of ``torch.func`` and no compiler looks on.
+
+    Returns:
+        U: ``[C, C]`` in A's dtype.
+
+    Raises:
+        RankError: another process has ended.
+        RuntimeError: a second derivative is asked for.
+    """
+    wide = A.float() if A.dtype in (torch.float16, torch.bfloat16) else A
+    backend = implementation(select("rotation", wide), "rotation", wide)
+    whole = backend.kernels.rotation
+    if not isinstance(whole, SkewExponential):
+        from infodisent.ops.rotation import rotation
+
+        return rotation(A, precision=precision)
+    with no_autocast(A):
+        u: Tensor = _Divided.apply(wide, SkewExponential(DividedPasses(whole.passes)), precision)
+    return u.to(A.dtype)
+
+
+class _Divided(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, exponential: SkewExponential, precision: str) -> Tensor:
+        u, *kept = exponential.rotation(a.contiguous(), precision)
+        ctx.save_for_backward(a, *kept)
+        ctx.exponential, ctx.precision = exponential, precision
+        return u
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        a, kept, decisions = ctx.saved_tensors
+        mean = ranks.total(grad.contiguous()).div_(ranks.world())
+        with no_autocast(a):
+            da = ctx.exponential.rotation_backward(
+                mean, a.contiguous(), kept, decisions, ctx.precision
+            )
+        return da, None, None
