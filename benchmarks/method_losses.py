@@ -12,13 +12,16 @@ before and after what each stage begins with (a projection, for one); the traine
 logistic regression on its pooled units. If that is as good as one on the map, the pool has lost
 nothing and the classifier has; if it is no better than the head, no classifier could be.
 
-``--best-pixel-alone`` leaves out the mean pixel that ProtoPool subtracts.
+``--best-pixel-alone`` leaves out the mean pixel that ProtoPool subtracts. Of PIP-Net the regression
+is also on the best pixels of its scores before the softmax, and on the presences that count; the
+head is told once more with every presence counting, and how many count in an image.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from infodisent.data.store import FeatureStore
 from infodisent.evaluation.accuracy import pool_features
 from infodisent.evaluation.logistic import fit_logistic, standardise
 from infodisent.methods import METHODS, Head
+from infodisent.methods.pipnet import PIPNetHead, found
 from infodisent.methods.protopool import ProtoPoolHead
 from infodisent.methods.stages import Batches, Stage
 from infodisent.training.fit import FitConfig, fit_head, new_head
@@ -100,7 +104,32 @@ class Division:
         fit_head(head, self.store, config, train=self.parts[0], views=views, progress=False)
         told["trained"] = self.accuracy(head)
         pooled = [pool_features(head, self.store, part) for part in self.parts]
-        return told | {"regression, its units": self.regression(pooled[0], pooled[1])}
+        told["regression, its units"] = self.regression(pooled[0], pooled[1])
+        return told | (self.of_presences(head, pooled) if isinstance(head, PIPNetHead) else {})
+
+    @torch.no_grad()
+    def of_presences(self, head: PIPNetHead, pooled: Sequence[Tensor]) -> dict[str, str]:
+        """What PIP-Net's softmax, and its leaving out of presences below 0.1, make of an image.
+
+        Args:
+            head: trained.
+            pooled: presences ``[n, M]`` and ``[m, M]`` of the two parts.
+        """
+        scores, right = [], []
+        weights = head.class_weights()
+        for part, presences in zip(self.parts, pooled, strict=True):
+            maps = self.store.batches(part, 128, dtype=weights.dtype)
+            scores.append(torch.cat([head.prototype_scores(m, "NLC").amax(1) for m, _, _ in maps]))
+            classes = (presences.to(weights.dtype) @ weights.mT).argmax(1)
+            right.append(classes == self.store.labels[part])
+        kept = [found(presences) for presences in pooled]
+        one, other = ((rows > 0).sum(1).float().mean() for rows in kept)
+        return {
+            "regression, scores before the softmax": self.regression(scores[0], scores[1]),
+            "regression, presences that count": self.regression(kept[0], kept[1]),
+            "trained, every presence counts": _told(*right),
+            "presences that count, an image": f"{one:.1f} | {other:.1f}",
+        }
 
 
 class BestPixelPool(ProtoPoolHead):

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import method_losses
 from benchmarks.method_losses import BestPixelPool, Division
+from infodisent.methods.pipnet import PIPNetHead
 from infodisent.methods.protopool import ProtoPoolHead
 
 
@@ -39,3 +40,18 @@ def test_every_stage_and_the_regressions_are_told(store, monkeypatch, capsys):
     told = capsys.readouterr().out
     for name in ("regression, average", "before last layer", "trained", "regression, its units"):
         assert f"| {name} | " in told
+
+
+def test_presences_of_pipnet_are_told_with_and_without_those_that_do_not_count(store):
+    """Of 30 prototypes that all have 1/30 at every pixel none counts; of one alone, that one."""
+    division = Division(store, 0)
+    right = [(store.labels[part] == 0).float().mean() for part in division.parts]
+    for prototypes, counting in ((30, 0), (1, 1)):
+        head = PIPNetHead(store.channels, 2, num_prototypes=prototypes).eval()
+        with torch.no_grad():
+            head.layer.weight.zero_()
+            head.weight.fill_(1)[1] = 0.5
+        pooled = [torch.full((len(part), prototypes), 1 / prototypes) for part in division.parts]
+        told = division.of_presences(head, pooled)
+        assert told["presences that count, an image"] == f"{counting:.1f} | {counting:.1f}"
+        assert told["trained, every presence counts"] == f"{right[0]:.1%} | {right[1]:.1%}"
