@@ -244,7 +244,12 @@ def _others() -> Iterator[None]:
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _BROKEN):
             raise
-        raise RankError(
-            f"rank {rank()}: another process of this job has ended; what was finished is kept, run "
-            "the same command again to go on"
-        ) from error
+        raise ended() from error
+
+
+def ended() -> RankError:
+    """To be raised where another process is seen to have ended."""
+    return RankError(
+        f"rank {rank()}: another process of this job has ended; what was finished is kept, run "
+        "the same command again to go on"
+    )

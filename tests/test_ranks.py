@@ -18,6 +18,7 @@ from infodisent.methods import build_head
 from infodisent.methods.stages import part_of
 from infodisent.nn import Rotation
 from infodisent.ops import divided
+from infodisent.shared_memory import Meeting
 from infodisent.training.calibration import training_step
 from tests.ranks import torchrun
 from tests.training.stores import MemoryStore
@@ -78,7 +79,11 @@ def check_everything():
             torch.save(together, f"{sys.argv[1]}/{me}.pt")
     layouts(me)
     passes()
-    rotations()
+    there = divided.workspace
+    for found in (there, lambda a: None):  # by memory they share, and by messages
+        divided.workspace = found
+        rotations()
+    divided.workspace = there
     for count in (41, 3):  # of four processes one has none of three images
         torch.save(regression(torch.arange(count)), f"{sys.argv[1]}/{me}-of-{count}.pt")
     if n > 2:  # it takes its time to import
@@ -181,7 +186,7 @@ def rotations():
         assert all(same(other, together) for other in ranks.everyones(together))
         for name, value in apart.items():
             torch.testing.assert_close(together[name], value, rtol=1e-3, atol=1e-5, msg=name)
-    ranks.exchange = PLAIN_EXCHANGE
+    ranks.exchange, Meeting.__call__ = PLAIN_EXCHANGE, PLAIN_MEETING
 
 
 def trained(options, first):
@@ -202,13 +207,14 @@ def same(one, other):
 
 
 def counted():
-    """What `ranks.exchange` is called for, from now on; grows."""
-    calls, exchange = [], PLAIN_EXCHANGE
-    ranks.exchange = lambda *args: (calls.append(args), exchange(*args))[1]
+    """What the processes exchange or wait for together, from now on; grows."""
+    calls = []
+    ranks.exchange = lambda *args: (calls.append(args), PLAIN_EXCHANGE(*args))[1]
+    Meeting.__call__ = lambda *args: (calls.append(args), PLAIN_MEETING(*args))[1]
     return calls
 
 
-PLAIN_EXCHANGE = ranks.exchange
+PLAIN_EXCHANGE, PLAIN_MEETING = ranks.exchange, Meeting.__call__
 
 
 def layouts(me):

@@ -29,32 +29,38 @@ namespace {
 template <typename T>
 void combine(const std::vector<Address>& in, const std::vector<Address>& out,
              const std::vector<double>& coefficient, const std::vector<int>& parity, int64_t n,
-             int threads) {
+             infodisent::Share share, int threads) {
   std::vector<const T*> sources;
   std::vector<T*> targets;
   for (Address a : in) sources.push_back(reinterpret_cast<const T*>(a));
   for (Address a : out) targets.push_back(reinterpret_cast<T*>(a));
   py::gil_scoped_release free;
   infodisent::combine<T>(sources.data(), static_cast<int>(in.size()), targets.data(),
-                         static_cast<int>(out.size()), coefficient.data(), parity.data(), n,
+                         static_cast<int>(out.size()), coefficient.data(), parity.data(), n, share,
                          threads);
 }
 
 void combine_any(const std::vector<Address>& in, const std::vector<Address>& out,
                  const std::vector<double>& coefficient, const std::vector<int>& parity, int64_t n,
-                 bool wide, int threads) {
+                 bool wide, std::pair<int, int> share, int threads) {
   if (coefficient.size() != in.size() * out.size() || parity.size() != out.size() || n < 1)
     throw std::invalid_argument("combine: sizes of the arguments do not match");
-  (wide ? combine<double> : combine<float>)(in, out, coefficient, parity, n, threads);
+  if (share.first < 0 || share.first >= share.second)
+    throw std::invalid_argument("combine: no such share");
+  (wide ? combine<double> : combine<float>)(in, out, coefficient, parity, n,
+                                            {share.first, share.second}, threads);
 }
 
+using Ends = std::pair<int64_t, int64_t>;
+
 void matrix_product(Address a, bool a_transposed, Address b, bool b_transposed, Address out,
-                    Address addend, double scale, int parity, int64_t n, int64_t first,
-                    int64_t last, int threads) {
+                    Address addend, double scale, int parity, int64_t n, Ends rows, Ends columns,
+                    bool mirrored, int threads) {
+  const infodisent::Part part{{rows.first, rows.second}, {columns.first, columns.second}, mirrored};
   py::gil_scoped_release free;
   infodisent::matrix_product({at<const float>(a), a_transposed}, {at<const float>(b), b_transposed},
                              at<float>(out), at<const float>(addend), static_cast<float>(scale),
-                             parity, n, {first, last}, threads);
+                             parity, n, part, threads);
 }
 
 void mirror(Address x, int64_t n, double sign, bool wide, int threads) {
@@ -323,7 +329,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("openmp") = false;
 #endif
   m.def("combine", &combine_any, py::arg("inputs"), py::arg("outputs"), py::arg("coefficient"),
-        py::arg("parity"), py::arg("n"), py::arg("wide"), py::arg("threads"));
+        py::arg("parity"), py::arg("n"), py::arg("wide"), py::arg("share"), py::arg("threads"));
   m.def("mirror", &mirror, py::arg("x"), py::arg("n"), py::arg("sign"), py::arg("wide"),
         py::arg("threads"));
   m.def("matrix_product", &matrix_product);

@@ -50,7 +50,7 @@ INFODISENT_CLONES void mirror_block(const float* from, int64_t h, int64_t w, flo
 class Product {
  public:
   Product(const Factor& a, const Factor& b, float* out, const float* addend, float scale,
-          int parity, int64_t n, Rows rows, const TileKernel<float>& kernel)
+          int parity, int64_t n, const Part& part, const TileKernel<float>& kernel)
       : a_(a),
         b_(b),
         out_(out),
@@ -58,17 +58,16 @@ class Product {
         scale_(scale),
         parity_(parity),
         n_(n),
-        rows_(rows),
-        // a part of the rows has no mirror image in the others, which are somebody else's
-        mirrors_(parity != 0 && rows.first == 0 && rows.last == n),
+        rows_(part.rows),
+        columns_(part.columns),
+        mirrors_(parity != 0 && part.mirrored),
         block_(sum_block(n)),
         kernel_(kernel) {}
 
   void run(int threads) {
-    const int64_t width = kernel_.width, panels = (n_ + width - 1) / width;
+    const int64_t width = kernel_.width;
     std::vector<Task> tasks;
-    for (int64_t p = 0; p < panels; ++p) {
-      const int64_t j0 = p * width;
+    for (int64_t j0 = columns_.first; j0 < columns_.last; j0 += width) {
       // the tiles of rows begin at a multiple of kRows, also above the diagonal
       const int64_t top = std::max(rows_.first, parity_ ? j0 / kRows * kRows : 0);
       for (int64_t i0 = top; i0 < rows_.last; i0 += kTaskRows)
@@ -118,7 +117,7 @@ class Product {
       kernel_.pack(b_.data + j0 * n_, n_ - j0, n_, panel);
       return;
     }
-    const int64_t width = kernel_.width, used = std::min(width, n_ - j0);
+    const int64_t width = kernel_.width, used = std::min(width, columns_.last - j0);
     for (int64_t k = 0; k < n_; ++k) {
       std::memcpy(panel + k * width, b_.data + k * n_ + j0,
                   static_cast<size_t>(used) * sizeof(float));
@@ -127,7 +126,7 @@ class Product {
   }
 
   void multiply(const Task& task, const float* packed, const float* panel) const {
-    const int64_t width = kernel_.width, used = std::min(width, n_ - task.j0);
+    const int64_t width = kernel_.width, used = std::min(width, columns_.last - task.j0);
     alignas(64) float sum[kRows * kMostWidth];
     for (int64_t band = task.i0; band < task.i1; band += kBandRows) {
       const int64_t end = std::min(task.i1, band + kBandRows);
@@ -171,7 +170,7 @@ class Product {
   const float scale_;
   const int parity_;
   const int64_t n_;
-  const Rows rows_;
+  const Range rows_, columns_;
   const bool mirrors_;
   const int64_t block_;
   const TileKernel<float>& kernel_;
@@ -180,13 +179,17 @@ class Product {
 }  // namespace
 
 void matrix_product(const Factor& a, const Factor& b, float* out, const float* addend, float scale,
-                    int parity, int64_t n, Rows rows, int threads) {
+                    int parity, int64_t n, const Part& part, int threads) {
   const TileKernel<float>* kernel = float_tile(Isa::kAuto);
   if (kernel == nullptr) throw std::invalid_argument("matrix_product: no such instructions here");
+  const Range rows = part.rows, columns = part.columns;
   if (rows.first % kRows != 0 || (rows.last % kRows != 0 && rows.last != n))
     throw std::invalid_argument("matrix_product: rows must begin and end with a tile");
-  if (rows.first < rows.last)
-    Product(a, b, out, addend, scale, parity, n, rows, *kernel).run(threads);
+  for (const Range& range : {rows, columns})
+    if (range.first < 0 || range.last > n)
+      throw std::invalid_argument("matrix_product: rows and columns must be those of the result");
+  if (rows.first < rows.last && columns.first < columns.last)
+    Product(a, b, out, addend, scale, parity, n, part, *kernel).run(threads);
 }
 
 }  // namespace infodisent

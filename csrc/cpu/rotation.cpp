@@ -147,15 +147,17 @@ inline void pair_of(int64_t p, int64_t t, int64_t* i, int64_t* j) {
 
 template <typename T>
 void combine(const T* const* in, int terms, T* const* out, int rows, const double* coefficient,
-             const int* parity, int64_t n, int threads) {
+             const int* parity, int64_t n, Share share, int threads) {
   const Job<T> job{in, terms, out, rows, coefficient, parity, n};
   const int64_t t = tiles(n), pairs = t * (t + 1) / 2;
-  const int team = static_cast<int>(std::min<int64_t>(std::max(threads, 1), pairs));
+  const int64_t first = pairs * share.number / share.count;
+  const int64_t last = pairs * (share.number + 1) / share.count;
+  const int team = static_cast<int>(std::clamp<int64_t>(last - first, 1, std::max(threads, 1)));
 #pragma omp parallel num_threads(team)
   {
     std::vector<T> local(static_cast<size_t>(2 * rows * kTile * kPad));
 #pragma omp for schedule(dynamic, 4)
-    for (int64_t p = 0; p < pairs; ++p) {
+    for (int64_t p = first; p < last; ++p) {
       int64_t i, j;
       pair_of(p, t, &i, &j);
       run(job, i * kTile, j * kTile, local.data());
@@ -206,7 +208,7 @@ void norms(const T* x, int64_t n, double* result, int threads) {
 
 #define INSTANTIATE(T)                                                                      \
   template void combine<T>(const T* const*, int, T* const*, int, const double*, const int*, \
-                           int64_t, int);                                                   \
+                           int64_t, Share, int);                                            \
   template void mirror<T>(T*, int64_t, double, int);                                        \
   template void norms<T>(const T*, int64_t, double*, int);
 INSTANTIATE(float)

@@ -9,9 +9,12 @@ from torch import Tensor
 
 from infodisent import ranks
 from infodisent.backends.selection import implementation, select
-from infodisent.backends.sparse.divided import DividedPasses
+from infodisent.backends.sparse.divided import DividedPasses, LedPasses
+from infodisent.backends.sparse.passes import TorchPasses
 from infodisent.backends.sparse.rotation import SkewExponential
+from infodisent.backends.sparse.shared import SharedPasses
 from infodisent.ops.register import no_autocast, once
+from infodisent.shared_memory import workspace
 
 DIVIDED_FROM = 768
 """Channels from which processes on CPUs are faster together than each by itself, as ``torchrun -m
@@ -55,8 +58,14 @@ def divided_rotation(A: Tensor, *, precision: str = "full") -> Tensor:
 
         return rotation(A, precision=precision)
     with no_autocast(A):
-        u: Tensor = _Divided.apply(wide, SkewExponential(DividedPasses(whole.passes)), precision)
+        u: Tensor = _Divided.apply(wide, SkewExponential(_passes(whole.passes, wide)), precision)
     return u.to(A.dtype)
+
+
+def _passes(alone: TorchPasses, a: Tensor) -> LedPasses:
+    """Those of all processes: by memory they share, or, on several machines, by messages."""
+    space = workspace(a)
+    return DividedPasses(alone) if space is None else SharedPasses(alone, space)
 
 
 class _Divided(torch.autograd.Function):
@@ -71,8 +80,8 @@ class _Divided(torch.autograd.Function):
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         a, kept, decisions = ctx.saved_tensors
-        mean = ranks.total(grad.contiguous()).div_(ranks.world())
         with no_autocast(a):
+            mean = ctx.exponential.passes.mean(grad)
             da = ctx.exponential.rotation_backward(
                 mean, a.contiguous(), kept, decisions, ctx.precision
             )

@@ -45,7 +45,7 @@ void rotation_passes(int64_t n, int threads) {
   T* out[] = {x.data(), y.data(), z.data()};
   const double c[] = {1, 0.5, 0, 2, 0, 0, 0, -1, 0};
   const int parity[] = {0, 1, -1};
-  infodisent::combine<T>(in, 3, out, 3, c, parity, n, threads);
+  infodisent::combine<T>(in, 3, out, 3, c, parity, n, {0, 1}, threads);
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = 0; j < n; ++j) {
       const size_t ij = static_cast<size_t>(i * n + j), ji = static_cast<size_t>(j * n + i);
@@ -53,10 +53,22 @@ void rotation_passes(int64_t n, int threads) {
       require(std::abs(y[ij] - (2 * a[ij] + 2 * a[ji])) < 1e-5, "combine, symmetric");
       require(std::abs(z[ij] - (b[ji] - b[ij])) < 1e-5, "combine, skew");
     }
+  for (int number : {2, 0, 1}) {  // shares, each of which writes what is its own
+    std::vector<T> before(z);
+    if (number == 2) std::fill(z.begin(), z.end(), T(7)), before = z;
+    infodisent::combine<T>(in, 3, out, 3, c, parity, n, {number, 3}, threads);
+    for (size_t i = 0; i < size; ++i)
+      require(before[i] == T(7) || before[i] == z[i], "combine, what another share has");
+  }
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < n; ++j) {
+      const size_t ij = static_cast<size_t>(i * n + j), ji = static_cast<size_t>(j * n + i);
+      require(std::abs(z[ij] - (b[ji] - b[ij])) < 1e-5, "combine, skew, by shares");
+    }
   const T* self[] = {x.data()};
   T* same[] = {x.data()};
   const double one[] = {1};
-  infodisent::combine<T>(self, 1, same, 1, one, parity + 2, n, threads);  // in place
+  infodisent::combine<T>(self, 1, same, 1, one, parity + 2, n, {0, 1}, threads);  // in place
   infodisent::mirror<T>(x.data(), n, -1, threads);
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = 0; j < n; ++j)

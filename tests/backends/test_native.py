@@ -289,8 +289,15 @@ def test_matrix_product(n, poisoned):
             assert (parts[first:] == 7).all()
             _native.matrix_product(left, b, parts, addend, -2.0, rows=(first, last))
         assert torch.equal(parts, whole)
+        parts.fill_(7)
+        for first, last in itertools.pairwise([0, n // 3, n * 2 // 3, n]):  # and so are columns
+            assert (parts[:, first:] == 7).all()
+            _native.matrix_product(left, b, parts, addend, -2.0, columns=(first, last))
+        assert torch.equal(parts, whole)
     with pytest.raises(ValueError, match="begin and end with a tile"):
         _native.matrix_product(a, b, out, rows=(1, n))
+    with pytest.raises(ValueError, match="must be those of the result"):
+        _native.matrix_product(a, b, out, columns=(0, n + 1))
     out = addend.clone()
     _native.matrix_product(a, b, out, out, 2.0)  # what is added may be where it goes
     torch.testing.assert_close(out, a @ b + 2 * addend, rtol=1e-4, atol=1e-4)
@@ -310,6 +317,13 @@ def test_a_symmetric_or_skew_product_is_exactly_that(n, poisoned):
         for rows in ((0, at), (at, n)):
             _native.matrix_product(left, right, half, parity=parity, rows=rows)
         assert torch.equal(half.tril(), out.tril())
+        for kind in ("rows", "columns"):  # all of it, when what is below is written above, too
+            half.fill_(torch.nan)
+            for which in ((0, at), (at, n)):
+                _native.matrix_product(
+                    left, right, half, parity=parity, mirrored=True, **{kind: which}
+                )
+            assert torch.equal(half, out), kind
         truth = left.double() @ right.double()
         assert torch.equal(out, out.mT)
         assert (out - truth).abs().max() <= 1e-5 * truth.abs().max() + 1e-6

@@ -104,8 +104,12 @@ def combine(
     outputs: list[Tensor],
     coefficient: list[list[float]],
     parity: list[int],
+    share: tuple[int, int] = (0, 1),
 ) -> None:
-    """``out_r = P_r(sum_k coefficient[r][k] in_k)``, see ``csrc/cpu/rotation.h``."""
+    """``out_r = P_r(sum_k coefficient[r][k] in_k)``, see ``csrc/cpu/rotation.h``.
+
+    Of `share` (number, count) alone, where one is given.
+    """
     n, dtype = len(outputs[0]), outputs[0].dtype
     assert all(t.dtype == dtype for t in (*inputs, *outputs))
     assert dtype in DTYPES
@@ -116,6 +120,7 @@ def combine(
         parity,
         n,
         dtype == torch.float64,
+        share,
         torch.get_num_threads(),
     )
 
@@ -148,13 +153,18 @@ def matrix_product(
     scale: float = 1.0,
     parity: int = 0,
     rows: tuple[int, int] | None = None,
+    columns: tuple[int, int] | None = None,
+    mirrored: bool | None = None,
 ) -> None:
     """``out = a b + scale * addend``, float32 [n, n], see ``csrc/cpu/matrix_product.h``.
 
-    `a` and `b` may be transposes of contiguous matrices. `out` overlaps neither. Of `rows` (first,
-    last + 1) alone, where they are given; nothing is mirrored then.
+    `a` and `b` may be transposes of contiguous matrices. `out` overlaps neither. Of `rows` and
+    `columns` (first, last + 1) alone, where they are given; default of `mirrored`: where they are
+    not.
     """
     n = len(out)
+    if mirrored is None:
+        mirrored = rows is None and columns is None
     _module.matrix_product(
         *_factor(a, n),
         *_factor(b, n),
@@ -163,7 +173,9 @@ def matrix_product(
         scale,
         parity,
         n,
-        *((0, n) if rows is None else rows),
+        (0, n) if rows is None else rows,
+        (0, n) if columns is None else columns,
+        mirrored,
         torch.get_num_threads(),
     )
 

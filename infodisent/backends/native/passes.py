@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from infodisent.backends.native import module
-from infodisent.backends.sparse.passes import TorchPasses
+from infodisent.backends.sparse.passes import TorchPasses, boundaries
 
+_COLUMNS = 64
+"""Of a panel of the compiled product: a multiple of every processor's."""
 _MIN_SPLIT = 256
 """Below this size a product is too short to gain from leaving half of it out."""
 
@@ -68,6 +70,42 @@ class CompiledPasses(TorchPasses):
             module.matrix_product(a, b, out, addend, scale, parity, which)
         else:
             super().rows(a, b, out, which, addend, scale, parity)
+
+    def combine_share(
+        self,
+        inputs: list[Tensor],
+        outputs: list[Tensor],
+        coefficient: list[list[float]],
+        parity: list[int],
+        share: tuple[int, int],
+    ) -> None:
+        """See `TorchPasses.combine_share`."""
+        module.combine(inputs, outputs, coefficient, parity, share)
+
+    def multiply_share(
+        self,
+        a: Tensor,
+        b: Tensor,
+        out: Tensor,
+        share: tuple[int, int],
+        addend: Tensor | None = None,
+        scale: float = 1.0,
+        parity: int = 0,
+    ) -> None:
+        """See `TorchPasses.multiply_share`: by columns, so that no other process packs these of b.
+
+        Of a transposed a it is the rows that are packed.
+        """
+        if len(a) < _MIN_SPLIT or not module.has_product(a.dtype):
+            super().multiply_share(a, b, out, share, addend, scale, parity)
+            return
+        if a.is_contiguous():
+            at = boundaries(len(out), share[1], unit=_COLUMNS, triangle=-1 if parity else 0)
+            where = {"columns": (at[share[0]], at[share[0] + 1])}
+        else:
+            at = boundaries(len(out), share[1], triangle=1 if parity else 0)
+            where = {"rows": (at[share[0]], at[share[0] + 1])}
+        module.matrix_product(a, b, out, addend, scale, parity, mirrored=True, **where)
 
     def mirror(self, x: Tensor, sign: int) -> None:
         """See `TorchPasses.mirror`."""

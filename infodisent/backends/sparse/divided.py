@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from infodisent import ranks
-from infodisent.backends.sparse.passes import ROWS, TorchPasses
+from infodisent.backends.sparse.passes import TorchPasses, boundaries
 
 
-def boundaries(rows: int, parts: int, triangle: bool) -> list[int]:
-    """Where the parts of a matrix's rows begin, and `rows`: ``[parts + 1]``, ascending.
+class LedPasses(TorchPasses):
+    """Passes of several processes whose decisions are the leading one's.
 
-    Args:
-        rows: of the matrix.
-        parts: how many; some are empty where there are few rows.
-        triangle: the parts are to have as much below the diagonal, not as many rows.
-    """
-    shares = [k / parts for k in range(parts + 1)]
-    if triangle:
-        shares = [math.sqrt(share) for share in shares]
-    return [min(rows, round(rows * share / ROWS) * ROWS) for share in shares[:-1]] + [rows]
-
-
-class DividedPasses(TorchPasses):
-    """Every process computes rows of each product, and they tell each other.
-
-    All of them have to make the same calls in the same order, on the same numbers. Products are the
-    same bits in all of them; so is every decision that depends on a norm, which is the leading
-    process's: another processor may round another way.
+    They depend on sums, and another processor may round another way.
 
     Args:
         passes: what a process does by itself.
@@ -38,6 +22,43 @@ class DividedPasses(TorchPasses):
 
     def __init__(self, passes: TorchPasses) -> None:
         self.passes = passes
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean of what the processes have as x [C, C], in all of them."""
+        return ranks.total(x.contiguous()).div_(ranks.world())
+
+    def norms(self, x: Tensor) -> tuple[float, float]:
+        """See `TorchPasses.norms`."""
+        one, squares = self.told(2, lambda: self.passes.norms(x))
+        return one, squares
+
+    def inner(self, x: Tensor, y: Tensor) -> float:
+        """See `TorchPasses.inner`."""
+        return self.told(1, lambda: (self.passes.inner(x, y),))[0]
+
+    def trace(self, x: Tensor) -> float:
+        """See `TorchPasses.trace`."""
+        return self.told(1, lambda: (self.passes.trace(x),))[0]
+
+    def told(self, count: int, find: Callable[[], Sequence[float]]) -> list[float]:
+        """So many numbers that the leading process finds; the others wait."""
+        numbers = torch.zeros(count, dtype=torch.float64)
+        if ranks.leads():
+            numbers.copy_(torch.tensor(find(), dtype=torch.float64))
+        ranks.exchange(numbers, [0, *[count] * ranks.world()])
+        told: list[float] = numbers.tolist()
+        return told
+
+
+class DividedPasses(LedPasses):
+    """Every process computes rows of each product, and they tell each other.
+
+    All of them have to make the same calls in the same order, on the same numbers. Products are the
+    same bits in all of them.
+
+    Args:
+        passes: what a process does by itself.
+    """
 
     def combine(
         self,
@@ -60,15 +81,6 @@ class DividedPasses(TorchPasses):
         """See `TorchPasses.multiply`."""
         self._divided(a, b, out, addend, scale)
 
-    def norms(self, x: Tensor) -> tuple[float, float]:
-        """See `TorchPasses.norms`."""
-        one, squares = self._told(*self.passes.norms(x))
-        return one, squares
-
-    def inner(self, x: Tensor, y: Tensor) -> float:
-        """See `TorchPasses.inner`."""
-        return self._told(self.passes.inner(x, y))[0]
-
     def _divided(
         self,
         a: Tensor,
@@ -78,13 +90,7 @@ class DividedPasses(TorchPasses):
         scale: float = 1.0,
         parity: int = 0,
     ) -> None:
-        at, me = boundaries(len(out), ranks.world(), parity != 0), ranks.rank()
+        at, me = boundaries(len(out), ranks.world(), triangle=parity != 0), ranks.rank()
         if at[me] < at[me + 1]:
             self.passes.rows(a, b, out, (at[me], at[me + 1]), addend, scale, parity)
         ranks.exchange(out, at)
-
-    def _told(self, *numbers: float) -> list[float]:
-        both = torch.tensor(numbers, dtype=torch.float64)
-        ranks.exchange(both, [0, *[len(numbers)] * ranks.world()])
-        told: list[float] = both.tolist()
-        return told

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,8 +15,39 @@ ROWS = 6
 """Rows of a tile of the compiled product, ``kRows`` of ``csrc/cpu/rotate_pool_tiles.h``."""
 
 
+def boundaries(count: int, parts: int, *, unit: int = ROWS, triangle: int = 0) -> list[int]:
+    """Where the parts of a matrix's rows or columns begin, and `count`: ``[parts + 1]``, ascending.
+
+    Args:
+        count: rows or columns of the matrix.
+        parts: how many; some are empty where there are few rows.
+        unit: every part but the last has a multiple of it.
+        triangle: 0: the parts have about as many rows each. 1: they have as much of the triangle
+            below the diagonal by rows, of which the last are the longest; -1: by columns, of which
+            the first are.
+    """
+    shares = [k / parts for k in range(parts + 1)]
+    if triangle > 0:
+        shares = [math.sqrt(share) for share in shares]
+    elif triangle < 0:
+        shares = [1 - math.sqrt(1 - share) for share in shares]
+    return [min(count, round(count * share / unit) * unit) for share in shares[:-1]] + [count]
+
+
 class TorchPasses:
     """The passes of `SkewExponential`, for any device."""
+
+    def empty_like(self, x: Tensor) -> Tensor:
+        """Where a result goes, uninitialised: [C, C]."""
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    def empty_stack(self, x: Tensor, count: int) -> Tensor:
+        """Where results go that backward needs, uninitialised: [count, C, C]."""
+        return x.new_empty(count, *x.shape)
+
+    def own(self, x: Tensor) -> Tensor:
+        """The last result of a rotation or its adjoint, the caller's from now on."""
+        return x
 
     def combine(
         self,
@@ -98,6 +131,50 @@ class TorchPasses:
         if sign > 0:
             x.diagonal().copy_(diagonal)
 
+    def combine_share(
+        self,
+        inputs: list[Tensor],
+        outputs: list[Tensor],
+        coefficient: list[list[float]],
+        parity: list[int],
+        share: tuple[int, int],
+    ) -> None:
+        """Share ``share[0]`` of ``share[1]`` of what `combine` does: together they do all of it.
+
+        They may run at once: each writes other elements. An output with a parity is no input then.
+        """
+        at = boundaries(len(outputs[0]), share[1])
+        first, last = at[share[0]], at[share[0] + 1]
+        for out, row, sign in zip(outputs, coefficient, parity, strict=True):
+            own = out[first:last]
+            results = []
+            for part in ([x[first:last] for x in inputs], [x[:, first:last].mT for x in inputs]):
+                total = torch.zeros_like(own)
+                for c, x in zip(row, part, strict=True):
+                    if c != 0:
+                        total.add_(x, alpha=c)
+                results.append(total)
+                if not sign:
+                    break
+            own.copy_(results[0].add_(results[1], alpha=sign) if sign else results[0])
+
+    def multiply_share(
+        self,
+        a: Tensor,
+        b: Tensor,
+        out: Tensor,
+        share: tuple[int, int],
+        addend: Tensor | None = None,
+        scale: float = 1.0,
+        parity: int = 0,
+    ) -> None:
+        """Share ``share[0]`` of ``share[1]`` of what `multiply` gives, `product` with a parity.
+
+        All shares together are the whole, and they may run at once: each writes other elements.
+        """
+        at = boundaries(len(out), share[1])
+        self.rows(a, b, out, (at[share[0]], at[share[0] + 1]), addend, scale)
+
     def norms(self, x: Tensor) -> tuple[float, float]:
         """1-norm of a symmetric matrix [C, C], and its sum of squares; waits for the device."""
         one = torch.linalg.vector_norm(x, 1, dim=1).amax()
@@ -108,4 +185,9 @@ class TorchPasses:
     def inner(self, x: Tensor, y: Tensor) -> float:
         """Sum over x · y, both [C, C]; waits for the device."""
         total: float = torch.dot(x.reshape(-1), y.reshape(-1)).item()
+        return total
+
+    def trace(self, x: Tensor) -> float:
+        """Sum of the diagonal of x [C, C], in double precision; waits for the device."""
+        total: float = x.diagonal().sum(dtype=torch.float64).item()
         return total

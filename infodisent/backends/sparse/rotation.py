@@ -83,11 +83,10 @@ class SkewExponential:
             it needs (the rest is never written and, on the CPU, takes no memory); and the
             decisions, [2] int64 on the CPU: number of the plan, squarings.
         """
-        n = len(a)
-        kept = a.new_empty(BLOCKS, n, n)
+        kept = self.passes.empty_stack(a, BLOCKS)
         powers, chain = _blocks(kept)
-        s, u = torch.empty_like(powers[0]), torch.empty_like(powers[0])
-        left, right = torch.empty_like(s), torch.empty_like(s)
+        s, u = self.passes.empty_like(powers[0]), self.passes.empty_like(powers[0])
+        left, right = self.passes.empty_like(s), self.passes.empty_like(s)
         self._skew(a, s)
         poison = None
         table = plans(a.dtype, precision)
@@ -106,6 +105,7 @@ class SkewExponential:
             target = u if k == squarings else chain[k] if k < CHAIN else spare
             self.passes.multiply(current, current, target, current, 2.0)
             current = target
+        u = self.passes.own(u)
         u.diagonal().add_(1)
         if poison is not None:
             u.add_(poison)
@@ -127,16 +127,16 @@ class SkewExponential:
         plan = plans(a.dtype, precision)[number].scaled(squarings)
         powers, chain = _blocks(kept)
         while len(chain) < squarings:
-            chain.append(torch.empty_like(a))
+            chain.append(self.passes.empty_like(a))
             self.passes.multiply(chain[-2], chain[-2], chain[-1], chain[-2], 2.0)
-        s, g, spare = torch.empty_like(a), grad.contiguous(), torch.empty_like(a)
+        s, g, spare = self.passes.empty_like(a), grad.contiguous(), self.passes.empty_like(a)
         self._skew(a, s)
         for k in reversed(range(squarings)):  # 2 W + W W: dW = 2 g + g W^T + W^T g
-            target = torch.empty_like(a) if g is grad else spare
+            target = self.passes.empty_like(a) if g is grad else spare
             self.passes.multiply(g, chain[k].mT, target, g, 2.0)
             self.passes.multiply(chain[k].mT, g, target, target)
             g, spare = target, (spare if target is not spare else g)
-        return self._base_backward(plan, s, powers, g)
+        return self.passes.own(self._base_backward(plan, s, powers, g))
 
     def _skew(self, a: Tensor, out: Tensor) -> None:
         self.passes.combine([a], [out], [[1.0]], [-1])
@@ -160,7 +160,7 @@ class SkewExponential:
             return bound  # the cheapest polynomial serves it already
         square, fourth = powers[:2]
         mixed = abs(self.passes.inner(square, fourth))
-        second = -square.diagonal().sum(dtype=torch.float64).item()  # S is skew: tr S^2 = -<S, S>
+        second = -self.passes.trace(square)  # S is skew: tr S^2 = -<S, S>
         return min(bound, moment_bound((len(s), second, norms[0][1], mixed, norms[1][1])))
 
     def _device_bound(self, s: Tensor, powers: list[Tensor]) -> Tensor:
@@ -204,18 +204,18 @@ class SkewExponential:
     def _base_backward(self, plan: Plan, s: Tensor, powers: list[Tensor], g: Tensor) -> Tensor:
         """The adjoint of `_base`, as dA."""
         basis = _basis(plan, s, powers)
-        left, right = torch.empty_like(s), torch.empty_like(s)
+        left, right = self.passes.empty_like(s), self.passes.empty_like(s)
         grads, rows = [g], [plan.last]
         for k in reversed(range(len(plan.products))):
             if k < len(plan.products) - 1:  # dP_1; nothing but the sums after it holds P_1
-                g = torch.empty_like(s)
+                g = self.passes.empty_like(s)
                 weights = [row[-1] for row in rows]
                 self.passes.combine(grads, [g], [weights], [0])
                 rows = [row[:-1] for row in rows]
             pair = plan.products[k]
             self._sum(list(pair), basis[: len(pair[0])], [left, right])
             for factor in (0, 1):
-                out = torch.empty_like(s)
+                out = self.passes.empty_like(s)
                 if factor == 0:
                     self.passes.multiply(g, right.mT, out)
                 else:
@@ -237,7 +237,7 @@ class SkewExponential:
         # dA = Sbar - Sbar^T, and of Sbar only the skew part counts
         weights = [row[0] for row in rows] + [c for c, _ in extra]
         sources = [*grads, *(x for _, x in extra)]
-        out = torch.empty_like(s)
+        out = self.passes.empty_like(s)
         self.passes.combine(sources, [out], [weights], [-1])
         return out
 
@@ -252,11 +252,11 @@ class SkewExponential:
         """Reverse of ``X = S S, S^4 = X X, q = sum over S, X, S^4, Q = q q``."""
         square, fourth = powers[:2]
         left, right = work
-        q = torch.empty_like(s)
+        q = self.passes.empty_like(s)
         of_square: Terms = []
         of_fourth: Terms = []
         if plan.q:
-            t = torch.empty_like(s)
+            t = self.passes.empty_like(s)
             self._sum([plan.q], [s, square, fourth], [q])
             self.passes.multiply(gather(3, 1, left, ()), q, t)  # dq = dQ q + q dQ
             of_square, of_fourth = [(plan.q[1], t)], [(plan.q[2], t)]
@@ -275,7 +275,7 @@ class SkewExponential:
         """Reverse of ``X = S S, S^3 = S X, S^6 = S^3 S^3``."""
         square, cube = powers[:2]
         left, right = work
-        t = torch.empty_like(s)
+        t = self.passes.empty_like(s)
         self.passes.multiply(gather(3, 1, left, ()), cube, t)  # S^3 is skew: -(dS^6 S^3 + S^3 dS^6)
         g_cube = gather(2, -1, left, [(-1.0, t)])
         self.passes.multiply(s, g_cube, t)  # dX = -S dS^3
