@@ -16,7 +16,7 @@ disk         bytes a second of reading the store one file after the other as ``d
 steps        steps of training a second on maps from a cold disk, and on maps in memory, in turn: in
              one process with all threads, and in one process a processor, which take turns, too
 memory       peak of a training beyond what its process held before, of one epoch on the store and
-             of as many steps on a quarter of it
+             of as many steps on a quarter of it; medians of processes
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ CLASSES = 100
 BATCH = 256
 SECONDS = 4.0
 """Of one timed round, about."""
-LAUNCHES = 3
+LAUNCHES = 5
 """Of the jobs of one process and of several, which take turns: what machines do from one minute to
 the next is more than what is judged. Medians."""
 PARTS = ("extraction", "disk", "steps", "memory")
@@ -285,7 +285,10 @@ def measure(name: str, part: str, options: argparse.Namespace) -> dict[str, Any]
     few = quarter(store)
     return {
         "images": [len(store), len(FeatureStore(few))],
-        "MiB": [apart(path, part, rounds, threads) for path in (store.path, few)],
+        "MiB": [
+            _median(apart(path, part, rounds, threads) for _ in range(rounds))
+            for path in (store.path, few)
+        ],
     }
 
 

@@ -2,7 +2,8 @@
 
 ``torchrun --nproc-per-node=2 -m benchmarks.divided_rotation`` with OMP_NUM_THREADS=1 prints medians
 of seconds a step, and of seconds of all processors a step, which other jobs on the machine disturb
-less. `infodisent.ops.divided.DIVIDED_FROM` is from here.
+less. `infodisent.ops.divided.DIVIDED_FROM` is from here, and, with ``--messages``, which has the
+processes share no memory, `DIVIDED_BY_MESSAGES_FROM`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def times(channels: int, pixels: int, images: int, rounds: int) -> dict[str, lis
     found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
     for _ in range(rounds):
         for kind, first in kinds.items():
-            divided.DIVIDED_FROM = first
+            divided.DIVIDED_FROM = divided.DIVIDED_BY_MESSAGES_FROM = first
             ranks.barrier()
             start, used = time.perf_counter(), time.process_time()
             step(maps)
@@ -46,10 +47,13 @@ def main() -> None:
     """Print a row for every size."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="of which a median is")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--messages", action="store_true", help="in place of shared memory")
+    options = parser.parse_args()
+    if options.messages:
+        divided.workspace = lambda like: None  # as on several machines
     ranks.start()
     for size in SIZES:
-        found = times(*size, rounds)
+        found = times(*size, options.rounds)
         if ranks.leads():
             text = ", ".join(f"{kind} {s:.3f} s ({u:.3f} s used)" for kind, (s, u) in found.items())
             print(f"C {size[0]}, {size[1]} pixels, {size[2]} images: {text}", flush=True)

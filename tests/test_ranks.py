@@ -144,7 +144,7 @@ def passes():
 def rotations():
     """U and its gradient are the exact ones, and the same bits in every process."""
     n, me = ranks.world(), ranks.rank()
-    divided.DIVIDED_FROM = 1
+    divided.DIVIDED_FROM = divided.DIVIDED_BY_MESSAGES_FROM = 1
     tolerance = {torch.float32: 2e-5, torch.float64: 1e-12}
     for size, scale, backend, dtype in (
         (1, 1.0, "auto", torch.float32),

@@ -16,18 +16,25 @@ from infodisent.backends.sparse.shared import SharedPasses
 from infodisent.ops.register import no_autocast, once
 from infodisent.shared_memory import workspace
 
-DIVIDED_FROM = 768
-"""Channels from which processes on CPUs are faster together than each by itself, as ``torchrun -m
-benchmarks.divided_rotation`` has it. On GPUs, where nothing was measured, never."""
+DIVIDED_FROM = 384
+"""Channels from which processes on the CPUs of one machine, which share memory, are faster together
+than each by itself, as ``torchrun -m benchmarks.divided_rotation`` has it. On GPUs, where nothing
+was measured, never."""
+DIVIDED_BY_MESSAGES_FROM = 768
+"""The same where they share none and tell each other by messages."""
 
 
 def divides(A: Tensor) -> bool:
     """Whether `divided_rotation` is the faster one here; the same in all processes of a job.
 
+    They have to ask at the same time: the first time they see whether they share memory.
+
     Args:
         A: ``[C, C]``.
     """
-    return ranks.world() > 1 and A.device.type == "cpu" and len(A) >= DIVIDED_FROM
+    if ranks.world() == 1 or A.device.type != "cpu" or len(A) < DIVIDED_FROM:
+        return False
+    return len(A) >= DIVIDED_BY_MESSAGES_FROM or workspace(_wide(A)) is not None
 
 
 def divided_rotation(A: Tensor, *, precision: str = "full") -> Tensor:
@@ -50,7 +57,7 @@ def divided_rotation(A: Tensor, *, precision: str = "full") -> Tensor:
         RankError: another process has ended.
         RuntimeError: a second derivative is asked for.
     """
-    wide = A.float() if A.dtype in (torch.float16, torch.bfloat16) else A
+    wide = _wide(A)
     backend = implementation(select("rotation", wide), "rotation", wide)
     whole = backend.kernels.rotation
     if not isinstance(whole, SkewExponential):
@@ -60,6 +67,10 @@ def divided_rotation(A: Tensor, *, precision: str = "full") -> Tensor:
     with no_autocast(A):
         u: Tensor = _Divided.apply(wide, SkewExponential(_passes(whole.passes, wide)), precision)
     return u.to(A.dtype)
+
+
+def _wide(a: Tensor) -> Tensor:
+    return a.float() if a.dtype in (torch.float16, torch.bfloat16) else a
 
 
 def _passes(alone: TorchPasses, a: Tensor) -> LedPasses:

@@ -55,6 +55,8 @@ def test_bars_of_scale():
             "one": {"from disk": 0.9, "from memory": 1.0},
             "processes": {"from disk": 0.8, "from memory": 1.0},
             "count": 2,
+            "disk / memory": 0.9,
+            "processes / one": 0.89,
         },
         "vit_b_16 memory": {"images": [8, 2], "MiB": [12.0, 10.0]},
         "vit_b_16 extraction": {"images": 3, "images/s": 1.5},
