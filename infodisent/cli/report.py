@@ -59,8 +59,10 @@ def report(
     Example: infodisent report --run runs/fit --images photos --compare runs/protopnet -o why.html
     """
     from infodisent.report.publish import PAGE, report_held_out, report_sources
+    from infodisent.report.table import check_file
 
     target = _target(out, run / PAGE)
+    check_file(target, "report")
     options: dict[str, Any] = {
         "out": target.parent, "name": target.name, "figures": False, "wrong_only": wrong_only,
         "class_name": class_name, "images_root": images_root, "module": module_from(module),

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from infodisent import ranks
 from infodisent.backbones.torchvision_import import ensure_torchvision
-from infodisent.data.rows import empty_rows
+from infodisent.checks import check_strength
+from infodisent.data.rows import empty_rows, row_blocks
 from infodisent.data.store import FeatureStore
 from infodisent.evaluation.arguments import check_labels, check_tensor
 from infodisent.evaluation.logistic import fit_logistic, standardise
@@ -120,8 +121,16 @@ class Figures:
         """Add a batch: logits of any device and dtype, labels, and what units contribute if any.
 
         Raises:
-            ValueError: a logit is NaN or Inf.
+            TypeError: a table is no tensor, or of another dtype.
+            ValueError: shapes differ, a label is no class, or a logit is NaN or Inf.
         """
+        check_tensor("evaluate", "logits", logits, "images", "classes")
+        check_labels("evaluate", "labels", labels, len(logits), self._classes)
+        if int(self._columns.max()) >= logits.shape[1]:
+            raise ValueError(
+                f"evaluate: logits have {logits.shape[1]} columns, the classes need "
+                f"{int(self._columns.max()) + 1}"
+            )
         logits = finite_logits(logits)
         wanted, answers = self._columns[labels], logits.argmax(1)
         class_of = torch.full((logits.shape[1],), self._classes)
@@ -252,12 +261,23 @@ def linear_probe(
     Standardised features, L2 penalty ``weight_decay / 2 · |W|^2``, full-batch L-BFGS. Multi-label:
     one regression a label. Several processes (`infodisent.ranks`) read and sum over a part of the
     images each; all return the same.
+
+    Raises:
+        ValueError: fewer than two training images, no others, `weight_decay` below 0, or features
+            that are NaN or Inf.
     """
     if len(train) < 2:
         raise ValueError(f"linear_probe: {len(train)} training image(s), at least 2 are needed")
+    if not len(test):
+        raise ValueError("linear_probe: test has no images, at least 1 is needed")
+    check_strength("linear_probe", "weight_decay", weight_decay)
     sample, parts = ranks.piece(train), [p for p in test.split(4096 * ranks.world()) if len(p)]
     scored = [ranks.piece(part) for part in parts]
     rows = store.average(torch.cat([sample, *scored]))  # ours to change
+    blocks = row_blocks(len(rows), rows.shape[1])
+    finite = all(bool(rows[block].isfinite().all()) for block in blocks)
+    if not all(ranks.everyones(finite)):  # the processes would wait for one that has ended
+        raise ValueError(f"linear_probe: features in {store.path} hold NaN or Inf, must be finite")
     standardise(rows, len(sample))
     classes = len(store.classes)
     layer = fit_logistic(rows[: len(sample)], store.labels[sample], classes, weight_decay)

@@ -91,3 +91,29 @@ def check_counts(what: str, **counts: int) -> None:
     """`infodisent.checks.check_positive` of several."""
     for name, value in counts.items():
         check_positive(what, name, value)
+
+
+def check_label_rows(what: str, name: str, value: object, count: int, classes: int) -> None:
+    """Raise TypeError or ValueError unless it is a zero or one for every label of each image."""
+    check_tensor(what, name, value, count, classes)
+    assert isinstance(value, Tensor)
+    if not bool(((value == 0) | (value == 1)).all()):
+        raise ValueError(f"{what}: {name} hold other numbers than 0 and 1, which are all allowed")
+
+
+def check_found_parts(what: str, name: str, vectors: object, labels: Tensor, units: Tensor) -> None:
+    """Raise TypeError or ValueError unless they are what `part_vectors` finds of images and units.
+
+    Args:
+        name: of `vectors`, ``[B, own, J]`` bool.
+        labels: ``[B]``, classes.
+        units: ``[K, own]`` int64, -1 for none.
+    """
+    check_tensor(what, "units", units, "classes", "units of a class")
+    check_tensor(what, name, vectors, "images", units.shape[1], "parts")
+    assert isinstance(vectors, Tensor)
+    if vectors.dtype != torch.bool or units.is_floating_point():
+        raise TypeError(
+            f"{what}: {name} is {vectors.dtype} and units {units.dtype}, must be bool and int64"
+        )
+    check_labels(what, "labels", labels, len(vectors), len(units))

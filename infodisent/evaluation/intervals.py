@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -80,6 +81,11 @@ def bootstrap_runs(
         draws, level, seed: as in `bootstrap`.
     """
     _check("bootstrap_runs", draws, level)
+    for values in runs:
+        if not isinstance(values, Tensor):
+            raise TypeError(
+                f"bootstrap_runs: runs hold a {type(values).__name__}, must be tensors of images"
+            )
     known = [values.detach().cpu().double().flatten() for values in runs]
     known = [values[~values.isnan()] for values in known]
     known = [values for values in known if len(values)]
@@ -95,7 +101,7 @@ def bootstrap_runs(
 
 def _check(what: str, draws: int, level: float) -> None:
     check_positive(what, "draws", draws)
-    if not 0 < level < 1:
+    if not isinstance(level, Real) or not 0 < level < 1:
         raise ValueError(f"{what}: level is {level!r}, must be in (0, 1)")
 
 

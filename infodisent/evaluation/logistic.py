@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from infodisent import ranks
+from infodisent.checks import check_strength
 from infodisent.data.rows import row_blocks
+from infodisent.evaluation.arguments import check_label_rows, check_labels, check_tensor
 
 
 def standardise(
@@ -19,9 +21,17 @@ def standardise(
     """Shift and scale every column, in place, to mean 0 and deviation 1 over a sample.
 
     The sample is the first `count` rows of every process; at least 2 in all.
+
+    Raises:
+        ValueError: fewer than 2, or more than there are.
     """
     width = rows.shape[1]
     whole = int(ranks.total(torch.tensor(count)))
+    if whole < 2 or not 0 <= count <= len(rows):
+        raise ValueError(
+            f"standardise: count is {count} of {len(rows)} rows, {whole} over all processes; must "
+            "be no more rows than there are, and at least 2 over all"
+        )
     sums = torch.zeros(width, dtype=torch.float64)
     for part in row_blocks(count, width):
         sums += rows[part].sum(0, dtype=torch.float64)
@@ -47,7 +57,16 @@ def fit_logistic(
     Full-batch L-BFGS from zero; every evaluation reads the rows block by block. The leading process
     alone decides where to evaluate and when to end: a last digit that differs on another processor
     must not make one process take another step.
+
+    Raises:
+        TypeError, ValueError: shapes differ, a label is no class, or `weight_decay` is below 0.
     """
+    check_strength("fit_logistic", "weight_decay", weight_decay)
+    check_tensor("fit_logistic", "rows", rows, "images", "channels")
+    if rows.dtype != torch.float32:
+        raise TypeError(f"fit_logistic: rows is {rows.dtype}, must be float32")
+    check = check_labels if labels.ndim == 1 else check_label_rows
+    check("fit_logistic", "labels", labels, len(rows), classes)
     layer = nn.Linear(rows.shape[1], classes)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)

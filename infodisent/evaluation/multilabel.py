@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from infodisent.backbones.torchvision_import import ensure_torchvision
+from infodisent.evaluation.arguments import check_label_rows, check_tensor
 from infodisent.evaluation.size_figures import Sizes
 
 if TYPE_CHECKING:
@@ -92,8 +93,11 @@ class MultilabelFigures:
         """Add a batch, as `Figures.update` does.
 
         Raises:
-            ValueError: a logit is NaN or Inf.
+            TypeError: a table is no tensor.
+            ValueError: shapes differ, a label is neither 0 nor 1, or a logit is NaN or Inf.
         """
+        check_tensor("evaluate", "logits", logits, "images", self._classes)
+        check_label_rows("evaluate", "labels", labels, len(logits), self._classes)
         logits = finite_logits(logits)
         self._logits.append(logits)
         self._labels.append(labels.cpu())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from infodisent.backbones.backbone import Backbone
 from infodisent.backbones.linear_head import linear_classifier
 from infodisent.backbones.torchvision_import import ensure_torchvision
 from infodisent.data.store import FeatureStore
+from infodisent.explanations.request import listed
 
 _SUBSETS = {
     1000: "imagenet-1k",
@@ -79,8 +81,16 @@ def match_classes(
         mapping: the classes that their names do not tell.
 
     Raises:
+        TypeError: names that are no texts, or `mapping` is none.
         ValueError: `mapping` has a key that is no class, or a value that is no column.
     """
+    if mapping is not None and not isinstance(mapping, Mapping):
+        raise TypeError(
+            f"original_classes: {type(mapping).__name__} is no mapping from class names to columns"
+        )
+    for what, given in (("classes", classes), ("names", names or ())):
+        if isinstance(given, str) or not all(isinstance(name, str) for name in given):
+            raise TypeError(f"match_classes: {what} is {given!r:.80}, must be names in a sequence")
     ids, spoken = _columns_by_name(width, names)
     columns = []
     for name in classes:
@@ -94,7 +104,7 @@ def match_classes(
         columns.append(found)
     if mapping is not None and (strange := [key for key in mapping if key not in classes]):
         raise ValueError(
-            f"original_classes: {strange[0]!r} is none of the classes {', '.join(classes)}"
+            f"original_classes: {strange[0]!r} is none of the classes {listed(classes)}"
         )
     if any(len(found) != 1 for found in columns):
         return None
@@ -174,4 +184,6 @@ def _are_imagenet(names: Sequence[str], spoken: Mapping[str, set[int]]) -> bool:
 
 
 def _plain(name: str) -> str:
-    return " ".join(re.split(r"[\s_-]+", name.casefold().strip(" _-")))
+    # folders of some systems spell é as e and an accent
+    same = unicodedata.normalize("NFC", name).casefold()
+    return " ".join(re.split(r"[\s_-]+", same.strip(" _-")))

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from infodisent.backbones.backbone import evaluating
 from infodisent.checks import check_choice, check_strength, check_strengths
 from infodisent.classifier import InfoDisentClassifier
-from infodisent.evaluation.arguments import check_counts, check_images, check_parts
+from infodisent.evaluation.arguments import (
+    check_counts,
+    check_found_parts,
+    check_images,
+    check_parts,
+    check_tensor,
+)
 from infodisent.evaluation.images import (
     CLIP,
     STD,
@@ -84,7 +90,15 @@ def consistency_of(
     visible: Tensor,  # [B, J] bool
     units: Tensor,  # [K, own] int64, -1 for none
 ) -> Tensor:
-    """`part_consistency` from the parts that `part_vectors` found, ``[K, own]``."""
+    """`part_consistency` from the parts that `part_vectors` found, ``[K, own]``.
+
+    Raises:
+        TypeError, ValueError: an argument has another shape or dtype, or names no class.
+    """
+    check_found_parts("consistency_of", "vectors", vectors, labels, units)
+    check_tensor("consistency_of", "visible", visible, len(labels), vectors.shape[2])
+    if visible.dtype != torch.bool:
+        raise TypeError(f"consistency_of: visible is {visible.dtype}, must be bool")
     seen = _sums(visible.float(), labels, len(units))[:, None]  # [K, 1, J]
     share = _sums(vectors.float(), labels, len(units)) / seen.clamp_min(1)
     consistent = ((share >= LEAST) & (seen > 0)).any(2).float()
@@ -137,7 +151,14 @@ def stability_of(
     labels: Tensor,  # [B] int64
     units: Tensor,  # [K, own] int64, -1 for none
 ) -> Tensor:
-    """`part_stability` from the parts that `part_vectors` found without and with noise."""
+    """`part_stability` from the parts that `part_vectors` found without and with noise.
+
+    Raises:
+        TypeError, ValueError: an argument has another shape or dtype, or names no class.
+    """
+    check_found_parts("stability_of", "before", before, labels, units)
+    check_found_parts("stability_of", "after", after, labels, units)
+    check_tensor("stability_of", "after", after, *before.shape)
     same = _sums((before == after).all(2).float(), labels, len(units))  # [K, own]
     count = torch.bincount(labels, minlength=len(units))[:, None]
     known = (units >= 0) & (count > 0)
@@ -247,7 +268,15 @@ def purity_of(
     kinds: Tensor,  # [J] int64
     count: int = 10,
 ) -> Tensor:
-    """`part_purity` from what `part_responses` found, ``[M]``; `kinds` are the groups of parts."""
+    """`part_purity` from what `part_responses` found, ``[M]``; `kinds` are the groups of parts.
+
+    Raises:
+        TypeError, ValueError: an argument has another shape or dtype.
+    """
+    check_tensor("purity_of", "value", value, "images", head.num_features)
+    check_tensor("purity_of", "present", present, *value.shape, "parts")
+    check_tensor("purity_of", "kinds", kinds, present.shape[2])
+    check_counts("purity_of", count=count)
     merged = torch.stack([present[..., kinds == k].any(2) for k in kinds.unique()], 2).float()
     best = value.argsort(dim=0, descending=True, stable=True)[:count]  # [count, M]
     chosen = merged.gather(0, best[..., None].expand(-1, -1, merged.shape[2]))

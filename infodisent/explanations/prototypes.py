@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -20,7 +20,7 @@ from infodisent import ranks
 from infodisent.backbones.backbone import evaluating
 from infodisent.data.archives import is_there
 from infodisent.data.store import FeatureStore
-from infodisent.files import read_tensors, write_tensors
+from infodisent.files import read_tensors, reading, write_tensors
 from infodisent.methods import Head
 from infodisent.ops import TopPixels
 from infodisent.progress import bar
@@ -161,13 +161,46 @@ class Prototypes:
                 "update infodisent"
             )
         rows, columns = metadata["grid"]
-        return cls(
+        read = cls(
             **{name: tensors[name] for name in _TENSORS},
             files=list(metadata["files"]),
             classes=tuple(metadata["classes"]),
             grid=(rows, columns),
             transform=metadata["transform"],
         )
+        with reading(path):
+            read._check()
+        return read
+
+    def _check(self) -> None:
+        """Raise TypeError or IndexError unless what was read is of one piece."""
+        if not all(isinstance(text, str) for text in (*self.files, *self.classes)):
+            raise TypeError("files and classes must be texts")
+        if not all(isinstance(side, int) and side > 0 for side in self.grid):
+            raise TypeError(f"grid is {self.grid}, must be two numbers of cells")
+        if not isinstance(self.transform, Mapping):
+            raise TypeError(f"transform is a {type(self.transform).__name__}, must be a mapping")
+        shape, cells = self.pos_value.shape, self.grid[0] * self.grid[1]
+        for name in _TENSORS[:-1]:
+            values, below = getattr(self, name), None
+            if name.endswith("_image"):
+                below = len(self.files)
+            elif name.endswith("_index"):
+                below = cells
+            if len(shape) != 2 or values.shape != shape:
+                raise IndexError(f"{name} is {tuple(values.shape)}, pos_value {tuple(shape)}")
+            if (below is None) != values.is_floating_point():
+                raise TypeError(f"{name} is {values.dtype}")
+            if below is None and not bool(values.isfinite().all()):
+                raise TypeError(f"{name} holds NaN or Inf")
+            if below is not None and not bool(((values >= -1) & (values < below)).all()):
+                raise IndexError(f"{name} has numbers outside -1 … {below - 1}")
+        labels, count = self.labels, len(self.classes)
+        several = labels.ndim == 2 and labels.shape[1] == count
+        if len(labels) != len(self.files) or not (several or labels.ndim == 1):
+            raise IndexError(f"labels is {tuple(labels.shape)} for {len(self.files)} files")
+        if not several and not bool(((labels >= 0) & (labels < count)).all()):
+            raise IndexError(f"labels are outside 0 … {count - 1}")
 
 
 def relocate(

@@ -26,15 +26,16 @@ from infodisent.evaluation.disentanglement import duplicate_prototypes
 from infodisent.evaluation.judgement import MEASURES, Judgement, judge_features, judge_pictures
 from infodisent.evaluation.misalignment import EPSILON
 from infodisent.explanations.prototypes import relocate
-from infodisent.files import read_json, reading, write_json
+from infodisent.files import write_json
 from infodisent.progress import bar
 from infodisent.report.annotated import AnnotatedImages
+from infodisent.report.judgement_file import FORMAT, check_place
+from infodisent.report.judgement_file import read_judgement as read_judgement
 from infodisent.report.pooled import write_images
 from infodisent.training import checkpoint
 from infodisent.training.folder import JUDGED, MODEL, Run, open_run
 from infodisent.version import __version__
 
-FORMAT = 2
 _BATCH = 8
 """Pictures at a time."""
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -77,6 +78,7 @@ def judge_run(
     Raises:
         ValueError: an argument is out of range, or the run has no held-out images.
         FileNotFoundError: a file of the run is missing, or its pictures are.
+        PermissionError, IsADirectoryError: the figures cannot be written.
     """
     if images < 1 or pictures < 0:
         raise ValueError(
@@ -94,6 +96,7 @@ def judge_run(
         known = read_judgement(run.folder)
         if known["made_from"] == made_from and known["format"] == FORMAT:
             return known
+    check_place(run.folder)
     store, model = run.trained_store(), loaded.model
     test = _drawn(store.indices("val"), images, seed)
     train = _drawn(store.indices("train"), images, seed)
@@ -155,7 +158,7 @@ def judge_run(
         },
         "rows": _in_order(judged),
         "notes": judged.notes,
-        "recipe": _recipe(run),
+        "recipe": _recipe(run, store),
         "run_seed": run.metrics.get("config", {}).get("seed"),
     }
     if ranks.leads():
@@ -165,25 +168,7 @@ def judge_run(
     return result
 
 
-def read_judgement(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what `judge_run` has written into a run's folder.
-
-    Raises:
-        FileNotFoundError: it has not been judged.
-        ValueError: the file is damaged, or made by a newer version.
-    """
-    path = Path(folder) / JUDGED
-    known: dict[str, Any] = read_json(path)
-    with reading(path):
-        for key in ("made_from", "title", "unit", "rows", "notes", "judged_images"):
-            known[key]
-        newer = known["format"] > FORMAT
-    if newer:
-        raise ValueError(f"{path} has format {known['format']}, this version reads up to {FORMAT}")
-    return known
-
-
-def _recipe(run: Run) -> dict[str, Any]:
+def _recipe(run: Run, store: FeatureStore) -> dict[str, Any]:
     """What runs of one method have in common, whatever their seed."""
     metrics = run.metrics
     config = {k: v for k, v in metrics.get("config", {}).items() if k != "seed"}
@@ -191,8 +176,8 @@ def _recipe(run: Run) -> dict[str, Any]:
     return {
         **{key: metrics.get(key) for key in ("backbone", "method", "head", "task")},
         "config": config,
-        "classes": images["classes"],
-        "images": [images["train"], images["val"]],
+        "classes": images.get("classes", list(store.classes)),
+        "images": [images.get(key, len(store.indices(key))) for key in ("train", "val")],
     }
 
 

@@ -81,6 +81,12 @@ def open_run(
     base = Path(folder)
     if not base.is_dir():
         raise FileNotFoundError(f"{base} is not a run: no such folder (made by `infodisent fit`)")
+    for name in (MODEL, PROTOTYPES, METRICS):
+        if not (base / name).is_file():
+            raise FileNotFoundError(
+                f"{base} is not a finished run: {name} does not exist; the `infodisent fit` that "
+                "began it goes on where it ended"
+            )
     loaded = checkpoint.load(base / MODEL, module=module)
     # as an extraction leaves it: faster, and what is asked of it rounds as the stored maps do
     loaded.model.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

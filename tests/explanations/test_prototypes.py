@@ -211,3 +211,32 @@ def test_bad_arguments(tmp_path):
         head.rotation.A.fill_(float("nan"))
     with pytest.raises(ValueError, match="NaN or Inf"):
         find_prototypes(head, store, progress=False)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"files": [None]},
+        {"grid": (1, None)},
+        {"transform": "x"},
+        {"pos_image": torch.tensor([[1]])},
+        {"neg_index": torch.tensor([[4]])},
+        {"neg_value": torch.tensor([[torch.nan]])},
+        {"pos_index": torch.tensor([0])},
+        {"labels": torch.tensor([1])},
+        {"labels": torch.tensor([], dtype=torch.int64)},
+    ],
+)
+def test_a_file_that_is_not_of_one_piece(tmp_path, bad):
+    place, value = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1)
+    whole = {
+        "pos_value": value, "pos_image": place, "pos_index": place, "neg_value": value,
+        "neg_image": place, "neg_index": place, "files": ["a"], "labels": place[0],
+        "classes": ("one",), "grid": (2, 2), "transform": {},
+    }  # fmt: skip
+    path = tmp_path / "p.safetensors"
+    Prototypes(**whole).save(path)
+    assert Prototypes.load(path).files == ["a"]
+    Prototypes(**{**whole, **bad}).save(path)
+    with pytest.raises(ValueError, match=r"p\.safetensors does not hold what it should"):
+        Prototypes.load(path)
