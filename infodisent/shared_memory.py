@@ -8,6 +8,7 @@ empty message over gloo takes 0.3 to 1 ms between processes that compute.
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 import secrets
@@ -98,21 +99,28 @@ class Meeting:
             raise MemoryError("processes of one machine may not open each other's pipes")
 
     def __call__(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process is here.
+
+        Raises:
+            RankError: another process has ended, or somebody's waiting was interrupted before.
+        """
+        here = False
         try:
-            for descriptor in self._to:
-                os.write(descriptor, b".")
-            here = all(os.read(descriptor, 1) for descriptor in self._from)
-        except BrokenPipeError:
-            here = False
+            with contextlib.suppress(BrokenPipeError):
+                for descriptor in self._to:
+                    os.write(descriptor, b".")
+                here = bool(self._from) and all(os.read(pipe, 1) for pipe in self._from)
+        finally:
+            if not here:  # later meetings would be one off: nobody may believe in one
+                _close(self._from, self._to)
         if not here:
             raise ranks.ended()
 
 
 def _close(*several: list[int]) -> None:
     for descriptors in several:
-        for descriptor in descriptors:
-            os.close(descriptor)
+        while descriptors:
+            os.close(descriptors.pop())
 
 
 def _is_one_machine() -> bool:
@@ -169,7 +177,7 @@ class Workspace:
     def __init__(self, like: Tensor) -> None:
         self._shape, self._dtype = like.shape, like.dtype
         # two places for numbers: while the others read one, the next ones are written
-        self._places = _room(2 * _NUMBERS, torch.float64).view(2, _NUMBERS)
+        self._places = _room((2, _NUMBERS), torch.float64)
         self._said = 0
         self.meet = Meeting()
         self._matrices: list[Tensor] = []
@@ -218,15 +226,17 @@ class Workspace:
         return told
 
     def _new(self, count: int) -> Tensor:
-        return _room(count * self._shape.numel(), self._dtype).view(count, *self._shape)
+        return _room((count, *self._shape), self._dtype)
 
 
-def _room(count: int, dtype: torch.dtype) -> Tensor:
-    """Shared memory for so many numbers, or MemoryError."""
+@torch.inference_mode(False)
+def _room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Shared memory for so many numbers, or MemoryError; whoever asks first, everybody writes."""
+    count = math.prod(shape)
     memory = shared_memory(count * dtype.itemsize)
     if memory is None:
         raise MemoryError(f"no memory that processes share, for {count} numbers")
-    return memory.view(dtype)
+    return memory.view(dtype).view(shape)
 
 
 class _Job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from infodisent import ranks, shared_memory
+from infodisent.nn import Rotation
 from infodisent.ops import divided
 from infodisent.shared_memory import Meeting, Workspace, workspace
 from tests.ranks import torchrun
@@ -45,6 +47,8 @@ def check_everything():
     stacks(like)
     assert workspace(like) is workspace(torch.empty(3, 3))
     assert workspace(like) is not workspace(like.double())
+    interrupted()
+    watched()
     absent(like)
     Path(sys.argv[1], f"{me}").touch()
     death(like)
@@ -78,6 +82,41 @@ def stacks(like):
     assert space.stack(2, other).data_ptr() == first.data_ptr()
     assert space.stack(2, other).data_ptr() not in (first.data_ptr(), second.data_ptr())
     assert space.matrix(1).data_ptr() == space.matrix(1).data_ptr()
+
+
+def interrupted():
+    """Where one process stops waiting, no later meeting lets anybody through."""
+    meet, plain = Meeting(), os.read
+    if ranks.leads():
+        os.read = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            meet()
+        os.read = plain
+    else:
+        with contextlib.suppress(ranks.RankError):  # it may see that already
+            meet()
+    ranks.barrier()  # there is something to read by now
+    for _ in range(2):
+        with pytest.raises(ranks.RankError):
+            meet()
+
+
+def watched():
+    """Inference may ask first; what traces or transforms a rotation makes no shared memory."""
+    divided.DIVIDED_FROM = 1
+    rotation = Rotation(5)
+    rotation.divided = True
+    with torch.inference_mode():
+        rotation()
+    rotation().sum().backward()
+    known = dict(shared_memory._job.spaces)
+    rotation = Rotation(6)
+    rotation.divided = True
+    compiled = torch.compile(rotation, backend="eager", fullgraph=True)
+    gradient = torch.func.grad(lambda a: torch.func.functional_call(rotation, {"A": a}, ())[0, 1])
+    for result in (compiled().detach(), gradient(rotation.A.detach())):
+        assert result.shape == (6, 6)
+    assert shared_memory._job.spaces == known
 
 
 def absent(like):

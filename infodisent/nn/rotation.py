@@ -144,7 +144,7 @@ class Rotation(nn.Module):
         self._own, self._project = base, False
 
     def _compute(self, a: Tensor, together: bool = False) -> Tensor:
-        together = together and self.divided and self.training and divides(a) and self._is_plain()
+        together = together and self.divided and self.training and self._is_plain() and divides(a)
         u = (divided_rotation if together else ops.rotation)(a, precision=self.precision)
         if self.parametrization == "lie":
             with no_autocast(u):
