@@ -243,15 +243,16 @@ class _Job:
     """What this process has of a job: workspaces by size and dtype.
 
     Args:
-        group: of torch, by which the job is known.
+        group: of torch, by which the job is known; not kept alive, as it holds threads.
     """
 
     def __init__(self, group: object) -> None:
-        self.group = group
+        self.group = weakref.ref(group)
         self.spaces: dict[tuple[torch.Size, torch.dtype], Workspace | None] = {}
 
 
-_job = _Job(None)
+_jobs: list[_Job] = []
+"""The present one, if there is one."""
 
 
 def workspace(like: Tensor) -> Workspace | None:
@@ -259,13 +260,13 @@ def workspace(like: Tensor) -> Workspace | None:
 
     Every process has to call it with the same size and dtype.
     """
-    global _job
-    if _job.group is not dist.group.WORLD:
-        _job = _Job(dist.group.WORLD)
+    if not _jobs or _jobs[0].group() is not dist.group.WORLD:
+        _jobs[:] = [_Job(dist.group.WORLD)]
+    (job,) = _jobs
     key = like.shape, like.dtype
-    if key not in _job.spaces:
+    if key not in job.spaces:
         try:
-            _job.spaces[key] = Workspace(like)
+            job.spaces[key] = Workspace(like)
         except MemoryError:
-            _job.spaces[key] = None
-    return _job.spaces[key]
+            job.spaces[key] = None
+    return job.spaces[key]

@@ -109,14 +109,14 @@ def watched():
     with torch.inference_mode():
         rotation()
     rotation().sum().backward()
-    known = dict(shared_memory._job.spaces)
+    known = dict(shared_memory._jobs[0].spaces)
     rotation = Rotation(6)
     rotation.divided = True
     compiled = torch.compile(rotation, backend="eager", fullgraph=True)
     gradient = torch.func.grad(lambda a: torch.func.functional_call(rotation, {"A": a}, ())[0, 1])
     for result in (compiled().detach(), gradient(rotation.A.detach())):
         assert result.shape == (6, 6)
-    assert shared_memory._job.spaces == known
+    assert shared_memory._jobs[0].spaces == known
 
 
 def absent(like):
@@ -140,7 +140,7 @@ def absent(like):
         Meeting()
     os.pipe = plain
     assert descriptors() == open_before
-    shared_memory._job.spaces[a.shape, a.dtype] = None
+    shared_memory._jobs[0].spaces[a.shape, a.dtype] = None
     torch.testing.assert_close(divided.divided_rotation(a), together, rtol=0, atol=1e-6)
 
 
