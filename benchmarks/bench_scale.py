@@ -333,7 +333,11 @@ def markdown(report: dict[str, Any]) -> str:
             wanted = f"{'≥' if sign > 0 else '≤'} {limit}"
             lines.append(f"| {name} | {what} | {value:.2f} | {wanted} | {holds} |")
     busy = max((found["others"] for found in parts.values()), default=0.0)
-    lines += ["", f"Others used up to {busy:.0%} of the processors during a part."]
+    lines += [
+        "",
+        "Ratios of steps are medians over pairs of jobs, not quotients of the rates above. "
+        f"Others used up to {busy:.0%} of the processors during a part.",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -35,7 +35,9 @@ def resolve_name(name: str, source: Source | None) -> tuple[Source, str]:
     if not timm.is_model(base):
         elsewhere = torchvision.models.list_models(module=torchvision.models)
         known = [*timm.list_models(), *(f"torchvision/{n}" for n in elsewhere)]
-        hint = "; a name of the model hub is written hf/OWNER/NAME" if "/" in base else ""
+        hint = "; timm.list_models() lists the names, also torchvision/<name> is one"
+        if "/" in base:
+            hint = "; a name of the model hub is written hf/OWNER/NAME"
         raise ValueError(f"attach: timm has no model {base!r}{_close(base, known) or hint}")
     if tag and not timm.models.is_model_pretrained(name):
         known = timm.list_pretrained(f"{base}.*")

@@ -116,7 +116,10 @@ def read_tree(path: Path, left_out: LeftOut) -> Folder:
         FileNotFoundError: `path` is not a folder.
     """
     if not path.is_dir():
-        raise FileNotFoundError(f"{path} is not a folder; expected a folder of class folders")
+        raise FileNotFoundError(
+            f"{path} is not a folder; expected a folder of class folders, a .csv of "
+            "image,label[,split][,group], .tar files, or hfds/, wds/ or tfds/ and a name"
+        )
     folder = _read(path, frozenset(extensions()), left_out, frozenset())
     return folder if folder is not None else Folder(path)
 
