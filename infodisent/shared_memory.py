@@ -1,8 +1,8 @@
 """Memory that all processes of a job see, where they run on one machine.
 
-What one writes is the others' as soon as they have waited for it (`meet`), without a message that
-holds it: over gloo a matrix of 2048 x 2048 takes 15 ms. They wait at pipes, which takes 0.05 ms; an
-empty message over gloo takes 0.3 to 1 ms between processes that compute.
+What one writes is the others' as soon as they have waited for it (`Meeting`), without a message
+that holds it. They wait at pipes, which is shorter than an empty message over gloo. ``torchrun -m
+benchmarks.divided_rotation``, with ``--messages`` and without, shows what both save.
 """
 
 from __future__ import annotations
