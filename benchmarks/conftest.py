@@ -13,11 +13,13 @@ import functools
 import pytest
 import torch
 
+from infodisent.allocator import keep_memory
 from infodisent.backbones.torchvision_import import ensure_torchvision
 from infodisent.bench import cases as bench
 from infodisent.bench.labels import served_by
 
 ensure_torchvision()
+keep_memory(all_of_it=True)
 
 
 def pytest_addoption(parser):

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from infodisent import ops
+from infodisent.allocator import keep_memory
 from infodisent.backbones.torchvision_import import ensure_torchvision
 from infodisent.backends.native import module as _native
 from infodisent.bench import cases as bench
@@ -184,6 +185,7 @@ def markdown(report: dict[str, Any]) -> str:
 def main() -> None:
     """Run and write both files."""
     ensure_torchvision()
+    keep_memory(all_of_it=True)
     if _native.objection() is not None:
         sys.exit(f"cpu_report: {_native.objection()}")  # its figures would not be the package's
     report = run()

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from benchmarks.cpu_report import commit
 from benchmarks.pools_report import RESULTS, WatchedClock
+from infodisent.allocator import keep_memory
 from infodisent.bench import timing
 from infodisent.bench.machine import machine
 from infodisent.files import read_json, write_json, write_text
@@ -302,6 +303,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=tuple(ENTRIES), default=tuple(ENTRIES))
     chosen = parser.parse_args().only
     torch.set_num_threads(THREADS)
+    keep_memory(all_of_it=True)
     about = {"machine": machine(), "commit": commit()}
     stored = read_json(TARGET) if TARGET.is_file() else {}
     same = {key: stored.get(key) for key in about} == about

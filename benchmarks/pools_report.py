@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.cpu_report import commit
+from infodisent.allocator import keep_memory
 from infodisent.backends.native import module as _native
 from infodisent.bench import cases as bench
 from infodisent.bench.labels import check_served
@@ -184,7 +185,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"float32, medians of interleaved rounds ({FEWER['pipnet_convnext']} of the two largest, "
         f"{ROUNDS} of the others). Others' CPU: share of the processors' time that went to other "
         f"processes while a row was timed, {min(others):.0%} to {max(others):.0%}; rows with more "
-        "than a few percent are rough. Served by "
+        "than a few percent are rough. Freed memory stays with the process, so that no call pays "
+        "for what another one left. Served by "
         f"{', '.join(sorted({name for r in rows for name in r['served by']}))}. Extra memory of "
         "forward+backward holds the gradients of map and prototypes."
     )
@@ -206,6 +208,7 @@ def main() -> None:
     if _native.objection() is not None:
         sys.exit(f"pools_report: {_native.objection()}")  # its figures would not be the package's
     torch.set_num_threads(THREADS)
+    keep_memory(all_of_it=True)
     report = read_json(TARGET) if TARGET.is_file() else {"results": []}
     about = {"machine": bench.machine(), "commit": commit()}
     if chosen.only is None or _compared(report) != _compared(about):

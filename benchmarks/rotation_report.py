@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from infodisent import backends, ops, reference
+from infodisent.allocator import keep_memory
 from infodisent.backends.native import module as native
 from infodisent.bench import peers as ways
 from infodisent.bench.cases import MODES, machine
@@ -230,6 +231,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the stored table only")
     parser.add_argument("--only", metavar="TEXT", help="measure the rows so named again")
     options = parser.parse_args()
+    keep_memory(all_of_it=True)
     out = options.out or RESULTS / f"{options.device}-rotation.json"
     if options.table:
         print(table(read_json(out)["rows"]))

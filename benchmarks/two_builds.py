@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.cpu_report import commit
 from benchmarks.pools_report import THREADS, WatchedClock
+from infodisent.allocator import keep_memory
 from infodisent.backends.native import module
 from infodisent.bench.machine import machine
 from infodisent.bench.timing import medians
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--old-commit", required=True, help="what it was built from")
     chosen = parser.parse_args()
     torch.set_num_threads(THREADS)
+    keep_memory(all_of_it=True)
     builds = {"old": load(chosen.old), "new": module._module}
     report = {"machine": machine(), "old": chosen.old_commit, "new": commit(), "rounds": ROUNDS}
     rows = []

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from infodisent.allocator import keep_memory
 from infodisent.cli.bench import bench
 from infodisent.cli.demo import demo
 from infodisent.cli.doctor import doctor
@@ -19,7 +20,6 @@ from infodisent.cli.evaluate import evaluate
 from infodisent.cli.explain import explain
 from infodisent.cli.fit import fit
 from infodisent.cli.judge import judge
-from infodisent.cli.memory import keep_memory
 from infodisent.cli.methods import methods
 from infodisent.cli.plan import plan
 from infodisent.cli.predict import predict

@@ -51,11 +51,13 @@ def bench(
     """
     import torch
 
+    from infodisent.allocator import keep_memory
     from infodisent.bench import cases
     from infodisent.bench.machine import machine
     from infodisent.bench.shapes import shape_size
     from infodisent.files import write_json
 
+    keep_memory(all_of_it=True)
     ops = op or ["rotation", "rotate_pool", "infodisent_head"]
     shapes = shape or ["resnet34", "vit_base_patch16_224", "resnet50", *DEFAULT_POOLS]
     check_allowed("bench", "op", ops, cases.OPS)
