@@ -111,12 +111,16 @@ def memory(case: bench.Case) -> dict[str, float]:
     return needed
 
 
-def measure(shape: str, mode: str) -> dict[str, Any]:
-    """One row: memory first, while no implementation has run at that size, then times."""
+def case_of(shape: str, mode: str) -> bench.Case:
+    """A size of `POOLS` at its own batch."""
+    return bench.Case(bench.POOLS[shape].op, shape, bench.POOLS[shape].batch, mode)
+
+
+def measure(shape: str, mode: str, needed: dict[str, float]) -> dict[str, Any]:
+    """One row: times, with the memory that was `needed`."""
     torch.compiler.reset()
-    case = bench.Case(bench.POOLS[shape].op, shape, bench.POOLS[shape].batch, mode)
+    case = case_of(shape, mode)
     ours = bench.runner(case, bench.peers(case)["infodisent"])
-    needed = memory(case)
     check_served(f"{case}: infodisent", ours, ("native",))
     rounds = FEWER.get(shape, ROUNDS)
     clock = WatchedClock()
@@ -208,17 +212,19 @@ def main() -> None:
     if _native.objection() is not None:
         sys.exit(f"pools_report: {_native.objection()}")  # its figures would not be the package's
     torch.set_num_threads(THREADS)
-    keep_memory(all_of_it=True)
     report = read_json(TARGET) if TARGET.is_file() else {"results": []}
     about = {"machine": bench.machine(), "commit": commit()}
     if chosen.only is None or _compared(report) != _compared(about):
         report["results"] = []  # figures of another machine or code are no comparison
     report |= about
-    for shape in chosen.only or bench.POOLS:
-        for mode in chosen.modes:
-            report["results"] = merge(report["results"], measure(shape, mode))
-            write_json(TARGET, report)
-            write_text(TARGET.with_suffix(".md"), markdown(report))
+    rows = [(shape, mode) for shape in chosen.only or bench.POOLS for mode in chosen.modes]
+    # first of all, while freed memory still goes back: what is kept lies in pieces and counts twice
+    needed = {row: memory(case_of(*row)) for row in rows}
+    keep_memory(all_of_it=True)
+    for row in rows:
+        report["results"] = merge(report["results"], measure(*row, needed[row]))
+        write_json(TARGET, report)
+        write_text(TARGET.with_suffix(".md"), markdown(report))
 
 
 if __name__ == "__main__":
