@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.forks import forked
+
 ROOT = Path(__file__).parents[1]
 SOURCES = ("infodisent", "kernels", "benchmarks", "tests")
 LIMITS = {".py": 400, ".cpp": 450, ".h": 450, ".cu": 450, ".cuh": 450}
@@ -61,12 +63,19 @@ def test_files_can_be_read_at_one_sitting():
     assert not {name: lines for name, (lines, limit) in lengths.items() if lines > limit}
 
 
-@pytest.mark.parametrize("module", ["infodisent", "infodisent.ops", "infodisent.nn"])
-def test_operators_load_no_libraries_of_models(module):
-    code = f"import sys, {module}; print(sorted(set(sys.modules) & "
-    code += "{'timm', 'torchvision', 'matplotlib', 'triton', 'rich', 'typer', 'torchmetrics'}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_operators_load_no_libraries_of_models():
+    """Each imported where torch is and nothing of the package."""
+    others = {"torchvision", "matplotlib", "triton", "rich", "typer", "torchmetrics"}
+    programs = [
+        f"import {module}; print(sorted({names} & set(sys.modules)))"
+        for module, names in (
+            ("infodisent", {"timm", *others}),
+            ("infodisent.ops", {"timm", *others}),
+            ("infodisent.nn", {"timm", *others}),
+            ("infodisent.classifier", {"timm"}),
+        )
+    ]
+    assert forked("import sys, torch", programs).split() == ["[]"] * 4
 
 
 def test_benchmarks_import_nothing_from_the_tests():

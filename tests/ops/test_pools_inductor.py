@@ -1,6 +1,6 @@
 """The pools of prototypes under Inductor, in the modes people use; what is there on a CPU.
 
-With CUDA graphs ("reduce-overhead" on a GPU) the kernels are tried by `tests/kernels/test_memory.py`.
+`tests/kernels/test_memory.py` tries the kernels in CUDA graphs ("reduce-overhead" on a GPU).
 """
 
 from __future__ import annotations
