@@ -33,7 +33,12 @@ def verdicts(report: Report) -> list[Verdict]:
     return [
         _all_right("integers are exact", stages.get("integers", {})),
         _all_right("every operator agrees with float64", stages.get("operators", {})),
-        _random(stages.get("random", {})),
+        _random(f"{SHAPES:,} random shapes without a mismatch", stages.get("random", {})),
+        _all_right("pools of prototypes are exact", stages.get("pools, integers", {})),
+        _random(
+            f"pools of prototypes: {SHAPES:,} random shapes without a mismatch",
+            stages.get("pools, random", {}),
+        ),
         _share("cuda", 0.95, stages),
         _share("triton", 0.90, stages),
         _least(
@@ -45,6 +50,11 @@ def verdicts(report: Report) -> list[Verdict]:
             "forward + backward at least twice as fast as eager",
             2.0,
             ((name, row, "eager") for name, row in stages.get("backward", {}).items()),
+        ),
+        _least(
+            "pools of prototypes faster than the best eager form at every size",
+            1.0,
+            ((name, row, "best eager") for name, row in stages.get("pools", {}).items()),
         ),
         _rotation(stages.get("rotation", {})),
         _tool("compute-sanitizer finds nothing", stages.get("sanitizer", {})),
@@ -69,8 +79,7 @@ def _tool(bar: str, rows: dict[str, Row]) -> Verdict:
     return _all_right(bar, ran) if ran or not rows else Verdict(bar, None, "the tool is not here")
 
 
-def _random(rows: dict[str, Row]) -> Verdict:
-    bar = f"{SHAPES:,} random shapes without a mismatch"
+def _random(bar: str, rows: dict[str, Row]) -> Verdict:
     done = sum(row.get("shapes", 0) for row in rows.values())
     wrong = sum(len(row.get("mismatches", ())) for row in rows.values())
     broken = sum("error" in row for row in rows.values())

@@ -64,12 +64,14 @@ class Machine:
             is given to work at meanwhile.
         wide: most channels of the maps of integers.
         shapes: random ones, by minutes; a multiple of `together`, which are one item.
+        pools: sizes of the pools of prototypes.
         large, copied: size of the product and number of the floats that show what is possible.
     """
 
     device = "cuda"
     sizes: Mapping[str, Size] = {name: shapes.SHAPES[name] for name in shapes.EACH_SIZE[::-1]}
     channels: tuple[int, ...] = shapes.CHANNELS[::-1]
+    pools: Mapping[str, shapes.PoolSize] = shapes.POOLS
     batches: tuple[int, ...] = (256, 64, 8, 1, 1024)
     classes = 1000
     rounds = 15
@@ -222,6 +224,12 @@ class Rehearsal(Machine):
     device = "cpu"
     sizes: Mapping[str, Size] = {"resnet50": (24, 3, 3), "vit_base_patch16_224": (16, 4, 4)}
     channels = (24, 12)
+    pools: Mapping[str, shapes.PoolSize] = {
+        name: size._replace(
+            batch=3, prototypes=size.prototypes and 10, channels=8, height=3, width=2
+        )
+        for name, size in shapes.POOLS.items()
+    }
     batches = (4, 1)
     classes = 5
     rounds = 2

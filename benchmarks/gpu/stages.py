@@ -10,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from benchmarks.gpu import cases, exact, limits, once, random_shapes, rotation, tools
+from benchmarks.gpu import (
+    cases,
+    exact,
+    limits,
+    once,
+    pool_checks,
+    pools,
+    random_shapes,
+    rotation,
+    tools,
+)
 from benchmarks.gpu.cases import Report
 from benchmarks.gpu.machine import Machine
 from infodisent import backends, ops
@@ -126,10 +136,15 @@ STAGES = (
     Stage("integers", "whole numbers, exact", 180, exact.items),
     Stage("operators", "every operator once", 300, once.items),
     Stage("random", "random shapes", 300, random_shapes.items),
+    Stage(
+        "pools, integers", "pools of prototypes: whole numbers, ties", 180, pool_checks.exact_items
+    ),
+    Stage("pools, random", "pools of prototypes: random shapes", 300, pool_checks.random_items),
     Stage("ceilings", "what the machine can do", 60, _ceilings),
     Stage("forward", "rotate_pool, forward", 180, _part("forward")),
     Stage("backward", "rotate_pool, forward + backward for U", 180, _part("backward")),
     Stage("head", "infodisent_head, forward", 180, _part("head")),
+    Stage("pools", "pools of prototypes, beside the published forms", 240, pools.items),
     Stage("rotation", "rotation, forward + backward", 180, _rotation),
     Stage("products", "one product of the rotation", 180, _products),
     Stage("overhead", "the host's time", 60, _overhead),

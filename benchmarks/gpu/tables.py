@@ -22,6 +22,7 @@ def markdown(report: Report) -> str:
     lines += ["", *_stages(report), *_failures(report), *_facts(report)]
     for part in (*PARTS, "compiled"):
         lines += _times(report, part)
+    lines += _pools(report)
     lines += _rotation(report)
     lines += _products(report)
     return "\n".join(lines).rstrip() + "\n"
@@ -120,6 +121,38 @@ def _times(report: Report, part: str) -> list[str]:
             ", ".join(f"{row['gflop'] / times[name] * 1e3:.3g}" for name in ours),
             ", ".join(f"{row['of_mm'][name]:.0%}" for name in ours),
             f"{row['clocks'].get('sm_mhz', '')}".removesuffix(".0"),
+            ", ".join(_multiple(row, name, base) for name in times if name not in ours),
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return [*lines, ""]
+
+
+def _pools(report: Report) -> list[str]:
+    rows = [row for row in _rows(report, "pools").values() if "microseconds" in row]
+    if not rows:
+        return []
+    lines = [
+        "## Pools of prototypes",
+        "",
+        f"Others are multiples of the first of ours. A share is of the rate of `{PRODUCT}` (with "
+        "gradients of three), or of a copy of the map where there is no product.",
+        "",
+        "| what | B × M × C × P | dtype | mode | ours, µs | share | MiB | published | others |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        times, memory = row["microseconds"], row["peak_mib"]
+        ours = row["ours"]
+        base = times[ours[0]]
+        cells = [
+            f"{row['op']}: {row['title']}",
+            " × ".join(map(str, row["size"])),
+            row["dtype"],
+            row["mode"],
+            ", ".join(f"{name} {times[name]:.1f}" for name in ours),
+            ", ".join(f"{row['share'][name]:.0%}" for name in ours),
+            ", ".join(f"{memory[name]:.0f}" for name in ours),
+            f"{memory['published']:.0f}" if "published" in memory else "",
             ", ".join(_multiple(row, name, base) for name in times if name not in ours),
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")

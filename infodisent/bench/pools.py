@@ -54,7 +54,7 @@ def fused(module: Any, size: PoolSize) -> Function:
     if size.op == "softmax_alignment":
         return lambda x, y: module.softmax_alignment(x, y)  # type: ignore[no-any-return]
     if size.op == "softmax_pool":
-        return lambda x: module.softmax_pool(x).value  # type: ignore[no-any-return]
+        return lambda *given: module.softmax_pool(*given).value  # type: ignore[no-any-return]
 
     def pool(x: Tensor, v: Tensor) -> Tensor:
         first, *second = size.similarities
@@ -64,9 +64,16 @@ def fused(module: Any, size: PoolSize) -> Function:
     return pool
 
 
+def forms(size: PoolSize) -> tuple[Function, Function]:
+    """The published form and the best of plain PyTorch."""
+    if size.op == "softmax_pool" and size.prototypes:
+        return published_codes, best_codes
+    return _FORMS[size.similarities]
+
+
 def peers(size: PoolSize, mode: str) -> dict[str, Function]:
     """The implementations to compare, ours first."""
-    published, best = _FORMS[size.similarities]
+    published, best = forms(size)
     compared = {"infodisent": fused(ops, size), "published": published, "best eager": best}
     if mode != "backward":  # what it compiles cannot be run backward twice
         compared["torch.compile"] = torch.compile(best if size.prototypes else published)
@@ -180,6 +187,16 @@ def best_softmax(x: Tensor) -> Tensor:
     """The exponential after the maximum: of B·M numbers and not of the map."""
     pixels = x.flatten(2)
     return (pixels - pixels.logsumexp(1, keepdim=True)).amax(2).exp()
+
+
+def published_codes(x: Tensor, v: Tensor) -> Tensor:
+    """A convolution with the prototypes, then as `published_softmax`."""
+    return published_softmax(F.conv2d(x, _kernels(v)))
+
+
+def best_codes(x: Tensor, v: Tensor) -> Tensor:
+    """One product of the map as it lies, then as `best_softmax`."""
+    return best_softmax(torch.matmul(v, x.flatten(2)))
 
 
 def published_alignment(x: Tensor, y: Tensor) -> Tensor:

@@ -68,8 +68,9 @@ class PoolSize(NamedTuple):
 
     Attributes:
         title: method and data.
-        similarities: what is compared, one or two views of one product, or "softmax"; "alignment"
-            of two maps of scores.
+        similarities: what is compared, one or two views of one product, or "softmax" (of the
+            channels where there are no prototypes, else of the products); "alignment" of two maps
+            of scores.
         batch: images of a step, or pairs; where published ones need gigabytes a map, fewer.
         prototypes: M; None where the channels themselves are the scores.
         channels, height, width: C, H and W.
@@ -98,6 +99,7 @@ POOLS: dict[str, PoolSize] = {
     "protopnet_imagenet": PoolSize("10,000 prototypes", ("l2",), 256, 10000, 128, 7, 7),
     "pipnet_small": PoolSize("PIP-Net, ConvNeXt, 16 views", ("softmax",), 16, None, 768, 26, 26),
     "pipnet_convnext": PoolSize("PIP-Net, ConvNeXt", ("softmax",), 128, None, 768, 26, 26),
+    "softmax_codes": PoolSize("Softmax over 2,000 codes", ("softmax",), 80, 2000, 128, 7, 7),
     "pipnet_alignment": PoolSize(
         "PIP-Net's alignment, ConvNeXt, 8 pairs", ("alignment",), 8, None, 768, 26, 26
     ),

@@ -31,7 +31,7 @@ def bench(
             help="Backbones whose map sizes are timed (default: three of them), or sizes of your "
             "own: B,C,P (images, channels, pixels), C,P or CxHxW; several times. Of the three of "
             "prototypes: protopnet_cub, tesnet_cub, st_full, prototree_cub, protopnet_imagenet; "
-            "pipnet_small, pipnet_convnext; pipnet_alignment."
+            "pipnet_small, pipnet_convnext, softmax_codes; pipnet_alignment."
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 16,

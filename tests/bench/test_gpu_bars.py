@@ -42,6 +42,7 @@ def holds(bar, **stages):
 
 AMINMAX, EAGER = "torch.mm + aminmax", "eager"
 MATRIX = "torch.matrix_exp, forward + backward"
+BEST, FASTER = "best eager", "pools of prototypes faster"
 ROTATION = "triton, forward + backward"
 
 
@@ -55,6 +56,15 @@ ROTATION = "triton, forward + backward"
         ("2,000", {"random": {"0": {"ok": True, "shapes": 2000}}}, True, "2,000 shapes"),
         ("2,000", {"random": {"0": {"ok": False, "shapes": 9, "mismatches": ["x"]}}}, False, "1 w"),
         ("2,000", {"random": {"0": {"ok": False, "error": "died"}}}, False, "1 items broke"),
+        ("pools of prototypes are", {"pools, integers": {"a": {"ok": False}}}, False, "first: a"),
+        (
+            "pools of prototypes: ",
+            {"pools, random": {"0": {"ok": True, "shapes": 9}}},
+            None,
+            "9 sh",
+        ),
+        (FASTER, {"pools": {"a": row(triton=9.0, **{BEST: 18.0})}}, True, "least 2 (a)"),
+        (FASTER, {"pools": {"a": row(triton=9.0, **{BEST: 8.0})}}, False, "0.889"),
         ("cuda", {"forward": {"a": row(cuda=104.0)}}, True, "least 0.962 (a)"),
         ("cuda", {"forward": {"a": row(cuda=104.0), "b": row(cuda=106.0)}}, False, "(b), 1 of 2"),
         ("cuda", {"forward": {"a": row(triton=99.0)}}, None, "not measured"),

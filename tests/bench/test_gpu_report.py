@@ -15,7 +15,17 @@ import torch
 from infodisent.kernels.tiles import rotation as tiles
 from infodisent.kernels.tiles.blocks import Block, Row
 
-from benchmarks.gpu import cases, exact, machine, once, random_shapes, rotation, tables
+from benchmarks.gpu import (
+    cases,
+    exact,
+    machine,
+    once,
+    pool_checks,
+    pools,
+    random_shapes,
+    rotation,
+    tables,
+)
 from infodisent.backends import selection
 from infodisent.backends.triton import kernels as triton_kernels
 from infodisent.backends.triton import loading
@@ -40,7 +50,8 @@ class Interpreter(machine.Rehearsal):
 def interpreter(monkeypatch):
     monkeypatch.setattr(loading, "objection", lambda *_: None)
     monkeypatch.setattr(selection, "_resolved", {})
-    monkeypatch.setattr(random_shapes, "IMAGES", ((7, 7), (1, 1), (5, 10), (3, 4)))
+    for module in (random_shapes, pool_checks):
+        monkeypatch.setattr(module, "IMAGES", ((7, 7), (1, 1), (5, 10), (3, 4)))
     return Interpreter()
 
 
@@ -104,6 +115,22 @@ def test_whole_numbers_and_every_operator(interpreter):
         assert run()["ok"]
 
 
+@runs
+@pytest.mark.parametrize("shape", ["protopnet_cub", "tesnet_cub", "softmax_codes", "pipnet_small"])
+def test_pools_of_prototypes(interpreter, shape):
+    case = pools.PoolCase(shape, "forward+backward", "bf16")
+    row = pools.compare(case, interpreter)
+    assert next(iter(row["microseconds"])) == "triton"
+    assert all(us > 0 for us in row["microseconds"].values())
+
+
+@runs
+def test_pools_of_whole_and_of_random_numbers(interpreter):
+    for run, dtype in ((pool_checks.integers, "bf16"), (pool_checks.ties, "fp32")):
+        assert run(interpreter, "triton", (2, 9, 24, 10), dtype)["ok"]
+    assert pool_checks.several(interpreter, 0, 4)["mismatches"] == []
+
+
 @pytest.fixture
 def small(interpreter, monkeypatch):
     """With small tiles and without a clock: the interpreter is slow."""
@@ -163,4 +190,4 @@ def test_the_rotation_by_parts():
 )
 def test_in_the_interpreter():
     passed = re.search(r"(\d+) passed", kernel_compile.interpret(__file__))
-    assert int(passed[1]) >= 11
+    assert int(passed[1]) >= 16

@@ -76,6 +76,7 @@ def test_every_stage(path, cpu):
     text = path.with_suffix(".md").read_text()
     assert "| 24×3×3 | 4 | bf16 | native" in text or "| 24×3×3 | 4 | bf16 | sparse" in text
     assert "What failed" not in text
+    assert "| similarity_pool: ProtoPNet, CUB | 3 × 10 × 8 × 6 | bf16 | forward | " in text
     for part in ("forward", "backward", "head", "compiled"):
         for row in report["stages"][part].values():
             assert row["of_mm"][cases.PRODUCT] == 1.0
