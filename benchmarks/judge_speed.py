@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infodisent.allocator import keep_memory
 from infodisent.backbones.preprocess import transform_from
 from infodisent.backbones.torchvision_import import ensure_torchvision
 from infodisent.bench.machine import machine
@@ -295,6 +296,7 @@ def main() -> None:
     args = parser.parse_args()
     ensure_torchvision()
     torch.set_num_threads(args.threads)
+    keep_memory(all_of_it=True)
     rows = contests(args, show)
     if args.json:
         write_json(args.json, {"machine": machine(), "threads": args.threads, "rows": rows})

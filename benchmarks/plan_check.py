@@ -34,6 +34,7 @@ from PIL import Image
 from benchmarks.cpu_report import commit
 from benchmarks.pools_report import WatchedClock, resident
 from infodisent import demo
+from infodisent.allocator import keep_memory
 from infodisent.bench.machine import machine
 from infodisent.data.extraction import extract
 from infodisent.data.images import scan_folder
@@ -244,6 +245,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Plan, run and compare every case that is missing; write the report."""
+    keep_memory()  # as the commands do
     if sys.argv[1:2] == ["--one"]:
         stage, pictures, folder, method = sys.argv[2:]
         print("\n" + json.dumps(one(stage, Path(pictures), Path(folder), method)))
