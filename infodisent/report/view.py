@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import unicodedata
 from pathlib import PurePath
@@ -45,32 +46,38 @@ class Mark(NamedTuple):
 def marks(explanation: Explanation, radius: float) -> list[Mark]:
     """The boxes of all channels shown, none hidden by another.
 
-    Several channels often point at the same cell: numbers, discs of `radius` pixels, then stand
-    side by side, and a box of the other kind is drawn inside the first.
+    Several channels often point at the same cell: a number, a disc of `radius` pixels, then stands
+    at the free place nearest to its box, and a box of the other kind is drawn inside the first.
     """
     width, height = explanation.picture.size
     placed: list[Mark] = []
-    kinds: dict[Box, list[str]] = {}
+    first: dict[Box, str] = {}
     for number, evidence in enumerate(explanation.shown, 1):
         box = evidence.box
         if box is None:
             continue
         kind = "supports" if evidence.sign == 1 else "opposes"
-        before = kinds.setdefault(box, [])
-        inset = 0.35 * radius if before and kind not in before else 0.0
-        before.append(kind)
+        inset = 0.0 if first.setdefault(box, kind) == kind else 0.35 * radius
         x = min(max(float(box[0]), radius), width - radius)
         y = min(max(float(box[1]), radius), height - radius)
-        # To the right, and down a line at the edge; the picture has room for many more numbers.
-        for _ in range(100):
-            if all(max(abs(x - a), abs(y - b)) >= 1.95 * radius for *_, (a, b) in placed):
+        for right, down in _steps():
+            a, b = x + 2 * radius * right, y + 2 * radius * down
+            if not (radius <= a <= width - radius and radius <= b <= height - radius):
+                continue
+            if all(max(abs(a - c), abs(b - d)) >= 1.95 * radius for *_, (c, d) in placed):
+                x, y = a, b
                 break
-            x += 2 * radius
-            if x > width - radius:
-                x, y = radius, min(y + 2 * radius, height - radius)
         frame = (box[0] + inset, box[1] + inset, box[2] - inset, box[3] - inset)
         placed.append(Mark(number, kind, frame, (x, y)))
     return placed
+
+
+@functools.cache
+def _steps(reach: int = 12) -> tuple[tuple[int, int], ...]:
+    """Steps right and down, short ways first; of equal ones those to the right, then those down."""
+    way = range(-reach, reach + 1)
+    every = [(right, down) for right in way for down in way]
+    return tuple(sorted(every, key=lambda s: (s[0] ** 2 + s[1] ** 2, -s[0], -s[1])))
 
 
 def terms(explanation: Explanation) -> list[Term]:

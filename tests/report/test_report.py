@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -85,6 +86,24 @@ def test_every_mark_can_be_seen(made):
                 apart = [abs(a - b) for a, b in zip(m.center, other.center, strict=True)]
                 assert max(apart) >= 11
                 assert m.kind == other.kind or m.box != other.box
+
+
+def test_numbers_stay_at_their_boxes():
+    """At the right edge, too, where there is no room beside the first."""
+    box = (196.0, 64.0, 224.0, 96.0)
+    shown = [types.SimpleNamespace(box=box, sign=sign) for sign in (1, 1, -1, 1, -1)]
+    picture = types.SimpleNamespace(size=(224, 224))
+    found = marks(types.SimpleNamespace(shown=shown, picture=picture), 7.0)
+    assert len({m.center for m in found}) == 5
+    for m in found:
+        assert max(abs(m.center[0] - 196), abs(m.center[1] - 64)) <= 14
+    assert [m.box == box for m in found] == [
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]  # those inside are seen, too
 
 
 def test_heat_is_painted_where_it_is_hot():

@@ -1,5 +1,9 @@
 // The card of one image: the large photograph, the classes, and why one of them.
 
+// Steps right and down, short ways first; of equal ones those to the right, then those down.
+const STEPS = Array.from({ length: 25 * 25 }, (_, i) => [(i % 25) - 12, Math.floor(i / 25) - 12])
+  .sort(([a, b], [c, d]) => a * a + b * b - c * c - d * d || c - a || d - b);
+
 class Card {
   constructor(run, number) {
     this.run = run;
@@ -78,24 +82,28 @@ class Card {
     }), this.caption];
   }
 
-  // Numbered boxes; several units often point at one cell, so numbers stand side by side.
+  // Numbered boxes. Several units often point at one cell: a number stands at the free place nearest
+  // to its box, and a box of the other kind is drawn inside the first.
   numbers(picture) {
     const { run, image, sum } = this, [width, height] = picture.size;
-    const radius = Math.max(width, height) / 30, taken = [], found = [];
+    const radius = Math.max(width, height) / 30, taken = [], found = [], first = {};
     strongest(sum).all.forEach((u, i) => {
       const side = run.side(image, u);
       if (side.cell === null) return;
       const box = cellBox(side.cell, run.grid, picture.size), kind = kindOf(sum.parts[u]);
+      const inset = (first[side.cell] ??= kind) === kind ? 0 : 0.35 * radius;
       let x = Math.min(Math.max(box.x, radius), width - radius);
       let y = Math.min(Math.max(box.y, radius), height - radius);
-      for (let tries = 0; tries < 60; tries++) {
-        const near = ([a, b]) => Math.max(Math.abs(x - a), Math.abs(y - b)) < 1.95 * radius;
-        if (!taken.some(near)) break;
-        x += 2 * radius;
-        if (x > width - radius) { x = radius; y = Math.min(y + 2 * radius, height - radius); }
+      for (const [right, down] of STEPS) {
+        const a = x + 2 * radius * right, b = y + 2 * radius * down;
+        if (a < radius || a > width - radius || b < radius || b > height - radius) continue;
+        const near = ([c, d]) => Math.max(Math.abs(a - c), Math.abs(b - d)) < 1.95 * radius;
+        if (taken.some(near)) continue;
+        [x, y] = [a, b];
+        break;
       }
       taken.push([x, y]);
-      found.push(...frame(box, kind), make("g", { class: `mark ${kind}` },
+      found.push(...frame(shrunk(box, inset), kind), make("g", { class: `mark ${kind}` },
         make("circle", { cx: x, cy: y, r: radius }),
         make("text", { x, y, "font-size": radius * 1.3 }, String(i + 1))));
     });

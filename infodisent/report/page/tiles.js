@@ -27,6 +27,10 @@ function frame(box, kind) {
   return [make("rect", { class: "halo", ...box }), make("rect", { class: `box ${kind}`, ...box })];
 }
 
+function shrunk({ x, y, width, height }, by) {
+  return { x: x + by, y: y + by, width: width - 2 * by, height: height - 2 * by };
+}
+
 // A picture, or of it the patch of a cell with a third of a patch around it.
 function tile(picture, { cell = null, grid, kind = "supports", whole = false, label }) {
   const [width, height] = picture.size;
