@@ -54,7 +54,7 @@ def similarity_pool(
             ``‖x_p - v_m‖²`` (ProtoPNet), never negative.
         second: another of the three, with its own pixel, from the same product.
         mean: also return the mean of `similarity` over the pixels, by its closed form (that of the
-            mean pixel), which costs no comparison.
+            mean pixel), which costs no comparison of pixels: NaN or infinite where a pixel is.
         valid: ``[B, P]`` bool, the pixels that count (no padding, inside a segment); all if None.
             What others hold, NaN included, shows nowhere.
         input_fmt: layout of `x`, timm's names.
@@ -152,7 +152,7 @@ def _mean(
     valid: Tensor | None,  # [B, P] bool
     similarity: str,
 ) -> Tensor:
-    """Mean similarity [B, M]: all three are linear in the pixel, its unit vector and its square."""
+    """Mean similarity [B, M]: that of the mean pixel or unit pixel; for "l2" and their spread."""
     dtype = value_dtype(x.dtype, prototypes.dtype)
     v = prototypes.to(dtype)
     if valid is None:
@@ -167,9 +167,16 @@ def _mean(
     center = torch.bmm(share[:, None], x.to(dtype))[:, 0]  # [B, C]
     if similarity != "l2":
         return center @ v.mT
-    square = (x.to(dtype).square().sum(dim=2) * share).sum(dim=1, keepdim=True)
-    distance = square - 2 * (center @ v.mT) + v.square().sum(dim=1)
-    return distance.clamp_min(0)
+    x = x.to(dtype)
+    spread = ((x - center[:, None]).square().sum(dim=2) * share).sum(dim=1, keepdim=True)
+    product = center.square().sum(dim=1, keepdim=True) - 2 * (center @ v.mT)
+    product = product + v.square().sum(dim=1)
+    # The product cancels where the mean pixel is near a prototype: it is there for the gradient,
+    # which otherwise would keep differences, [B, M, C].
+    with torch.no_grad():
+        near = torch.cdist(center, v, compute_mode="donot_use_mm_for_euclid_dist").square()
+        lost = near - product
+    return spread + torch.where(lost.isfinite(), product + lost, near)
 
 
 _Four = tuple[Tensor, Tensor, Tensor, Tensor]
