@@ -104,7 +104,7 @@ def similarity_pool(
     if mean:
         with register.no_autocast(x):
             pixels = to_bpc(x, input_fmt, num_prefix_tokens)
-            average = _mean(pixels, prototypes, valid, similarity)
+            average = _mean(pixels, prototypes, valid, similarity, backend)
     if second is None:
         return Pool(value, index, None, None, average)
     return Pool(value, index, second_value, second_index, average)
@@ -151,6 +151,7 @@ def _mean(
     prototypes: Tensor,  # [M, C]
     valid: Tensor | None,  # [B, P] bool
     similarity: str,
+    backend: str,
 ) -> Tensor:
     """Mean similarity [B, M]: that of the mean pixel or unit pixel; for "l2" and their spread."""
     dtype = value_dtype(x.dtype, prototypes.dtype)
@@ -171,10 +172,11 @@ def _mean(
     spread = ((x - center[:, None]).square().sum(dim=2) * share).sum(dim=1, keepdim=True)
     product = center.square().sum(dim=1, keepdim=True) - 2 * (center @ v.mT)
     product = product + v.square().sum(dim=1)
-    # The product cancels where the mean pixel is near a prototype: it is there for the gradient,
-    # which otherwise would keep differences, [B, M, C].
+    # The product cancels where the mean pixel is near a prototype: it is there for the gradient.
+    # The value is the distance of a map of that pixel alone, which no backend lets cancel.
     with torch.no_grad():
-        near = torch.cdist(center, v, compute_mode="donot_use_mm_for_euclid_dist").square()
+        run = _impl if register.direct(center, v) else _similarity_pool
+        near = run(center[:, None], v, None, "l2", "", "NLC", 0, backend)[0]
         lost = near - product
     return spread + torch.where(lost.isfinite(), product + lost, near)
 

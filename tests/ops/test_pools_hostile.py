@@ -112,3 +112,21 @@ def test_gradients_in_batches(monkeypatch):
         wanted = torch.autograd.grad(value, leaves, cotangent, retain_graph=True)
         for a, b in zip(found, wanted, strict=True):
             torch.testing.assert_close(a[i], b)
+
+
+@pytest.mark.filterwarnings("ignore:.*state", "ignore:.*prototype stage")
+def test_tensors_that_are_not_dense_are_refused_by_name():
+    x, v = problem()
+    valid = torch.ones(3, 6, dtype=torch.bool)
+    nested = torch.nested.nested_tensor([x[0], x[1, :3]])
+    cases = [
+        ("x is of layout torch.sparse_coo", (x.to_sparse(), v), None),
+        ("x is of layout torch._mkldnn", (x.to_mkldnn(), v), None),
+        ("x is a nested tensor", (nested, v), None),
+        ("prototypes is of layout torch.sparse_csr", (x, v.to_sparse_csr()), None),
+        ("valid is of layout torch.sparse_coo", (x, v), valid.to_sparse()),
+    ]
+    for told, given, mask in cases:
+        for op in (ops.similarity_pool, ops.softmax_pool):
+            with pytest.raises(TypeError, match=f"{op.__name__}: {told}, must be a dense tensor"):
+                op(*given, valid=mask, input_fmt="NLC")
