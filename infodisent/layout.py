@@ -58,12 +58,20 @@ def check_map(op: str, name: str, x: Tensor, input_fmt: str, num_prefix_tokens: 
 
 
 def check_float(op: str, name: str, x: Tensor) -> None:
-    """Raise TypeError unless `x` is a tensor of a supported floating-point dtype."""
+    """Raise TypeError unless `x` is a dense tensor of a supported floating-point dtype."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(x).__name__}")
+    check_dense(op, name, x)
     if x.dtype not in FLOAT_DTYPES:
         allowed = ", ".join(str(d).removeprefix("torch.") for d in FLOAT_DTYPES)
         raise TypeError(f"{op}: {name} is {x.dtype}, allowed are {allowed}")
+
+
+def check_dense(op: str, name: str, x: Tensor) -> None:
+    """Raise TypeError unless `x` has its numbers in memory, one for every place of its shape."""
+    if x.layout != torch.strided or x.is_nested:
+        given = "a nested tensor" if x.is_nested else f"of layout {x.layout}"
+        raise TypeError(f"{op}: {name} is {given}, must be a dense tensor (torch.strided)")
 
 
 def check_same_device(op: str, **tensors: Tensor | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from infodisent.contract import Pool, SparsePool
 from infodisent.layout import to_bpc, value_dtype
@@ -83,6 +84,7 @@ def similarity_pool(
     """
     dtype = value_dtype(x.dtype, prototypes.dtype)
     x, v = to_bpc(x, input_fmt, num_prefix_tokens).to(dtype), prototypes.to(dtype)
+    x = _shown(x, valid)
     value, index = _best(x, v, similarity, valid)
     average = _mean(x, v, similarity, valid) if mean else None
     if second is None:
@@ -90,10 +92,16 @@ def similarity_pool(
     return Pool(value, index, *_best(x, v, second, valid), average)
 
 
+def _shown(x: Tensor, valid: Tensor | None) -> Tensor:
+    """[B, P, C] without what pixels hold that do not count: a NaN times a gradient of 0 is NaN."""
+    return x if valid is None else torch.where(valid[:, :, None], x, 0)
+
+
 def _best(x: Tensor, v: Tensor, similarity: str, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     if similarity == "l2":
         # by differences: a pixel that equals a prototype is found
-        if torch.onnx.is_in_onnx_export():  # has no cdist in every exporter
+        # cdist is not in every exporter, and has no forward-mode rule
+        if torch.onnx.is_in_onnx_export() or forward_ad._current_level >= 0:
             scores = -(x[:, :, None] - v).square().sum(dim=3)
         else:
             with torch.no_grad():
@@ -118,7 +126,6 @@ def _mean(x: Tensor, v: Tensor, similarity: str, valid: Tensor | None) -> Tensor
     if valid is None:
         valid = x.new_ones(x.shape[:2], dtype=torch.bool)
     share = valid.to(x.dtype) / valid.sum(dim=1, keepdim=True)
-    x = torch.where(valid[:, :, None], x, 0)
     center = (x * share[:, :, None]).sum(dim=1)  # [B, C]
     if similarity != "l2":
         return center @ v.t()
@@ -147,7 +154,7 @@ def softmax_pool(
     Without `prototypes` the scores are ``x / temperature`` and M = C.
     """
     dtype = value_dtype(x.dtype, *(t.dtype for t in (prototypes, bias) if t is not None))
-    z = to_bpc(x, input_fmt, num_prefix_tokens).to(dtype)
+    z = _shown(to_bpc(x, input_fmt, num_prefix_tokens).to(dtype), valid)
     if prototypes is not None:
         z = z @ prototypes.to(dtype).t()
     z = z / temperature

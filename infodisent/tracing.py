@@ -23,3 +23,12 @@ def transforming() -> bool:
         return torch._C._functorch.peek_interpreter_stack() is not None
     except AttributeError:  # another torch
         return False
+
+
+def in_batches(*gradients: torch.Tensor) -> bool:
+    """Whether gradients are several at once, by ``is_grads_batched``: no mode or transform."""
+    try:
+        batched = torch._C._functorch.is_legacy_batchedtensor, torch._C._functorch.is_batchedtensor
+    except AttributeError:  # another torch
+        return False
+    return any(asked(g) for asked in batched for g in gradients)

@@ -139,6 +139,10 @@ def passes():
     assert sorted(i for part in ranks.everyones(own) for i in part) == list(range(11))
     merged = ops.best_pixels(part_of(batches)(), vectors, k=3, vectors=True, gather=True)
     assert all(torch.equal(one, other) for one, other in zip(merged, whole, strict=True))
+    # all but one have seen nothing, and have no vectors of their own
+    seen = list(batches()) if ranks.rank() == ranks.world() - 1 else []
+    merged = ops.best_pixels(seen, vectors, k=3, vectors=True, gather=True)
+    assert all(torch.equal(one, other) for one, other in zip(merged, whole, strict=True))
 
 
 def rotations():

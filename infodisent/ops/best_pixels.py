@@ -6,6 +6,7 @@ k > 1. The data set is streamed: what is kept is ``[k, M]``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor
 
 from infodisent import ranks
-from infodisent.checks import check_positive
-from infodisent.layout import to_bpc
-from infodisent.ops.similarity_pool import similarity_pool
+from infodisent.checks import check_choice, check_positive, check_switches
+from infodisent.layout import check_float, check_input_fmt, check_map, to_bpc
+from infodisent.ops.similarity_pool import SIMILARITIES, similarity_pool
 
 _LOW = (1 << 32) - 1
 _NOTHING = -(1 << 63)
@@ -47,8 +48,8 @@ class BestPixels(NamedTuple):
         image: numbers of the images, ``[k, M]`` int64, -1 where there is none. Equal values: the
             lower number first.
         index: flat pixels, as in `Pool`, ``[k, M]`` int32, -1 where there is none.
-        vector: the pixels' own channels, ``[k, M, C]`` in the maps' dtype, 0 where there is none;
-            None where not asked for.
+        vector: the pixels' own channels, ``[k, M, C]`` in the maps' dtype (the one that holds all
+            of them, where batches differ), 0 where there is none; None where not asked for.
     """
 
     value: Tensor
@@ -76,9 +77,12 @@ def best_pixels(
 
     Args:
         maps: a feature store, all of whose images are looked at; or an iterable of batches, each a
-            map, or ``(map, labels)``, or ``(map, labels, numbers of the images)``. Images without
-            numbers are counted from 0. Maps on another device than `prototypes` are moved to it.
-        prototypes: ``[M, C]``.
+            map, or ``(map, labels)``, or ``(map, labels, numbers of the images)``. Labels, which
+            `allowed` alone asks for, are integers ``[n]``, or ``[n, K]`` with more than 0.5 where
+            an image has the class. Numbers are integers ``[n]``, 0 to 2^32 - 1, each given once
+            (one given twice is two images); without them (None) images are counted from 0. Maps on
+            another device than `prototypes` are moved to it.
+        prototypes: ``[M, C]``, float32 / float16 / bfloat16 / float64.
         k: images kept for each prototype.
         similarity: see `similarity_pool`.
         allowed: ``[K, M]`` bool: an image of class c counts for prototype m where
@@ -90,13 +94,27 @@ def best_pixels(
             their numbers: what all have seen is merged, exactly, and the same in all.
         progress: show a progress bar.
 
+    Values are compared, and returned, as float32 whatever the maps are. Without any image the
+    result is empty places, and vectors are in the dtype of `prototypes`.
+
     Raises:
-        TypeError: `allowed` is not bool, or needs labels that the batches do not have.
-        ValueError: see `similarity_pool`; k below 1; `allowed` of another size; a label that
-            `allowed` has no row for; a NaN similarity.
+        TypeError: `maps`, a batch or a part of one, `prototypes` or `allowed` is of another type or
+            dtype; `allowed` needs labels that the batches do not have.
+        ValueError: see `similarity_pool`; k below 1; `allowed` of another size; labels or numbers
+            that are not one for each image; a label that `allowed` has no row for; a number out of
+            range; a NaN similarity.
     """
     for name, number in (("k", k), ("batch_size", batch_size)):
         check_positive("best_pixels", name, number)
+    check_switches("best_pixels", vectors=vectors, gather=gather)
+    check_choice("best_pixels", "similarity", similarity, SIMILARITIES)
+    check_input_fmt("best_pixels", input_fmt, num_prefix_tokens)
+    check_float("best_pixels", "prototypes", prototypes)
+    if prototypes.ndim != 2 or not prototypes.numel():
+        raise ValueError(
+            f"best_pixels: prototypes is {tuple(prototypes.shape)}, must be (prototypes, "
+            "channels), one of each at least"
+        )
     if allowed is not None:
         if not isinstance(allowed, Tensor) or allowed.dtype != torch.bool:
             raise TypeError("best_pixels: allowed must be a torch.bool tensor")
@@ -114,7 +132,7 @@ def best_pixels(
     with bar(progress) as display:
         task = display.add_task("compare", total=total, note="")
         for batch in _batches(maps, batch_size):
-            x, labels, numbers = _parts(batch, done)
+            x, labels, numbers = _parts(batch, done, input_fmt, num_prefix_tokens)
             x = x.to(prototypes.device)
             pool = similarity_pool(
                 x,
@@ -123,57 +141,98 @@ def best_pixels(
                 input_fmt=input_fmt,
                 num_prefix_tokens=num_prefix_tokens,
             )
-            mask = None if allowed is None else _mask(allowed, labels)
+            mask = None if allowed is None else _mask(allowed, labels, len(x))
             rows = to_bpc(x, input_fmt, num_prefix_tokens) if vectors else None
             best.update(pool.value, pool.index, numbers, allowed=mask, maps=rows)
             done += len(x)
             display.update(task, advance=len(x))
     if gather:
         best.gather()
-    return best.result()
+    result = best.result()
+    if vectors and result.vector is None:  # no image, so no map whose dtype it could have
+        size = k, *prototypes.shape
+        return result._replace(vector=torch.zeros(size, dtype=prototypes.dtype, device="cpu"))
+    return result
 
 
 def _batches(maps: MapStore | Iterable[Any], batch_size: int) -> Iterable[Any]:
     if isinstance(maps, MapStore):
         return maps.batches(torch.arange(len(maps)), batch_size, dtype=None)
+    if isinstance(maps, Tensor) or not isinstance(maps, Iterable):
+        raise TypeError(
+            f"best_pixels: maps is a {type(maps).__name__}, must be a store or an iterable of "
+            "batches, such as [map]"
+        )
     return maps
 
 
-def _parts(batch: Any, done: int) -> tuple[Tensor, Tensor | None, Tensor]:
+def _parts(
+    batch: Any, done: int, input_fmt: str, num_prefix_tokens: int
+) -> tuple[Tensor, Any, Tensor]:
     """Map, labels if there are, and the images' numbers."""
+    if not isinstance(batch, (Tensor, tuple, list)):
+        raise TypeError(
+            f"best_pixels: a batch is a {type(batch).__name__}, must be a map, (map, labels) or "
+            "(map, labels, numbers)"
+        )
     given = (batch,) if isinstance(batch, Tensor) else tuple(batch)
     if not 1 <= len(given) <= 3:
         raise TypeError(
             f"best_pixels: a batch has {len(given)} parts, must be (map, labels, numbers)"
         )
-    x = given[0]
-    labels = given[1] if len(given) > 1 else None
-    if len(given) == 3:
-        return x, labels, torch.as_tensor(given[2])
-    return x, labels, torch.arange(done, done + len(x))
+    x, labels, numbers = (*given, None, None)[:3]
+    check_map("best_pixels", "a batch's map", x, input_fmt, num_prefix_tokens)
+    if numbers is None:
+        return x, labels, torch.arange(done, done + len(x), device="cpu")
+    numbers = _of_images("numbers", numbers, len(x), (1,))
+    if len(numbers) and not bool(((numbers >= 0) & (numbers <= _LOW)).all()):
+        raise ValueError(
+            f"best_pixels: numbers are {int(numbers.min())} … {int(numbers.max())}, must be 0 to "
+            "2^32 - 1"
+        )
+    return x, labels, numbers
+
+
+def _of_images(name: str, given: Any, count: int, dimensions: tuple[int, ...]) -> Tensor:
+    """What a batch says of its images, [n] int64 or [n, K] of any dtype."""
+    try:
+        t = torch.as_tensor(given, device=given.device if isinstance(given, Tensor) else "cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"best_pixels: {name} are a {type(given).__name__} that is no tensor: {error}"
+        ) from error
+    if t.ndim not in dimensions or len(t) != count:
+        either = f"({count},)" if dimensions == (1,) else f"({count},) or ({count}, classes)"
+        raise ValueError(f"best_pixels: {name} are {tuple(t.shape)}, must be {either}")
+    if t.ndim == 2:
+        return t
+    if t.is_floating_point() or t.is_complex():
+        raise TypeError(f"best_pixels: {name} are {t.dtype}, must be integers")
+    return t.long()
 
 
 def _mask(
     allowed: Tensor,  # [K, M] bool
-    labels: Tensor | None,  # [n] int64, or [n, K]
+    labels: Any,  # [n] integers, or [n, K]; None: there are none
+    count: int,
 ) -> Tensor:
     """Which images count for which prototypes, [n, M] bool."""
     if labels is None:
         raise TypeError("best_pixels: allowed is by class, but the batches have no labels")
-    labels = torch.as_tensor(labels).to(allowed.device)
-    if labels.ndim == 2:
-        if labels.shape[1] != len(allowed):
+    classes = _of_images("labels", labels, count, (1, 2)).to(allowed.device)
+    if classes.ndim == 2:
+        if classes.shape[1] != len(allowed):
             raise ValueError(
-                f"best_pixels: labels are {tuple(labels.shape)} but allowed is "
-                f"{tuple(allowed.shape)}, must be ({labels.shape[1]}, prototypes)"
+                f"best_pixels: labels are {tuple(classes.shape)} but allowed is "
+                f"{tuple(allowed.shape)}, must be ({classes.shape[1]}, prototypes)"
             )
-        return (labels > 0.5).float() @ allowed.float() > 0
-    if len(labels) and not bool(((labels >= 0) & (labels < len(allowed))).all()):
+        return (classes > 0.5).float() @ allowed.float() > 0
+    if len(classes) and not bool(((classes >= 0) & (classes < len(allowed))).all()):
         raise ValueError(
-            f"best_pixels: labels are {int(labels.min())} … {int(labels.max())} but allowed has "
+            f"best_pixels: labels are {int(classes.min())} … {int(classes.max())} but allowed has "
             f"{len(allowed)} rows"
         )
-    return allowed[labels]
+    return allowed[classes]
 
 
 class TopPixels:
@@ -237,11 +296,14 @@ class TopPixels:
         k, units = place.shape
         if self.vector is None:
             self.vector = maps.new_zeros(k, units, maps.shape[2])
+        dtype = torch.promote_types(self.vector.dtype, maps.dtype)  # of batches of several
+        self.vector = self.vector.to(dtype)
         stayed = place.clamp_max(k - 1)[:, :, None].expand_as(self.vector)
         self.vector = self.vector.gather(0, stayed)
         new = (place >= k) & (self.key != _NOTHING)
         rank, unit = new.nonzero(as_tuple=True)
-        self.vector[rank, unit] = maps[place[rank, unit] - k, self.pixel[rank, unit].long()]
+        rows = maps[place[rank, unit] - k, self.pixel[rank, unit].long()]
+        self.vector[rank, unit] = rows.to(dtype)
 
     def gather(self) -> None:
         """Merge with what the other processes have seen, see `infodisent.ranks`: the same in all.
@@ -250,7 +312,18 @@ class TopPixels:
         """
         if ranks.world() == 1:
             return
-        k = len(self.key)
+        k, units = self.key.shape
+        own = None if self.vector is None else (self.vector.dtype, self.vector.shape[2])
+        # a process that has seen no image must send as much as the others, from where they do
+        everyones = ranks.everyones((self.key.device.type, own))
+        if self.key.device.type == "cpu" and "cuda" in {kind for kind, _ in everyones}:
+            self.key, self.pixel = self.key.cuda(), self.pixel.cuda()
+        vectors = [kept for _, kept in everyones if kept is not None]
+        if vectors:
+            dtype = functools.reduce(torch.promote_types, (dtype for dtype, _ in vectors))
+            if self.vector is None:
+                self.vector = self.key.new_zeros(k, units, vectors[0][1], dtype=dtype)
+            self.vector = self.vector.to(dtype)
         pixel = ranks.gathered(self.pixel)
         vector = None if self.vector is None else ranks.gathered(self.vector)
         self.key, place = ranks.gathered(self.key).topk(k, dim=0)

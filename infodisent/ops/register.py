@@ -132,7 +132,8 @@ def without_autocast(impl: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def _autocasting(device: str) -> bool:
+def autocasting(device: str) -> bool:
+    """Whether autocast is on for a type of device."""
     # asking about a device without autocast, such as meta, is an error of its own
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
@@ -140,7 +141,7 @@ def _autocasting(device: str) -> bool:
 def no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Autocast off on the tensor's device; nothing where it is off already."""
     device = tensor.device.type
-    if not _autocasting(device):
+    if not autocasting(device):
         return contextlib.nullcontext()
     return torch.autocast(device, enabled=False)
 
@@ -150,7 +151,7 @@ def autocast(*tensors: Tensor) -> Sequence[Tensor]:
     if not _any_autocast():
         return tensors
     device = tensors[0].device.type
-    if not _autocasting(device):
+    if not autocasting(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return [t.to(dtype) if t.dtype == torch.float32 else t for t in tensors]

@@ -54,7 +54,7 @@ def similarity_pool(
             ``‖x_p - v_m‖²`` (ProtoPNet), never negative.
         second: another of the three, with its own pixel, from the same product.
         mean: also return the mean of `similarity` over the pixels, by its closed form (that of the
-            mean pixel), which costs no comparison.
+            mean pixel), which costs no comparison of pixels: NaN or infinite where a pixel is.
         valid: ``[B, P]`` bool, the pixels that count (no padding, inside a segment); all if None.
             What others hold, NaN included, shows nowhere.
         input_fmt: layout of `x`, timm's names.
@@ -104,7 +104,7 @@ def similarity_pool(
     if mean:
         with register.no_autocast(x):
             pixels = to_bpc(x, input_fmt, num_prefix_tokens)
-            average = _mean(pixels, prototypes, valid, similarity)
+            average = _mean(pixels, prototypes, valid, similarity, backend)
     if second is None:
         return Pool(value, index, None, None, average)
     return Pool(value, index, second_value, second_index, average)
@@ -151,8 +151,9 @@ def _mean(
     prototypes: Tensor,  # [M, C]
     valid: Tensor | None,  # [B, P] bool
     similarity: str,
+    backend: str,
 ) -> Tensor:
-    """Mean similarity [B, M]: all three are linear in the pixel, its unit vector and its square."""
+    """Mean similarity [B, M]: that of the mean pixel or unit pixel; for "l2" and their spread."""
     dtype = value_dtype(x.dtype, prototypes.dtype)
     v = prototypes.to(dtype)
     if valid is None:
@@ -167,9 +168,17 @@ def _mean(
     center = torch.bmm(share[:, None], x.to(dtype))[:, 0]  # [B, C]
     if similarity != "l2":
         return center @ v.mT
-    square = (x.to(dtype).square().sum(dim=2) * share).sum(dim=1, keepdim=True)
-    distance = square - 2 * (center @ v.mT) + v.square().sum(dim=1)
-    return distance.clamp_min(0)
+    x = x.to(dtype)
+    spread = ((x - center[:, None]).square().sum(dim=2) * share).sum(dim=1, keepdim=True)
+    product = center.square().sum(dim=1, keepdim=True) - 2 * (center @ v.mT)
+    product = product + v.square().sum(dim=1)
+    # The product cancels where the mean pixel is near a prototype: it is there for the gradient.
+    # The value is the distance of a map of that pixel alone, which no backend lets cancel.
+    with torch.no_grad():
+        run = _impl if register.direct(center, v) else _similarity_pool
+        near = run(center[:, None], v, None, "l2", "", "NLC", 0, backend)[0]
+        lost = near - product
+    return spread + torch.where(lost.isfinite(), product + lost, near)
 
 
 _Four = tuple[Tensor, Tensor, Tensor, Tensor]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from infodisent.layout import (
 from infodisent.ops import register
 from infodisent.ops.similarity_pool import check_prototypes
 from infodisent.ops.valid_pixels import check_valid, check_valid_pixels
+from infodisent.tracing import in_batches
 
 KEPT_BYTES = 1 << 20, 64 << 20
 """Of products that compiled code keeps for the gradient. More are made again, a chunk of images at
@@ -55,7 +55,8 @@ def softmax_pool(
             ``[B, N, C]`` with N = `num_prefix_tokens` + P.
         prototypes: ``[M, C]``, any of the same dtypes; None: x holds the scores.
         temperature: a float, 2^-100 to 2^100; a constant without a gradient.
-        bias: ``[M]``, any of the same dtypes, only with `prototypes`.
+        bias: ``[M]``, any of the same dtypes, only with `prototypes`; temperature times bias is
+            computed and must be in the range of the values' dtype.
         valid: ``[B, P]`` bool, pixels that count; None: all. The others may hold anything.
         input_fmt: layout of `x`, timm's names.
         num_prefix_tokens: leading tokens that are not pixels (class and register tokens).
@@ -115,7 +116,7 @@ def _check_numbers(
         raise TypeError(
             f"softmax_pool: temperature must be a float, got {type(temperature).__name__}"
         )
-    if not (math.isfinite(temperature) and TEMPERATURES[0] <= temperature <= TEMPERATURES[1]):
+    if not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:  # NaN is in no range
         raise ValueError(
             f"softmax_pool: temperature is {temperature}, must be finite, 2^-100 to 2^100"
         )
@@ -221,7 +222,11 @@ class _Kept(torch.autograd.Function):
         ctx: Any, grad: Tensor, _: Tensor
     ) -> tuple[Tensor | None, ...]:
         x, prototypes, bias, value, index, normalizer, scores = ctx.saved_tensors
-        need_x, need_prototypes, need_bias = ctx.needs_input_grad[:3]
+        need_x, need_prototypes, need_bias = needs = ctx.needs_input_grad[:3]
+        if in_batches(grad):  # torch takes an operator apart, not this
+            output = value, index, normalizer, ctx.temperature, *ctx.layout, *needs, "native"
+            given = _softmax_pool_backward(grad, x, prototypes, bias, *output)
+            return *(g if n else None for g, n in zip(given, needs, strict=True)), *(None,) * 4
         dx = like_the_map(x) if need_x else None
         native: Any = implementation("native", "softmax_pool", x, prototypes, bias)
         dv, db = native.softmax_pool_backward(

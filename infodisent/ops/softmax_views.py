@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from infodisent.backends.native import softmax_views as compiled
 from infodisent.backends.selection import select
 from infodisent.contract import Best
+from infodisent.layout import check_float, check_map, check_same_device
 from infodisent.ops import register
 from infodisent.ops.softmax_alignment import softmax_alignment
 from infodisent.ops.softmax_pool import softmax_pool
+from infodisent.tracing import in_batches
 
 
 class Views(NamedTuple):
@@ -39,15 +41,19 @@ def softmax_views(x: Tensor, weight: Tensor | None = None, bias: Tensor | None =
     takes longer to get than what is in it to compute.
 
     Args:
-        x: ``[2n, P, C]``, rows i and i + n being two views of one image.
-        weight: ``[M, C]``; None: x holds the scores, M = C.
-        bias: ``[M]``, only with a weight.
+        x: ``[2n, P, C]``, rows i and i + n being two views of one image; float32 / float16 /
+            bfloat16 / float64, any strides.
+        weight: ``[M, C]`` in x's dtype (under autocast in any); None: x holds the scores, M = C.
+        bias: ``[M]`` in the same dtype, only with a weight.
 
     Returns:
-        Views. Double backward raises RuntimeError.
+        Views. Double backward raises RuntimeError, and gradients in batches (torch's
+        ``is_grads_batched``) NotImplementedError where the compiled module serves the call.
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        TypeError: an argument is not a tensor of a supported dtype, or dtypes differ.
+        ValueError: shapes that do not fit each other, no pixels, channels or prototypes, or
+            tensors on different devices.
     """
     _check(x, weight, bias)
     if _served(x, weight, bias):
@@ -61,12 +67,23 @@ def softmax_views(x: Tensor, weight: Tensor | None = None, bias: Tensor | None =
 
 
 def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+    check_float("softmax_views", "x", x)
     if x.ndim != 3 or len(x) % 2:
         raise ValueError(f"softmax_views: x is {tuple(x.shape)}, must be (2n, pixels, channels)")
-    if weight is not None and (weight.ndim != 2 or weight.shape[1] != x.shape[2]):
+    check_map("softmax_views", "x", x, "NLC", 0)
+    for name, t in (("weight", weight), ("bias", bias)):
+        if t is None:
+            continue
+        check_float("softmax_views", name, t)
+        if t.dtype != x.dtype and not register.autocasting(x.device.type):
+            raise TypeError(f"softmax_views: x is {x.dtype} but {name} is {t.dtype}, must be alike")
+    check_same_device("softmax_views", x=x, weight=weight, bias=bias)
+    if weight is not None and (
+        weight.ndim != 2 or weight.shape[1] != x.shape[2] or weight.shape[0] == 0
+    ):
         raise ValueError(
             f"softmax_views: x is {tuple(x.shape)} but weight is {tuple(weight.shape)}, must be "
-            f"(prototypes, {x.shape[2]})"
+            f"(prototypes, {x.shape[2]}), one prototype at least"
         )
     if bias is not None and (weight is None or bias.shape != weight.shape[:1]):
         allowed = "None without a weight" if weight is None else f"({len(weight)},)"
@@ -102,6 +119,11 @@ class _Compiled(torch.autograd.Function):
     def backward(  # type: ignore[override]
         ctx: Any, grad: Tensor, _: Tensor, grad_alignment: Tensor
     ) -> tuple[Tensor | None, ...]:
+        if in_batches(grad, grad_alignment):
+            raise NotImplementedError(
+                "softmax_views: the compiled module takes no gradients in batches "
+                '(is_grads_batched); use_backend("sparse") does'
+            )
         x, weight, value, index, agreement, scores, normalizer, *statistics = ctx.saved_tensors
         views = compiled.Views(Best(value, index), agreement, scores, normalizer, statistics)
         return compiled.softmax_views_backward(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from infodisent.layout import map_size
+from infodisent.layout import check_dense, map_size
 from infodisent.tracing import transforming
 
 
@@ -19,6 +19,7 @@ def check_valid(
     if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
         given = valid.dtype if isinstance(valid, Tensor) else type(valid).__name__
         raise TypeError(f"{op}: valid is {given}, must be a torch.bool tensor")
+    check_dense(op, "valid", valid)
     pixels = map_size(x, input_fmt, num_prefix_tokens)[1]
     if tuple(valid.shape) != (x.shape[0], pixels):
         raise ValueError(

@@ -11,7 +11,7 @@ from infodisent import reference
 from infodisent.backends.native import module
 from infodisent.backends.native import similarity_pool as native
 from infodisent.backends.sparse import similarity_pool as sparse
-from infodisent.contract import empty_best
+from infodisent.contract import Best, empty_best
 
 pytestmark = pytest.mark.skipif(
     module.objection() is not None or not module.is_fused(), reason="no fused native module here"
@@ -39,9 +39,13 @@ def laid_out(x, layout):
 
 
 def forward(x, v, valid, similarities, instructions):
-    """By the compiled code, or with `instructions` None by the sparse backend."""
+    """By the compiled code, or with `instructions` None by the sparse backend, or by formulas."""
     if instructions is None:
         return sparse.similarity_pool(x, v, valid, similarities)
+    if instructions == "reference":
+        options = {"valid": valid, "input_fmt": "NLC"}
+        pools = [reference.similarity_pool(x, v, similarity=s, **options) for s in similarities]
+        return tuple(Best(pool.value, pool.index) for pool in pools)
     if instructions == 0 or torch.float64 in (x.dtype, v.dtype):
         return native.similarity_pool(x, v, valid, similarities)
     outputs = tuple(empty_best(len(x), len(v), torch.float32, "cpu") for _ in similarities)
@@ -318,13 +322,17 @@ def sweep(count, seed, instructions=(0, 1)):
         )
 
 
-@pytest.mark.parametrize("instructions", [(0, 1), (None,)], ids=["native", "sparse"])
+@pytest.mark.parametrize(
+    "instructions", [(0, 1), (None,), ("reference",)], ids=["native", "sparse", "reference"]
+)
 def test_random_shapes(instructions):
     sweep(200, 0, instructions)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 11))
-@pytest.mark.parametrize("instructions", [(0, 1), (None,)], ids=["native", "sparse"])
+@pytest.mark.parametrize(
+    "instructions", [(0, 1), (None,), ("reference",)], ids=["native", "sparse", "reference"]
+)
 def test_ten_thousand_random_shapes(seed, instructions):
     sweep(1000, seed, instructions)

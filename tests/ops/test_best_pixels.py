@@ -119,7 +119,7 @@ def test_other_layouts():
         assert torch.equal(a, b)
 
 
-NAN = torch.tensor([[[torch.nan]]])
+NAN, ONE, TWO = torch.tensor([[[torch.nan]]]), torch.ones(1, 1, 1), torch.ones(2, 1, 1)
 BAD = {
     "k": ({"k": 0}, ValueError, "k is 0, must be an int >= 1"),
     "allowed dtype": ({"allowed": torch.ones(2, 1)}, TypeError, "torch.bool"),
@@ -131,6 +131,39 @@ BAD = {
         "labels are 7 … 7 but allowed has 2 rows",
     ),
     "parts": ({"maps": [(1, 2, 3, 4)]}, TypeError, "a batch has 4 parts"),
+    "one map": ({"maps": ONE}, TypeError, r"maps is a Tensor, .* such as \[map\]"),
+    "no maps": ({"maps": None}, TypeError, "maps is a NoneType"),
+    "named parts": ({"maps": [{"map": ONE}]}, TypeError, "a batch is a dict, must be a map"),
+    "numpy": ({"maps": [(ONE.numpy(),)]}, TypeError, "a batch's map must be a torch.Tensor"),
+    "map": ({"maps": [ONE[0]]}, ValueError, "a batch's map is .* input_fmt NLC has 3 dim"),
+    "prototypes": ({"maps": [], "prototypes": [1.0]}, TypeError, "prototypes must be a torch"),
+    "one prototype": ({"maps": [], "prototypes": ONE[0, 0]}, ValueError, r"prototypes is \(1,\)"),
+    "similarity": ({"maps": [], "similarity": "cos"}, ValueError, "similarity is 'cos'"),
+    "layout": ({"maps": [], "input_fmt": "CHW"}, ValueError, "input_fmt is 'CHW'"),
+    "vectors": ({"vectors": "no"}, ValueError, "vectors is 'no'"),
+    "one label": (
+        {"maps": [(TWO, torch.tensor([0]))], "allowed": torch.ones(2, 1).bool()},
+        ValueError,
+        r"labels are \(1,\), must be \(2,\) or \(2, classes\)",
+    ),
+    "half labels": (
+        {"maps": [(TWO, torch.ones(2))], "allowed": torch.ones(2, 1).bool()},
+        TypeError,
+        "labels are torch.float32",
+    ),
+    "words": (
+        {"maps": [(TWO, ["a", "b"])], "allowed": torch.ones(2, 1).bool()},
+        TypeError,
+        "labels are a list that is no tensor",
+    ),
+    "one number": ({"maps": [(TWO, None, [3])]}, ValueError, r"numbers are \(1,\), must be \(2,\)"),
+    "large number": (
+        {"maps": [(TWO, None, [0, 2**32])]},
+        ValueError,
+        r"0 … 4294967296, must be 0 to",
+    ),
+    "negative number": ({"maps": [(TWO, None, [-1, 2])]}, ValueError, "numbers are -1 … 2"),
+    "half number": ({"maps": [(TWO, None, [0.5, 1])]}, TypeError, "numbers are torch.float32"),
     "nan": ({"maps": [NAN]}, ValueError, "a similarity is NaN"),
 }
 
@@ -148,3 +181,29 @@ def test_nan_of_what_does_not_count_does_not_matter():
     allowed = torch.tensor([[False], [True]])
     best = ops.best_pixels([(maps, torch.tensor([0, 1]))], torch.ones(1, 1), allowed=allowed)
     assert best.image.item() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_labels_of_every_integer_dtype(dtype):
+    """A mask or a byte is no index of torch's that means a label."""
+    labels, allowed = torch.tensor([0, 1]), torch.tensor([[False], [True]])
+    best = ops.best_pixels([(TWO, labels.to(dtype))], torch.ones(1, 1), allowed=allowed)
+    assert best.image.item() == 1
+
+
+def test_vectors_of_batches_of_several_dtypes():
+    """Kept in the dtype that holds all of them: what was projected is found again."""
+    maps = [
+        torch.tensor([[[value]]], dtype=d) for value, d in ((0.1, torch.half), (0.7, torch.float))
+    ]
+    for order in (maps, maps[::-1]):
+        best = ops.best_pixels(order, torch.ones(1, 1), k=2, vectors=True)
+        assert best.vector.dtype == torch.float32
+        assert best.vector.flatten().tolist() == [m.item() for m in maps[::-1]]
+
+
+def test_without_images_there_are_vectors_of_nothing():
+    best = ops.best_pixels(iter(()), torch.ones(3, 4).half(), k=2, vectors=True)
+    assert torch.equal(best.vector, torch.zeros(2, 3, 4).half())
+    assert (best.image == -1).all()
+    assert ops.best_pixels([], torch.ones(3, 4)).vector is None

@@ -9,7 +9,7 @@ import torch
 from infodisent import backends, ops, reference
 from infodisent.layout import to_bpc
 from infodisent.testing import compare_with_eager
-from tests.conftest import LAYOUTS
+from tests.conftest import BACKENDS, LAYOUTS
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -261,6 +261,7 @@ def test_onnx(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"], indirect=True)
 @pytest.mark.parametrize("seed", [pytest.param(s, id=f"seed{s}") for s in range(50)])
 def test_sweep(seed):
     """200 random problems a seed."""

@@ -9,7 +9,7 @@ from infodisent import ops, reference
 from infodisent.backends.sparse import winners
 from infodisent.layout import to_bpc
 from infodisent.testing import compare_with_eager, relative
-from tests.conftest import LAYOUTS
+from tests.conftest import BACKENDS, LAYOUTS
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -298,6 +298,7 @@ def test_the_gradient_keeps_the_memory_format():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"], indirect=True)
 @pytest.mark.parametrize("seed", [pytest.param(s, id=f"seed{s}") for s in range(50)])
 def test_sweep(seed, monkeypatch):
     """200 random problems a seed."""

@@ -103,14 +103,42 @@ def test_nothing_is_kept_by_a_cycle():
     ("change", "told"),
     [
         (lambda x, w, b: (x[:5], w, b), r"x is \(5, 14, 9\), must be"),
-        (lambda x, w, b: (x, w[:, :8], b), r"weight is \(21, 8\), must be \(prototypes, 9\)"),
+        (
+            lambda x, w, b: (x, w[:, :8], b),
+            r"x is .* but weight is \(21, 8\), must be \(prototypes, 9\)",
+        ),
         (lambda x, w, b: (x, w, b[:3]), r"bias is \(3,\), must be \(21,\)"),
         (lambda x, w, b: (x, None, b), r"bias is \(21,\), must be None"),
+        (
+            lambda x, w, b: (x, w[:0], None),
+            r"x is .* but weight is \(0, 9\), must be .* one prototype",
+        ),
+        (lambda x, w, b: (x[:, :0], w, b), "x is .*: no pixels"),
+        (lambda x, w, b: (x[..., :0], w[:, :0], b), "x is .*: no channels"),
+        (lambda x, w, b: (x, w.to("meta"), b), ".* x on cpu, weight on meta, bias on cpu"),
+        (lambda x, w, b: ([1.0], w, b), "x must be a torch.Tensor, got list"),
+        (lambda x, w, b: (x.long(), w, b), "x is torch.int64, allowed are"),
+        (lambda x, w, b: (x, [1.0], b), "weight must be a torch.Tensor, got list"),
+        (lambda x, w, b: (x, w.double(), b), "x is torch.float32 but weight is torch.float64"),
+        (lambda x, w, b: (x, w, b.half()), "x is torch.float32 but bias is torch.float16"),
     ],
 )
 def test_wrong_arguments(change, told):
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises((ValueError, TypeError), match=f"softmax_views: {told}"):
         ops.softmax_views(*change(*drawn()))
+
+
+def test_gradients_in_batches_are_refused_by_name(backend):
+    x, *layer = drawn()
+    value = ops.softmax_views(x, *layer).value
+    batch = torch.randn(2, *value.shape)
+    if backend == "native":
+        with pytest.raises(NotImplementedError, match=r"softmax_views: .*is_grads_batched"):
+            torch.autograd.grad(value, x, batch, is_grads_batched=True)
+        return
+    both = torch.autograd.grad(value, x, batch, is_grads_batched=True, retain_graph=True)[0]
+    (one,) = torch.autograd.grad(value, x, batch[1])
+    torch.testing.assert_close(both[1], one)
 
 
 def test_differentiates_once():
