@@ -44,10 +44,10 @@ def check_switches(owner: str, **switches: object) -> None:
         check_flag(owner, name, value)
 
 
-def check_strength(owner: str, name: str, value: object) -> None:
-    """Raise ValueError unless `value` is a finite number >= 0."""
-    if not _is_number(value, 0, math.inf) or value == math.inf:
-        raise ValueError(f"{owner}: {name} is {value!r}, must be a number >= 0")
+def check_strength(owner: str, name: str, value: object, least: int = 0) -> None:
+    """Raise ValueError unless `value` is a finite number >= `least`."""
+    if not _is_number(value, least, math.inf) or value == math.inf:
+        raise ValueError(f"{owner}: {name} is {value!r}, must be a number >= {least}")
 
 
 def check_rate(owner: str, name: str, value: object) -> None:

@@ -12,7 +12,6 @@ what it does otherwise.
 from __future__ import annotations
 
 import abc
-import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -23,6 +22,7 @@ from infodisent.checks import check_positive, check_rate
 from infodisent.contract import SparsePool
 from infodisent.layout import check_input_fmt
 from infodisent.methods.decisions import Decision
+from infodisent.methods.declared import Option, declared, describe
 from infodisent.methods.own_loop import OwnLoop
 from infodisent.methods.stages import (
     Batches,
@@ -31,9 +31,6 @@ from infodisent.methods.stages import (
     TrainingBatch,
     TrainingOptions,
 )
-
-_PLACEMENT = {"input_fmt", "num_prefix_tokens", "device", "dtype"}
-"""Keyword arguments of a head that follow from its backbone: not options of the method."""
 
 
 class Head(OwnLoop, nn.Module, abc.ABC):
@@ -363,17 +360,12 @@ class Head(OwnLoop, nn.Module, abc.ABC):
 
         Those of the class that it is made from too, where it hands them on as ``**options``.
         """
-        names: dict[str, None] = {}
-        for owner in cls.__mro__[: cls.__mro__.index(Head) + 1]:
-            if "__init__" not in vars(owner):
-                continue
-            parameters = inspect.signature(owner).parameters.values()
-            for parameter in parameters:
-                if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in _PLACEMENT:
-                    names[parameter.name] = None
-            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-                break
-        return tuple(names)
+        return tuple(declared(cls, Head))
+
+    @classmethod
+    def described_options(cls) -> tuple[Option, ...]:
+        """The same with types, defaults, what is allowed and what each does."""
+        return describe(cls, declared(cls, Head))
 
     def __prepare_scriptable__(self) -> Any:
         """What torch.jit.script asks first."""

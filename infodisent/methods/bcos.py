@@ -119,9 +119,7 @@ class BcosHead(Head):
         )
         check_positive(name, "max_out", max_out)
         check_choice(name, "targets", targets, TARGETS)
-        check_strength(name, "b", b)
-        if b < 1:
-            raise ValueError(f"{name}: b is {b!r}, must be a number >= 1")
+        check_strength(name, "b", b, least=1)
         self.hidden, self.b, self.max_out, self.targets = hidden, float(b), max_out, targets
         self._build_first({"device": device, "dtype": dtype})
         self._build_classifier(num_classes, {"device": device, "dtype": dtype})

@@ -37,7 +37,7 @@ class ClassPrototypeHead(PrototypeHead):
     Args:
         in_features: channels C of the map.
         num_classes: classes K; 0 leaves the units of one class as output.
-        dimension: D.
+        dimension: D, numbers that a pixel is turned into.
         per_class: prototypes of a class, in each of the `branches`.
         similarity, input_fmt, num_prefix_tokens, drop_rate, device: see `PrototypeHead`.
 

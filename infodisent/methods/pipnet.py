@@ -69,8 +69,9 @@ class PIPNetHead(Head):
         num_prefix_tokens: leading tokens of a token map that are not pixels.
         num_prototypes: of the layer; 0 for none, prototypes are the channels.
         pretraining: epochs of the prototypes alone; 0 for none.
-        alignment, presence, classification: strengths in the main stage of the agreement of two
-            views, of every prototype's occurring in a batch, and of the cross-entropy.
+        alignment: strength in the main stage of the agreement of two views.
+        presence: … of every prototype's occurring in a batch.
+        classification: … of the cross-entropy.
         shrink: what a step takes from every weight.
         drop_rate: dropout on the presences in training.
         device, dtype: of the parameters.

@@ -70,7 +70,7 @@ class ProtoPNetHead(PrototypeHead):
         similarity: "cosine", clamped at 0; or "l2", ``log((d + 1) / (d + 1e-4))`` of the smallest
             squared distance d, as published.
         per_class: prototypes of a class.
-        dimension: D.
+        dimension: D, numbers that a pixel is turned into.
         cluster: strength of the mean distance (of "cosine": 1 - similarity) of an image to the
             nearest prototype of its own class.
         separation: strength of minus the same for the other classes.

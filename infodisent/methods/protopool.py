@@ -72,8 +72,8 @@ class ProtoPoolHead(PrototypeHead):
         num_prefix_tokens: leading tokens of a token map that are not pixels.
         pool_size: prototypes M; default: 10 K, at least 20. Published: 202 for 200 classes, with
             a backbone that trains; with a frozen one that is too few.
-        slots: of a class.
-        dimension: D.
+        slots: of a class, each of which takes one prototype.
+        dimension: D, numbers that a pixel is turned into.
         similarity: "cosine" or "l2", see above.
         cluster: strength of the mean distance (of "cosine": 1 - similarity) of an image to the
             nearest of the `slots` prototypes that its class prefers.

@@ -32,7 +32,8 @@ class ProtoQuantHead(Head):
         num_classes: classes K; 0 leaves the codes' probabilities as output.
         codes: size M of the codebook.
         temperature: of the softmax; published: 0.1.
-        sparsity, bias: strength of the classes' mean sum of weights; whether logits have a bias.
+        sparsity: strength of the classes' mean sum of weights.
+        bias: add a bias to the logits.
         device, dtype, **options: of the parameters; those of `Head`, such as ``drop_rate``.
 
     Raises:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, logsigmoid, one_hot
 
-from infodisent.checks import check_choice, check_one_pool, check_positive
+from infodisent.checks import check_choice, check_one_pool, check_positive, check_rate
 from infodisent.contract import SparsePool
 from infodisent.layout import to_bpc
 from infodisent.methods import complete_tree as tree
@@ -63,7 +63,7 @@ class ProtoTreeHead(SoftTreeHead):
         similarity: "cosine", or "l2" as published.
         depth: decisions on the way to a leaf; 2^depth - 1 prototypes. Default: log2 K, rounded up,
             and 1, at least 4: for 200 classes the published 9.
-        dimension: D.
+        dimension: D, numbers that a pixel is turned into.
         prune: leaves whose largest probability is at most this say nothing. Default: as far from
             all classes alike, 1 / K, as the published 0.01 is at 200 classes,
             ``1 / K + (1 - 1 / K) / 199``; with few classes 0.01 would prune nothing.
@@ -112,12 +112,11 @@ class ProtoTreeHead(SoftTreeHead):
         check_positive(name, "depth", depth)
         if depth > 16:
             raise ValueError(f"{name}: depth is {depth}, must be at most 16 (65,535 prototypes)")
-        if prune is not None and not 0 <= prune < 1:
-            raise ValueError(f"{name}: prune is {prune}, must be None or in [0, 1)")
+        if prune is not None:
+            check_rate(name, "prune", prune)
         if channel_drop is None:
             channel_drop = 0.5 if similarity == "cosine" else 0.0
-        if not 0 <= channel_drop < 1:
-            raise ValueError(f"{name}: channel_drop is {channel_drop}, must be None or in [0, 1)")
+        check_rate(name, "channel_drop", channel_drop)
         super().__init__(
             in_features,
             2**depth - 1,

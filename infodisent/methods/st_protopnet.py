@@ -47,7 +47,7 @@ class STProtoPNetHead(ClassPrototypeHead):
             largest projections, training terms the largest cosines; "full" (whole images): linear
             layers, units and terms are the largest cosines, at least 0.
         per_class: prototypes of a class in each branch.
-        dimension: D.
+        dimension: D, numbers that a pixel is turned into.
         cluster: strength of minus an image's mean cosine with its class's nearest prototype.
         trivial_separation, support_separation: strength of the same with the nearest prototype of
             another class, in each branch.

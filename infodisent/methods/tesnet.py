@@ -44,7 +44,7 @@ class TesNetHead(ClassPrototypeHead):
         num_prefix_tokens: leading tokens of a token map that are not pixels.
         activation: what the layers end with: "sigmoid" as published, or "none".
         per_class: prototypes of a class.
-        dimension: D.
+        dimension: D, numbers that a pixel is turned into.
         cluster: strength of minus the mean cosine of an image with its class's nearest prototype.
         separation: strength of the same with the nearest of the other classes.
         orthogonal: strength of ``sum_k |P_k P_k^T - I|_1``, `P_k` being a class's prototypes.

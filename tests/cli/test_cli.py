@@ -188,6 +188,20 @@ def test_help(go, command):
     assert "Usage" in text
 
 
+def test_one_method_and_its_options(go):
+    code, text = go("methods", "protopool")
+    assert code == 0, text
+    for expected in (
+        *("ProtoPool", "Rymarczyk", "similarity=cosine", "allowed are cosine, l2"),
+        *("pool_size=null", "default: 10 K", "--method protopool -O slots=10"),
+    ):
+        assert expected in text, expected
+    code, text = go("methods", "protopol")
+    assert code == 2
+    assert "method is 'protopol', allowed are infodisent, protopnet" in text
+    assert "infodisent methods NAME" in go("methods")[1]
+
+
 def test_interrupted_overwrite_leaves_no_old_model(tmp_path, image_folder, go, monkeypatch):
     out = tmp_path / "run"
     assert go("fit", image_folder, *FIT, "--out", out)[0] == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from infodisent import InfoDisentHead, attach, load, save
-from infodisent.methods import build_head
+from infodisent.methods import METHODS, build_head
 from infodisent.methods.protoquant import ProtoQuantHead
 from infodisent.methods.tesnet import TesNetHead
 
@@ -42,6 +42,17 @@ def test_options_are_those_that_the_constructor_takes():
     assert ProtoQuantHead(4, 2, drop_rate=0.5).options()["drop_rate"] == 0.5
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_option_is_described(method):
+    """From the code alone: a signature, a line of a docstring, a check that names the argument."""
+    described = METHODS[method].described_options()
+    assert tuple(option.name for option in described) == METHODS[method].option_names()
+    for option in described:
+        assert all((option.kind, option.meaning, option.allowed)), option
+    defaults = {option.name: option.default for option in described}
+    assert build_head(method, 8, 3, **defaults).options() == build_head(method, 8, 3).options()
+
+
 @pytest.mark.parametrize(
     ("method", "option", "value"),
     [
@@ -56,6 +67,8 @@ def test_options_are_those_that_the_constructor_takes():
         ("st_protopnet", "drop_rate", float("nan")),
         ("protoquant", "temperature", "abc"),
         ("protoquant", "bias", "no"),
+        ("prototree", "prune", "abc"),
+        ("prototree", "channel_drop", True),
     ],
 )
 def test_a_value_of_another_kind_is_refused_by_name(method, option, value):
