@@ -67,7 +67,10 @@ def create(source: Source, name: str, pretrained: bool, kwargs: dict[str, Any]) 
             why = "the model hub does not answer and they are not in the local cache"
             if local or not offline:
                 why = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-            instead = "pass pretrained=False (--no-pretrained) or a local file (--weights)"
+            instead = (
+                "give a file of them (--weights FILE); pretrained=False (--no-pretrained) leaves "
+                "the weights random, and features that mean little: for tests only"
+            )
             if not pretrained:
                 instead = "give a local folder (local-dir:PATH, hf/PATH) or a name timm knows"
             raise ValueError(

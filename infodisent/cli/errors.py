@@ -30,6 +30,8 @@ def one_line(error: Exception) -> str:
         where = f": {error.filename}" if error.filename is not None else ""
         helping = _HELP.get(error.errno)
         return f"{error.strerror}{where}" + (f" ({helping})" if helping else "")
+    if isinstance(error, ModuleNotFoundError) and not _is_ours(error):
+        return f"{_first_line(error)}, which {_importer(error)} imports: install the package"
     ours = (ValueError, FileNotFoundError, ModuleNotFoundError, NotImplementedError)
     if isinstance(error, ours) or _is_ours(error):
         return str(error)
@@ -45,6 +47,16 @@ def _is_ours(error: Exception) -> bool:
     return name.split(".")[0] == "infodisent" and not isinstance(
         error, (KeyError, AttributeError, IndexError, AssertionError)
     )
+
+
+def _importer(error: ModuleNotFoundError) -> str:
+    """The file whose import failed."""
+    trace, file = error.__traceback__, ""
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        file = file if name.startswith("<") else name  # Python's own importer is "<frozen …"
+        trace = trace.tb_next
+    return file
 
 
 def _first_line(error: Exception) -> str:

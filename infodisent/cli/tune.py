@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,6 +60,12 @@ def tune(
     wanted = [shape_size(name, "tune") for name in shape or SHAPES]
     check_allowed("tune", "dtype", [dtype], DTYPES)
     check_allowed("tune", "only", [only] if only else [], ONLY)
+    if importlib.util.find_spec("triton") is None:
+        raise ModuleNotFoundError(
+            "tune: Triton is not installed: pip install triton (on Linux, for an NVIDIA GPU). "
+            "Without it there is nothing to tune: the other backends need none, and "
+            "`infodisent doctor` says which of them serves"
+        )
     device, torch_dtype = torch.device("cuda"), getattr(torch, dtype)
     reason = loading.objection("rotate_pool", device, torch_dtype)
     if reason is not None:

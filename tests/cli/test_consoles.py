@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import io
 import re
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from infodisent import progress
+from infodisent.backbones import hub
 from infodisent.cli import app as cli
 from infodisent.cli.errors import one_line
 from infodisent.files import replacing, write_json, write_tensors, write_text
@@ -151,6 +153,37 @@ def test_every_error_is_one_line(go, monkeypatch, error, said):
     monkeypatch.setenv("INFODISENT_TRACEBACK", "1")
     with pytest.raises(type(error)):
         go("fit")
+
+
+def test_a_package_that_a_file_of_the_user_lacks(go, tmp_path, image_folder):
+    own = tmp_path / "own.py"
+    own.write_text("import nobody_has_this\n")
+    code, text = go("fit", image_folder, "--module", f"{own}:net", "-o", tmp_path / "run")
+    assert code == 2
+    said = f"No module named 'nobody_has_this', which {own} imports: install the package"
+    assert said in text
+
+
+def test_tuning_without_triton(go, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    code, text = go("tune", "--shape", "resnet50")
+    assert code == 2
+    assert "Triton is not installed: pip install triton (on Linux, for an NVIDIA GPU)" in text
+    assert "the other backends need none" in text
+
+
+def test_weights_that_cannot_be_fetched(go, monkeypatch, tmp_path, image_folder):
+    import timm
+
+    def fetch(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(timm, "create_model", fetch)
+    monkeypatch.setattr(hub, "_answers", lambda: False)
+    code, text = go("fit", image_folder, "-b", "resnet18", "-o", tmp_path / "run")
+    assert code == 2
+    said = text.partition("Without a network, give a file of them (--weights FILE)")[2]
+    assert "--no-pretrained) leaves the weights random, and features that mean little" in said
 
 
 def test_our_own_errors_are_shown_whole():
