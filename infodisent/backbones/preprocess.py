@@ -19,6 +19,7 @@ _KEYS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 _READING = ("intensity_range", "page")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
+_NEEDED = ("input_size", "mean", "std")
 
 
 def transform_config(model: Backbone | HasBackbone) -> dict[str, Any]:
@@ -65,12 +66,36 @@ def _for_channels(values: Any, channels: int) -> tuple[float, ...]:
     return (sum(each) / len(each),) * channels
 
 
+def transform_problem(config: Any, *, whole: bool = True) -> str | None:
+    """What keeps a stored configuration from being one of a transform, or None.
+
+    Size, mean and std must be there, unless it is not `whole`; what else is missing has timm's
+    defaults.
+    """
+    if not isinstance(config, Mapping):
+        return f"transform is a {type(config).__name__}, must be a mapping"
+    missing = [key for key in _NEEDED if config.get(key) is None] if whole else []
+    if missing:
+        return (
+            f"transform lacks {', '.join(missing)}: the preprocessing is not known in full; "
+            "transform_config(model) of infodisent.backbones.preprocess gives the model's own"
+        )
+    for key, (allowed, right) in _ALLOWED.items():
+        if config.get(key) is not None and not right(config[key]):
+            return f"transform: {key} is {config[key]!r}, must be {allowed}"
+    return None
+
+
 def transform_from(config: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
     """The transform of a config: RGB image to a normalised tensor ``[C, H, W]`` float32.
 
     Raises:
-        ValueError: the model takes neither 3 nor 1 channels.
+        ValueError: `transform_problem` has something to say, or the model takes neither 3 nor 1
+            channels.
     """
+    problem = transform_problem(config)
+    if problem is not None:
+        raise ValueError(problem)
     channels = config["input_size"][0] if len(config["input_size"]) == 3 else 3
     if channels not in (1, 3):
         raise ValueError(
@@ -239,3 +264,22 @@ def _checked_range(value: Any) -> tuple[float, float]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _all(values: Any, right: Callable[[Any], bool]) -> bool:
+    listed = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
+    return listed and all(map(right, values))
+
+
+_ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "input_size": (
+        "(height, width) or (channels, height, width) in pixels",
+        lambda value: _all(value, lambda n: type(n) is int and n > 0) and len(value) in (2, 3),
+    ),
+    "mean": ("numbers", lambda value: _all(value, _is_number)),
+    "std": ("numbers > 0", lambda value: _all(value, lambda n: _is_number(n) and n > 0)),
+    "crop_pct": ("a number > 0", lambda value: _is_number(value) and value > 0),
+    "crop_mode": (f"one of {', '.join(CROP_MODES)}", CROP_MODES.__contains__),
+    "interpolation": (f"one of {', '.join(INTERPOLATIONS)}", INTERPOLATIONS.__contains__),
+}
+"""What a configuration that was read from a file may hold, in words and as a check."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infodisent.backbones.preprocess import transform_problem
 from infodisent.data.encoding import computed_dtype, decode, is_encoded
 from infodisent.data.images import ImageItem
 from infodisent.data.reader import AT_ONCE, CPU, ShardFiles, read_ahead
@@ -61,6 +62,9 @@ class FeatureStore:
             raise FileNotFoundError(f"{self.path} is not a feature store: it has no store.json")
         self.meta: dict[str, Any] = read_json(manifest)
         with reading(manifest):
+            problem = transform_problem(self.meta["transform"])
+            if problem is not None:
+                raise TypeError(problem)
             self._open()
 
     def _open(self) -> None:

@@ -96,7 +96,7 @@ def predict_images(
         true_names: the images' own classes, as many as paths, None where one is not known.
         task: "multiclass" (softmax, the default) or "multilabel" (a sigmoid each, as for a single
             class).
-        transform: configuration of the evaluation transform; default: the model's own.
+        transform: configuration of the evaluation transform; keys that it lacks are the model's.
         intensity_range, page: how files are read, see `infodisent.data.pictures.load_picture`.
         batch_size: images per forward pass.
         num_workers: decoding processes; 0 decodes in this one.
@@ -121,7 +121,7 @@ def predict_images(
         if given != needed:
             raise ValueError(f"predict: {given} {what} were given, {needed} are needed")
     task = "multilabel" if len(names) == 1 else task or "multiclass"
-    config = dict(transform or transform_config(classifier))
+    config = {**transform_config(classifier), **(transform or {})}
     asked = {"intensity_range": intensity_range, "page": page}
     config |= {name: value for name, value in asked.items() if value is not None}
     decode: Callable[[Image.Image], Any] = transform_from(config)

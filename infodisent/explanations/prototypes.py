@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from infodisent import ranks
 from infodisent.backbones.backbone import evaluating
+from infodisent.backbones.preprocess import transform_problem
 from infodisent.data.archives import is_there
 from infodisent.data.store import FeatureStore
 from infodisent.files import read_tensors, reading, write_tensors
@@ -178,8 +179,9 @@ class Prototypes:
             raise TypeError("files and classes must be texts")
         if not all(isinstance(side, int) and side > 0 for side in self.grid):
             raise TypeError(f"grid is {self.grid}, must be two numbers of cells")
-        if not isinstance(self.transform, Mapping):
-            raise TypeError(f"transform is a {type(self.transform).__name__}, must be a mapping")
+        problem = transform_problem(self.transform, whole=False)  # `open_run` has the model's
+        if problem is not None:
+            raise TypeError(problem)
         shape, cells = self.pos_value.shape, self.grid[0] * self.grid[1]
         for name in _TENSORS[:-1]:
             values, below = getattr(self, name), None

@@ -74,7 +74,7 @@ class Pictures:
         return load_picture(path, **reading_options(self._config)).image
 
     def _placeholder(self, path: str, *, missing: bool) -> Image.Image:
-        height, width = self._config["input_size"][1:]
+        height, width = self._config["input_size"][-2:]
         image = shrink(Image.new("RGB", (width, height), (206, 208, 212)), self._side)
         draw = ImageDraw.Draw(image)
         # Pillow's own font may have Latin letters only; a name must not be able to break a report.

@@ -18,6 +18,7 @@ from infodisent.backbones.preprocess import (
     is_preprocessing,
     restore_transform,
     transform_config,
+    transform_problem,
 )
 from infodisent.backbones.rebuild import FETCHING
 from infodisent.backbones.weight_names import difference
@@ -65,7 +66,7 @@ def save(
         path: a ``.safetensors`` file; replaced at once or not at all.
         model: from `infodisent.attach`.
         classes: K class names; default: "0", "1", …
-        transform: default: the model's own evaluation transform.
+        transform: keys that differ from the model's own evaluation transform.
         info: any JSON-able dictionary.
         task: "multiclass" or "multilabel".
 
@@ -107,7 +108,7 @@ def save(
         "classes": names,
         "task": task,
         "original": {"trained": backbone.trained, "class_names": backbone.class_names},
-        "transform": transform or transform_config(model),
+        "transform": {**transform_config(model), **(transform or {})},
         "info": info or {},
     }
     write_tensors(path, model.state_dict(), metadata)
@@ -162,6 +163,9 @@ def _rebuild(
         )
     _check_description(path, spec, module)
     model = _attached(spec, module)
+    problem = transform_problem(metadata["transform"], whole=False)
+    if problem is not None:
+        raise ValueError(f"{path}: {problem}")
     restore_transform(model.backbone, metadata["transform"])
     model.to(getattr(torch, metadata.get("dtype", "float32")))
     try:
@@ -182,7 +186,7 @@ def _rebuild(
     return Checkpoint(
         model,
         tuple(metadata["classes"]),
-        metadata["transform"],
+        {**transform_config(model), **metadata["transform"]},  # some say only what differs
         metadata["info"],
         metadata.get("task", "multiclass"),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -92,6 +93,9 @@ def open_run(
     loaded.model.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with reading(base / PROTOTYPES):
         prototypes = Prototypes.load(base / PROTOTYPES)
+    # what a file lacks of the preprocessing is the model's
+    whole = {**loaded.transform, **prototypes.transform}
+    prototypes = dataclasses.replace(prototypes, transform=whole)
     metrics = read_json(base / METRICS)
     with reading(base / METRICS):
         _check(metrics)

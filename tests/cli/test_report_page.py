@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from infodisent.explanations.predictions import predict_images
 from infodisent.files import read_tensors, write_tensors
-from infodisent.training.run import MODEL
+from infodisent.report.pictures import Pictures
+from infodisent.training.run import MODEL, PROTOTYPES, open_run
 from tests.cli.test_cli import run
 
 
@@ -163,3 +165,28 @@ def test_metrics_nested_without_end_and_numbers_that_are_none(run_folder, go):
     assert code == 0, text
     head, _ = data_of(run_folder / "report.html")
     assert '<td class="num">nan</td><td class="num">inf</td><td>[1]</td>' in head
+
+
+@pytest.mark.parametrize("name", [MODEL, PROTOTYPES])
+def test_a_preprocessing_known_in_part(run_folder, image_folder, go, name):
+    """What a file of the run does not say of it is the model's own; what it says must be right."""
+    path, image = run_folder / name, image_folder / "red" / "00.png"
+    tensors, metadata = read_tensors(path)
+    loaded, prototypes, _ = open_run(run_folder)
+    whole, part = loaded.transform, {"crop_pct": 0.95}
+    assert {**whole, **part} == whole == prototypes.transform
+    write_tensors(path, tensors, {**metadata, "transform": part})
+    again, prototypes, _ = open_run(run_folder)
+    assert again.transform == prototypes.transform == whole
+    expected, found = (
+        predict_images(loaded.model, [image], transform=config, progress=False)
+        for config in (None, part)
+    )
+    assert found == expected
+    with pytest.raises(ValueError, match="transform lacks input_size, mean, std"):
+        Pictures(part)
+    write_tensors(path, tensors, {**metadata, "transform": {"std": 3}})
+    code, text = go("prototypes", "--run", run_folder)
+    assert code == 2
+    assert name in text
+    assert "std is 3, must be numbers > 0" in text

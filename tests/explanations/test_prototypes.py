@@ -219,6 +219,7 @@ def test_bad_arguments(tmp_path):
         {"files": [None]},
         {"grid": (1, None)},
         {"transform": "x"},
+        {"transform": {"mean": "grey"}},
         {"pos_image": torch.tensor([[1]])},
         {"neg_index": torch.tensor([[4]])},
         {"neg_value": torch.tensor([[torch.nan]])},
