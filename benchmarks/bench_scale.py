@@ -44,8 +44,9 @@ from infodisent.bench.machine import machine
 from infodisent.classifier import attach
 from infodisent.data.extraction import extract
 from infodisent.data.images import scan_folder
+from infodisent.data.manifest import MANIFEST
 from infodisent.data.reader import block_order, read_ahead
-from infodisent.data.store import MANIFEST, FeatureStore, shard_path
+from infodisent.data.store import FeatureStore, shard_path
 from infodisent.files import read_json, write_json, write_tensors
 from infodisent.methods import build_head
 from infodisent.progress import bar
@@ -82,10 +83,10 @@ def make_store(folder: Path, channels: int, pixels: int, gigabytes: float) -> Fe
     """A store of random float16 maps, as `extract` would have written it."""
     shards = max(1, round(gigabytes * 1e9 / (2 * channels * pixels * SHARD)))
     made: dict[str, Any] = {"test": [channels, pixels]}
-    if (folder / MANIFEST).is_file() and len(
-        read_json(folder / MANIFEST)["items"]
-    ) == shards * SHARD:
-        return FeatureStore(folder)
+    if (folder / MANIFEST).is_file():
+        kept = read_json(folder / MANIFEST)
+        if len(kept["items"]) == shards * SHARD and "transform" in kept:
+            return FeatureStore(folder)
     shutil.rmtree(folder, ignore_errors=True)
     maps = torch.randn(SHARD, pixels, channels).relu_().half()
     with bar(True) as display:
@@ -100,6 +101,7 @@ def make_store(folder: Path, channels: int, pixels: int, gigabytes: float) -> Fe
     meta = {
         "made_from": made, "items": items, "classes": [str(k) for k in range(CLASSES)],
         "channels": channels, "pixels": pixels, "grid": [1, pixels], "shard_size": SHARD,
+        "transform": {"input_size": [3, 1, 1], "mean": [0.5] * 3, "std": [0.5] * 3},
     }  # fmt: skip
     write_json(folder / MANIFEST, meta)
     return FeatureStore(folder)

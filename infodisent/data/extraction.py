@@ -25,10 +25,11 @@ from infodisent.checks import check_choice
 from infodisent.data.encoding import DTYPES
 from infodisent.data.fingerprints import is_by_content, listing, listing_by_path
 from infodisent.data.images import ImageDataset, ImageSet, Sample, as_image_set
+from infodisent.data.manifest import LABELS, MANIFEST, labels_digest, read_manifest
 from infodisent.data.notices import print_notes
 from infodisent.data.shards import Pass, ShardWriter
-from infodisent.data.store import MANIFEST, FeatureStore, read_shard, shard_count, shard_path
-from infodisent.files import read_json, size_text, sweep, write_json
+from infodisent.data.store import FeatureStore, read_shard, shard_count, shard_path
+from infodisent.files import size_text, sweep, write_json
 from infodisent.progress import bar, console
 
 FORMAT = 1
@@ -255,6 +256,10 @@ def _device_of(module: torch.nn.Module) -> torch.device:
     return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
+_FOLLOWING = ("root", "items", "classes", "task", LABELS)
+"""What a manifest of the same maps takes over from the images as they are now."""
+
+
 def prepare(folder: Path, meta: dict[str, Any], images: ImageSet | None, overwrite: bool) -> None:
     """Write the manifest, unless it is there already; refuse or clear a store of something else.
 
@@ -262,13 +267,20 @@ def prepare(folder: Path, meta: dict[str, Any], images: ImageSet | None, overwri
     """
     manifest = folder / MANIFEST
     sweep(folder)
+    meta[LABELS] = labels_digest(meta)
     if manifest.is_file():
-        old = read_json(manifest)
+        try:
+            old = read_manifest(manifest)
+        except ValueError:
+            if not overwrite:
+                raise
+            old = {}
         differing = _differences(old, meta, images)
         if not differing:
             meta["made_from"] = old["made_from"]
-            if any(old.get(key) != meta[key] for key in ("root", "items")):  # the images have moved
-                write_json(manifest, {**old, "root": meta["root"], "items": meta["items"]})
+            new = {**old, **{key: meta[key] for key in _FOLLOWING}}
+            if json.loads(json.dumps(new)) != old:  # the images have moved
+                write_json(manifest, new)
             return
         if not overwrite:
             raise ValueError(

@@ -14,15 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infodisent.backbones.preprocess import transform_problem
 from infodisent.data.encoding import computed_dtype, decode, is_encoded
 from infodisent.data.images import ImageItem
+from infodisent.data.manifest import AGAIN, MANIFEST, read_manifest
 from infodisent.data.reader import AT_ONCE, CPU, ShardFiles, read_ahead
 from infodisent.data.residence import ResidentRows, resident
 from infodisent.data.rows import ShardedRows, empty_rows, locate
-from infodisent.files import read_json, read_tensors, reading
-
-MANIFEST = "store.json"
+from infodisent.files import read_tensors, reading
 
 
 class FeatureStore:
@@ -59,12 +57,11 @@ class FeatureStore:
         self.path = Path(path)
         manifest = self.path / MANIFEST
         if not manifest.is_file():
-            raise FileNotFoundError(f"{self.path} is not a feature store: it has no store.json")
-        self.meta: dict[str, Any] = read_json(manifest)
+            raise FileNotFoundError(
+                f"{self.path} is not a feature store: it has no store.json; {AGAIN}"
+            )
+        self.meta: dict[str, Any] = read_manifest(manifest)
         with reading(manifest):
-            problem = transform_problem(self.meta["transform"])
-            if problem is not None:
-                raise TypeError(problem)
             self._open()
 
     def _open(self) -> None:
@@ -79,7 +76,7 @@ class FeatureStore:
         kept: list[Tensor] = []
         logits: list[Tensor] = []
         for number in range(shard_count(len(items), self.meta["shard_size"])):
-            tensors, skipped = read_shard(shard_path(self.path, number), self.meta)
+            tensors, skipped = self._read_shard(number)
             self._shards.append(tensors["features"])
             kept.append(tensors["item"])
             if is_encoded(tensors["features"].dtype):
@@ -95,6 +92,12 @@ class FeatureStore:
         self.original_logits = ShardedRows(logits) if logits else None
         self._scale = torch.cat(scales) if scales else None
         self._starts = torch.tensor([0] + [len(s) for s in self._shards]).cumsum(0)
+
+    def _read_shard(self, number: int) -> tuple[dict[str, Tensor], list[Any]]:
+        try:
+            return read_shard(shard_path(self.path, number), self.meta)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"{error}; {AGAIN}") from error
 
     def __len__(self) -> int:
         return len(self.files)

@@ -320,7 +320,7 @@ def test_damaged_store(tmp_path, store):
     with pytest.raises(ValueError, match="not one that infodisent wrote"):
         FeatureStore(store.path)
     (store.path / "store.json").write_text("{")
-    with pytest.raises(ValueError, match=r"store\.json is not a JSON file"):
+    with pytest.raises(ValueError, match=r"store\.json does not hold .*\(not a JSON file"):
         FeatureStore(store.path)
 
 
@@ -359,13 +359,6 @@ def test_half_precision_backbone_and_odd_file_names(tmp_path, tiny, image_folder
     (image_folder / "red" / "00.png").rename(image_folder / "red" / odd)
     made = extract(tiny.bfloat16(), scan_folder(image_folder), tmp_path / "h", progress=False)
     assert any(f.endswith(odd) for f in made.files)
-
-
-@pytest.mark.parametrize("content", ["{}", "[]", '{"items": 3}'])
-def test_wrong_manifest_names_the_file(store, content):
-    (store.path / "store.json").write_text(content)
-    with pytest.raises(ValueError, match=r"store\.json does not hold what it should"):
-        FeatureStore(store.path)
 
 
 def test_arguments_that_json_changes_are_the_same_when_read_back(tmp_path, image_folder):
