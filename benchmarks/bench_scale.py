@@ -83,10 +83,9 @@ def make_store(folder: Path, channels: int, pixels: int, gigabytes: float) -> Fe
     """A store of random float16 maps, as `extract` would have written it."""
     shards = max(1, round(gigabytes * 1e9 / (2 * channels * pixels * SHARD)))
     made: dict[str, Any] = {"test": [channels, pixels]}
-    if (folder / MANIFEST).is_file():
-        kept = read_json(folder / MANIFEST)
-        if len(kept["items"]) == shards * SHARD and "transform" in kept:
-            return FeatureStore(folder)
+    kept = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    if "transform" in kept and len(kept["items"]) == shards * SHARD:
+        return FeatureStore(folder)
     shutil.rmtree(folder, ignore_errors=True)
     maps = torch.randn(SHARD, pixels, channels).relu_().half()
     with bar(True) as display:
@@ -97,13 +96,12 @@ def make_store(folder: Path, channels: int, pixels: int, gigabytes: float) -> Fe
             written = {"made_from": made, "skipped": []}
             write_tensors(shard_path(folder, number), tensors, written)
             display.advance(task)
-    items = [[f"{i}.png", i % CLASSES, "train", ""] for i in range(shards * SHARD)]
-    meta = {
-        "made_from": made, "items": items, "classes": [str(k) for k in range(CLASSES)],
+    write_json(folder / MANIFEST, {
+        "items": [[f"{i}.png", i % CLASSES, "train", ""] for i in range(shards * SHARD)],
+        "made_from": made, "classes": list(map(str, range(CLASSES))),
         "channels": channels, "pixels": pixels, "grid": [1, pixels], "shard_size": SHARD,
         "transform": {"input_size": [3, 1, 1], "mean": [0.5] * 3, "std": [0.5] * 3},
-    }  # fmt: skip
-    write_json(folder / MANIFEST, meta)
+    })  # fmt: skip
     return FeatureStore(folder)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from infodisent.data.store import FeatureStore
 from infodisent.explanations.prototypes import Prototypes
-from infodisent.files import read_json, reading
+from infodisent.files import read_json, read_tensors, reading
 from infodisent.training import checkpoint
 
 MODEL, STATE, METRICS, PROTOTYPES, FEATURES, VIEWS, TRAINED_FEATURES = (
@@ -88,6 +88,10 @@ def open_run(
                 f"{base} is not a finished run: {name} does not exist; the `infodisent fit` that "
                 "began it goes on where it ended"
             )
+        try:
+            read_json(base / name) if name == METRICS else read_tensors(base / name)
+        except ValueError as error:
+            raise ValueError(f"{error}; the same `infodisent fit` writes it again") from error
     loaded = checkpoint.load(base / MODEL, module=module)
     # as an extraction leaves it: faster, and what is asked of it rounds as the stored maps do
     loaded.model.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

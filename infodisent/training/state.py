@@ -109,7 +109,10 @@ class SavedState:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._tensors, metadata = read_tensors(path)
+        try:
+            self._tensors, metadata = read_tensors(path)
+        except ValueError as error:
+            raise ValueError(f"{error}; delete it, and the training begins anew") from error
         self._then = dict(metadata) if isinstance(metadata, dict) else {}
         self.recipe: int = self._then.get("recipe", 1)
         self.history: list[dict[str, float]] = self._then.get("history", [])

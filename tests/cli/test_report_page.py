@@ -12,7 +12,7 @@ from PIL import Image
 from infodisent.explanations.predictions import predict_images
 from infodisent.files import read_tensors, write_tensors
 from infodisent.report.pictures import Pictures
-from infodisent.training.run import MODEL, PROTOTYPES, open_run
+from infodisent.training.run import METRICS, MODEL, PROTOTYPES, open_run
 from tests.cli.test_cli import run
 
 
@@ -165,6 +165,16 @@ def test_metrics_nested_without_end_and_numbers_that_are_none(run_folder, go):
     assert code == 0, text
     head, _ = data_of(run_folder / "report.html")
     assert '<td class="num">nan</td><td class="num">inf</td><td>[1]</td>' in head
+
+
+@pytest.mark.parametrize("name", [MODEL, PROTOTYPES, METRICS])
+def test_a_file_of_the_run_that_was_cut_off(run_folder, go, name):
+    content = (run_folder / name).read_bytes()
+    (run_folder / name).write_bytes(content[: len(content) // 2])
+    code, text = go("report", "--run", run_folder, "--held-out", 2)
+    assert code == 2
+    assert name in text
+    assert "the same `infodisent fit` writes it again" in text
 
 
 @pytest.mark.parametrize("name", [MODEL, PROTOTYPES])
