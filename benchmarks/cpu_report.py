@@ -179,7 +179,11 @@ def markdown(report: dict[str, Any]) -> str:
     """The whole report: what it was measured on, the means, and every case."""
     facts = {**report["machine"], "commit": report["commit"]}
     text = ", ".join(f"{k} {v}" for k, v in facts.items())
-    return f"{text}\n\n{summary(report['results'])}\n\n{table(report['results'])}\n"
+    legend = (
+        "Multiples of our time: above 1× the other takes longer. Geometric means over the sizes, "
+        "the worst in brackets. † part of the work: the library's product alone."
+    )
+    return f"{text}\n\n{legend}\n\n{summary(report['results'])}\n\n{table(report['results'])}\n"
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ import torch
 
 from infodisent.allocator import keep_memory
 from infodisent.backbones.torchvision_import import ensure_torchvision
+from infodisent.progress import bar
 
 ROUNDS, PASSES, SIZE = 3, 7, 224
 
@@ -65,10 +66,15 @@ def main() -> None:
         runs: dict[str, list[dict[str, float]]] = {"given back": [], "kept": []}
         own = [sys.executable, "-m", "benchmarks.kept_memory", "--backbone", backbone]
         own += ["--batch-size", str(chosen.batch_size), "--child"]
-        for _ in range(ROUNDS):
-            for name, found in runs.items():
-                done = subprocess.run([*own, name], stdout=subprocess.PIPE, text=True, check=True)
-                found.append(json.loads(done.stdout))
+        with bar(True) as display:
+            task = display.add_task(f"passes of {backbone}", total=2 * ROUNDS, note="")
+            for _ in range(ROUNDS):
+                for name, found in runs.items():
+                    done = subprocess.run(
+                        [*own, name], stdout=subprocess.PIPE, text=True, check=True
+                    )
+                    found.append(json.loads(done.stdout))
+                    display.advance(task)
         middle = {
             name: {key: statistics.median(run[key] for run in found) for key in found[0]}
             for name, found in runs.items()

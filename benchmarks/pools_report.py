@@ -192,7 +192,9 @@ def markdown(report: dict[str, Any]) -> str:
         "than a few percent are rough. Freed memory stays with the process, so that no call pays "
         "for what another one left. Served by "
         f"{', '.join(sorted({name for r in rows for name in r['served by']}))}. Extra memory of "
-        "forward+backward holds the gradients of map and prototypes."
+        "forward+backward holds the gradients of map and prototypes. Published: the form of the "
+        "methods' own code. Best eager: plain PyTorch with the least arithmetic, not always the "
+        "faster of the two (`infodisent/bench/pools.py` has both)."
     )
     return f"{text}\n\n{note}\n\n{bars(rows)}\n\n{table(rows)}\n"
 

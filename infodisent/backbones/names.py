@@ -68,8 +68,9 @@ def create(source: Source, name: str, pretrained: bool, kwargs: dict[str, Any]) 
             if local or not offline:
                 why = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
             instead = (
-                "give a file of them (--weights FILE); pretrained=False (--no-pretrained) leaves "
-                "the weights random, and features that mean little: for tests only"
+                "give a file of them (--weights FILE; in Python "
+                "infodisent.backbones.weights.load_backbone); pretrained=False (--no-pretrained) "
+                "leaves the weights random, and features that mean little: for tests only"
             )
             if not pretrained:
                 instead = "give a local folder (local-dir:PATH, hf/PATH) or a name timm knows"

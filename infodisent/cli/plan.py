@@ -178,8 +178,10 @@ def _print(result: Plan, rates: Rates, given: dict[str, float]) -> None:
 
     job = result.job
     copies = f" and {job.copies:,} of augmented copies" if job.copies else ""
+    split = f"{job.train:,} to train on, {job.held_out:,} held out"
     console.print(
-        f"{job.images:,} maps{copies} of {job.channels} channels and {job.pixels} pixels: "
+        f"{job.images:,} maps ({split}){copies} of {job.channels} channels and "
+        f"{job.pixels} pixels: "
         f"[bold]{size_text(result.store)}[/bold] on disk; {size_text(result.memory)} of memory a "
         "process besides torch and the backbone",
         highlight=False,

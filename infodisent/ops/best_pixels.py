@@ -89,10 +89,15 @@ def best_pixels(
             ``allowed[c, m]``; of several labels any one will do. All count if None.
         vectors: also keep the winning pixels' channels.
         batch_size: maps read from a store at a time.
-        input_fmt, num_prefix_tokens: layout of the maps; a store's is NLC.
+        input_fmt, num_prefix_tokens: layout of the maps. The default, NLC, is that of a store, and
+            not that of the pools.
         gather: of several processes (`infodisent.ranks`) each has given a part of the images, with
             their numbers: what all have seen is merged, exactly, and the same in all.
         progress: show a progress bar.
+
+    Returns:
+        BestPixels: `value`, `image`, `index`, each ``[k, M]``, and with `vectors` `vector`
+        ``[k, M, C]``; NaN, -1, -1 and 0 where fewer than k images count.
 
     Values are compared, and returned, as float32 whatever the maps are. Without any image the
     result is empty places, and vectors are in the dtype of `prototypes`.

@@ -61,13 +61,15 @@ def similarity_pool(
         num_prefix_tokens: leading tokens that are not pixels (class and register tokens).
 
     Returns:
-        Pool of ``[B, M]`` tensors: values float32 (float64 if an input is), places int32. ``B = 0``
-        gives empty results. A NaN in a pixel makes every value NaN that it reaches in the formula,
-        and its place is reported; an infinite pixel has an infinite distance. Gradients reach the
-        winners alone (and, through `mean`, every pixel that counts); where a norm or a distance is
-        0 there is none. Under autocast the inputs of "dot" are cast as for a matrix product;
-        "cosine" and "l2" are computed as they are, as torch's own are. Norms are sums of
-        squares in the values' dtype: "cosine" wants those of float32 between 1e-18 and 1e18.
+        Pool of ``[B, M]`` tensors, `value` and `index`; with `second` also `second_value` and
+        `second_index`, with `mean` also `mean`. Values are float32 (float64 if an input is), places
+        int32. ``B = 0`` gives empty results. A NaN in a pixel makes every value NaN that it reaches
+        in the formula, and its place is reported; an infinite pixel has an infinite distance.
+        Gradients reach the winners alone (and, through `mean`, every pixel that counts); where a
+        norm or a distance is 0 there is none. Under autocast the inputs of "dot" are cast as for a
+        matrix product; "cosine" and "l2" are computed as they are, as torch's own are. Norms are
+        sums of squares in the values' dtype: "cosine" wants those of float32 between 1e-18 and
+        1e18.
 
     Double backward raises RuntimeError, but through `mean`.
 

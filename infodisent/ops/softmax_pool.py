@@ -62,12 +62,12 @@ def softmax_pool(
         num_prefix_tokens: leading tokens that are not pixels (class and register tokens).
 
     Returns:
-        Pool of ``[B, M]`` tensors: probabilities float32 (float64 if an input is), computed in
-        that; places int32, ties to the lowest. A pixel with a NaN or +Inf score, or with nothing
-        but -Inf, has no softmax: where one counts, all values of its image are NaN, and their place
-        is the first such pixel.
-        A score of -Inf beside others has probability 0. ``B = 0`` gives empty results. Under
-        autocast x, prototypes and bias are cast as for a matrix product, if there is one.
+        Pool of ``[B, M]`` tensors, `value` and `index`: probabilities float32 (float64 if an input
+        is), computed in that; places int32, ties to the lowest. A pixel with a NaN or +Inf score,
+        or with nothing but -Inf, has no softmax: where one counts, all values of its image are NaN,
+        and their place is the first such pixel. A score of -Inf beside others has probability 0.
+        ``B = 0`` gives empty results. Under autocast x, prototypes and bias are cast as for a
+        matrix product, if there is one.
 
     Double backward raises RuntimeError.
 

@@ -97,12 +97,15 @@ def _captions(
     classes: Sequence[str],
     channels: Sequence[int],
 ) -> list[str]:
-    """For each channel the class that it counts most for, and its weight."""
+    """For each channel the class that it counts most for, and its weight, if it counts at all."""
     captions = []
     for channel in channels:
         column = weight[:, channel]
         heaviest = int(column.abs().argmax())
-        captions.append(f"{classes[heaviest]}\nweight {float(column[heaviest]):.3f}")
+        most = float(column[heaviest])
+        captions.append(
+            f"{classes[heaviest]}\nweight {most:.3f}" if most else "counts for\nno class"
+        )
     return captions
 
 

@@ -182,7 +182,7 @@ def test_weights_that_cannot_be_fetched(go, monkeypatch, tmp_path, image_folder)
     monkeypatch.setattr(hub, "_answers", lambda: False)
     code, text = go("fit", image_folder, "-b", "resnet18", "-o", tmp_path / "run")
     assert code == 2
-    said = text.partition("Without a network, give a file of them (--weights FILE)")[2]
+    said = text.partition("Without a network, give a file of them (--weights FILE")[2]
     assert "--no-pretrained) leaves the weights random, and features that mean little" in said
 
 
