@@ -31,6 +31,19 @@ def _scores(
     return out
 
 
+def _room(ranges: list[tuple[int, int]], pixels: int, count: int, dtype: torch.dtype) -> Tensor:
+    """Memory for the longest of these ranges of images, [n, P, M], the same for all of them."""
+    longest = max((stop - start for start, stop in ranges), default=0)
+    return torch.empty(longest, pixels, count, dtype=dtype, device="cpu")
+
+
+def _piece(part: slice, kept: Tensor | None, room: Tensor | None) -> Tensor | None:
+    """Where what belongs to these images goes: among what is kept of all, or in the room."""
+    if kept is not None:
+        return kept[part]
+    return None if room is None else room[: part.stop - part.start]
+
+
 def _bias(bias: Tensor | None, temperature: float, dtype: torch.dtype) -> Tensor | None:
     """In units of the scores before they are divided by the temperature; never given alone."""
     return None if bias is None else (bias.to(dtype) * temperature).contiguous()
@@ -58,10 +71,11 @@ def softmax_pool(
     if scores is not None:
         softmax_calls.prefer_huge_pages(scores)
     ranges = [(0, batch)] if v is None else chunks(x, count, dtype.itemsize)
+    room = None if v is None or scores is not None else _room(ranges, pixels, count, dtype)
     for start, stop in ranges:
         part = slice(start, stop)
         softmax_calls.softmax_pool(
-            _scores(x[part], v, dtype, None if scores is None else scores[part]),
+            _scores(x[part], v, dtype, _piece(part, scores, room)),
             b,
             temperature,
             None if valid is None else valid[part],
@@ -91,11 +105,14 @@ def softmax_pool_backward(
     b = _bias(bias, temperature, dtype)
     # a half gradient is rounded chunk by chunk
     at_once = prototypes is None and (dx is None or dx.dtype == dtype)
-    for start, stop in [(0, batch)] if at_once else chunks(x, count, dtype.itemsize):
+    ranges = [(0, batch)] if at_once else chunks(x, count, dtype.itemsize)
+    room = None if prototypes is None else _room(ranges, x.shape[1], count, dtype)
+    for start, stop in ranges:
         part = slice(start, stop)
-        w = _scores(x[part], collected.v, dtype) if scores is None else scores[part]
-        if prototypes is not None and scores is None:
-            dw = w  # over the scores themselves
+        place = _piece(part, None, room)
+        w = _scores(x[part], collected.v, dtype, place) if scores is None else scores[part]
+        if place is not None:
+            dw = place  # over the scores themselves, where they are not kept
         elif at_once and dx is not None:
             dw = dx
         else:
