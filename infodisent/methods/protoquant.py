@@ -15,8 +15,7 @@ from infodisent.methods.base import Head
 from infodisent.methods.stages import Batches, Stage, TrainingBatch, TrainingOptions, part_of
 from infodisent.nn.linear import NonNegativeLinear
 
-SAMPLE, PASSES = 16, 8  # of k-means: pixels a code at its start, passes over the images
-EPOCHS = 100  # of the weights
+SAMPLE, PASSES, EPOCHS = 16, 8, 100  # pixels a code at k-means' start, its passes; of the weights
 
 
 class ProtoQuantHead(Head):

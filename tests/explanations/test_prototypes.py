@@ -23,7 +23,7 @@ def make_store(folder, maps, splits=None, grid=None):
     folder.mkdir(parents=True, exist_ok=True)
     splits = splits or ["train"] * n
     meta = {
-        "made_from": "a test",
+        "made_from": {"test": 1},
         "items": [[f"image{i}.png", i % 2, s] for i, s in enumerate(splits)],
         "classes": ["even", "odd"],
         "channels": channels,
@@ -35,7 +35,7 @@ def make_store(folder, maps, splits=None, grid=None):
     write_json(folder / "store.json", meta)
     for number, part in enumerate(maps.split(4)):
         items = torch.arange(number * 4, number * 4 + len(part))
-        written = {"made_from": "a test", "skipped": []}
+        written = {"made_from": {"test": 1}, "skipped": []}
         tensors = {"features": part.contiguous(), "item": items}
         write_tensors(folder / f"shard-{number:05d}.safetensors", tensors, written)
     return FeatureStore(folder)

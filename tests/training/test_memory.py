@@ -49,7 +49,7 @@ def large(tmp_path_factory):
     write_json(
         folder / "store.json",
         {
-            "made_from": "a test",
+            "made_from": {"test": 1},
             "items": [[f"{i}.png", i % K, "val" if i % 7 == 0 else "train"] for i in range(N)],
             "classes": [str(k) for k in range(K)],
             "channels": C,
@@ -66,7 +66,7 @@ def large(tmp_path_factory):
             "item": torch.arange(start, start + 200),
             "original_logits": logits[part].half(),
         }
-        written = {"made_from": "a test", "skipped": []}
+        written = {"made_from": {"test": 1}, "skipped": []}
         write_tensors(folder / f"shard-{number:05d}.safetensors", tensors, written)
     return FeatureStore(folder)
 
