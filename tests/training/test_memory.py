@@ -56,6 +56,7 @@ def large(tmp_path_factory):
             "pixels": P,
             "grid": [1, P],
             "shard_size": 200,
+            "transform": {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3},
             "original": {"trained": True, "class_names": [str(k) for k in range(K)]},
         },
     )
