@@ -6,6 +6,7 @@ A store made with other weights, images or transforms is refused.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -98,6 +99,8 @@ def extract(
     backbone, folder = backbone_of(model), Path(out)
     transform = transform_config(backbone)
     to_input = transform_from(transform)  # before anything is written
+    with contextlib.suppress(OSError):  # there to keep what is seen of the images; else said below
+        folder.mkdir(parents=True, exist_ok=True)
     made_from = describe(backbone, images, transform, dtype, folder)
     made_from |= {} if amp == "none" else {"amp": amp}
     meta = manifest(backbone, made_from, transform) | {

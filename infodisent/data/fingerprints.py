@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -37,7 +37,8 @@ def listing(images: ImageSet, folder: Path | None = None) -> str:
     """
     known = {} if folder is None else _looks(folder / LOOKS)
     digest, looks = hashlib.sha256(), []
-    for item, name in zip(images.items, _names(images), strict=True):
+    names = _names(images.root, (item.path for item in images.items))
+    for item, name in zip(images.items, names, strict=True):
         key = _number(name.encode(errors="surrogateescape"))
         look = _look(item.path, known.get(key))
         looks.append((key, *look))
@@ -66,12 +67,35 @@ def listing_by_path(images: ImageSet) -> str:
     return digest.hexdigest()
 
 
-def _names(images: ImageSet) -> Iterator[str]:
-    """The images' paths below the root, with forward slashes; whole where they are elsewhere."""
-    root = os.path.join(images.root, "")
-    for item in images.items:
-        name = item.path.removeprefix(root)
-        yield name.replace(os.sep, "/")
+def changed(folder: Path, root: str, paths: Iterable[str], now: Sequence[str]) -> list[str]:
+    """Which images of a store have other contents than at the last look.
+
+    Those that are lost, or that nobody has looked at, are not among them.
+
+    Args:
+        folder: of the store.
+        root, paths: of the images when it was made.
+        now: where they are now, in the same order.
+
+    Returns:
+        The ones of `now`.
+    """
+    known, found = _looks(folder / LOOKS), []
+    for name, path in zip(_names(root, paths), now, strict=True):
+        before = known.get(_number(name.encode(errors="surrogateescape")))
+        if before is None or before[0] < 0:
+            continue
+        size, _, content = _look(path, before)
+        if size >= 0 and (size, content) != (before[0], before[2]):
+            found.append(path)
+    return found
+
+
+def _names(root: str, paths: Iterable[str]) -> Iterator[str]:
+    """Paths below the root, with forward slashes; whole where they are elsewhere."""
+    root = os.path.join(root, "")
+    for path in paths:
+        yield path.removeprefix(root).replace(os.sep, "/")
 
 
 def _look(path: str, known: list[int] | None) -> list[int]:

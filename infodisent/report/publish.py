@@ -15,6 +15,7 @@ from infodisent.explanations.prototypes import Prototypes, relocate
 from infodisent.explanations.request import class_named, listed
 from infodisent.progress import bar
 from infodisent.report.about import Subject, about_run, chosen_text
+from infodisent.report.changed import changed_notice
 from infodisent.report.compared import classes_note, opened_runs
 from infodisent.report.figure import explanation_figure, figure_name, save_figure
 from infodisent.report.held_out import balanced, existing, label_of, wrong_indices
@@ -363,14 +364,15 @@ def publish(
     page = folder / name
     about = about_run(subject, chosen, attribution)
     notes = [classes_note(subject.loaded.classes, run) for run in runs]
-    strangers = [note for note in notes if note]
-    for note in strangers:
+    notes.append(changed_notice(subject, [str(file) for file in files]))
+    added = [note for note in notes if note]
+    for note in added:
         say(progress, note)
     write_page(
         page,
         side.explanations,
         subject.prototypes,
-        dataclasses.replace(about, notices=[*about.notices, *strangers]),
+        dataclasses.replace(about, notices=[*about.notices, *added]),
         side=dataclasses.replace(side, pictures=pictures),
         compared=others,
     )

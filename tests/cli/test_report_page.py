@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -50,6 +51,24 @@ def test_held_out_images_beside_another_run(tmp_path, run_folder, go):
     assert data["runs"][0]["images"][1]["scores"] == data["runs"][1]["images"][1]["scores"]
     assert all(image["uri"] is None for image in data["runs"][1]["images"])  # the same picture
     assert "cells by &lt;me&gt;" in out.read_text("utf-8")
+
+
+def test_other_pictures_under_the_same_names(tmp_path, run_folder, image_folder, go):
+    """Named on the way and on the page; a file that is only touched is the same."""
+    command = ("report", "--run", run_folder, "--held-out", 2, "-o", tmp_path / "page.html")
+    files = sorted(image_folder.rglob("*.png"))
+    os.utime(files[0])
+    code, text = go(*command)
+    assert code == 0, text
+    assert "are not those" not in text
+    for file in files:
+        if file.name != "07.png":  # one of that name is damaged
+            Image.open(file).rotate(180).save(file)
+    code, text = go(*command)
+    assert code == 0, text
+    said = "pictures are not those that the network was trained on"
+    assert said in " ".join(text.split())
+    assert said in (tmp_path / "page.html").read_text("utf-8")
 
 
 def test_compared_runs_are_asked_the_same(tmp_path, run_folder, go):
