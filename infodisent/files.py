@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import tempfile
+import traceback
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -184,8 +185,16 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, IndexError, AttributeError) as error:
+        if _importing(error):  # of a library that is not as it should be
+            raise
         what = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} does not hold what it should ({what})") from error
+
+
+def _importing(error: BaseException) -> bool:
+    """Whether an error was raised while a module was imported."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_filename.startswith("<frozen importlib") for frame, _ in frames)
 
 
 @contextlib.contextmanager

@@ -229,7 +229,13 @@ def _left(canvas: Canvas, e: Explanation, y: float, height: float) -> None:
         canvas.bar(MARGIN, y, MARGIN + _LEFT, y + 0.24, "#f0f1f4")
         canvas.bar(MARGIN, y, MARGIN + _LEFT * probability, y + 0.24, "#c9ced8")
         middle: dict[str, Any] = {"va": "center_baseline", "color": INK}
-        canvas.text(MARGIN + 0.09, y + 0.12, name, 8.5, length=44, room=_LEFT - 0.8, **middle)
+        room = _LEFT - 0.8
+        if e.score == "logit":  # the probability is of all of them
+            room -= 0.5
+            logit = signed(float(e.logits[list(e.classes).index(name)]), 2)
+            canvas.text(MARGIN + _LEFT - 0.68, y + 0.12, logit, 7.5, ha="right",
+                        va="center_baseline", color=MUTED)  # fmt: skip
+        canvas.text(MARGIN + 0.09, y + 0.12, name, 8.5, length=44, room=room, **middle)
         canvas.text(MARGIN + _LEFT - 0.09, y + 0.12, f"{probability:.1%}", 8.5, ha="right",
                     **middle)  # fmt: skip
         y += 0.3

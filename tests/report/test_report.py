@@ -106,6 +106,15 @@ def test_numbers_stay_at_their_boxes():
     ]  # those inside are seen, too
 
 
+def test_figures_have_the_logits_of_the_other_classes(made):
+    explanations, prototypes = made[:2]
+    e = explanations[0]
+    written = {text.get_text() for text in explanation_figure(e, prototypes).texts}
+    assert {signed(float(logit), 2) for logit in e.logits.topk(min(3, len(e.classes))).values} <= (
+        written
+    )
+
+
 def test_heat_is_painted_where_it_is_hot():
     picture = Image.new("RGB", (140, 70), (120, 120, 120))
     heat = torch.zeros(2, 4)

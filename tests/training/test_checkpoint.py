@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import infodisent
-from infodisent.files import read_tensors, replacing, sweep, write_tensors
+from infodisent.files import read_tensors, reading, replacing, sweep, write_tensors
 
 
 @pytest.mark.parametrize(
@@ -127,6 +128,13 @@ def test_head_replaced_after_attach_and_dtype_survive(tmp_path, tiny):
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         assert torch.equal(model(x), tiny(x))
+
+
+def test_a_library_that_cannot_be_imported_is_no_damaged_file(tmp_path, monkeypatch):
+    (tmp_path / "an_unfit_library.py").write_text("import json\njson.nothing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(AttributeError, match="nothing"), reading("m.safetensors"):
+        importlib.import_module("an_unfit_library")
 
 
 @pytest.mark.parametrize(
