@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.gpu.cases import DTYPES, FIRST, Report
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.random_shapes import IMAGES
+from benchmarks.gpu.random_shapes import IMAGES, in_parts, outcome
 from infodisent import ops, reference
 from infodisent.backends.table import BY_NAME
 from infodisent.bench import peers as ways
@@ -91,18 +91,13 @@ def ties(machine: Machine, name: str, size: tuple[int, ...], dtype: str) -> Repo
 
 
 def random_items(machine: Machine, minutes: int) -> Iterator[tuple[str, Callable[[], Report]]]:
-    """So many as go into the time, some at a time."""
-    if not _servers(machine, "similarity_pool"):
-        return
-    for start in range(0, machine.shapes[minutes], machine.together):
-        stop = start + machine.together
-        yield f"{start} to {stop - 1}", lambda a=start, b=stop: several(machine, a, b)
+    """So many as go into the time, where a backend has the operators."""
+    return in_parts(machine, minutes, several) if _servers(machine, "similarity_pool") else iter(())
 
 
 def several(machine: Machine, start: int, stop: int) -> Report:
     """The problems of these numbers."""
-    mismatches = [wrong for number in range(start, stop) if (wrong := mismatch(machine, number))]
-    return {"shapes": stop - start, "mismatches": mismatches, "ok": not mismatches}
+    return outcome(machine, start, stop, mismatch)
 
 
 def _there(

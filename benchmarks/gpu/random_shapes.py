@@ -22,7 +22,14 @@ IMAGES = ((7, 7), (14, 14), (1, 1), (5, 10), (12, 12), (24, 25), (3, 4))
 
 
 def items(machine: Machine, minutes: int) -> Iterator[tuple[str, Callable[[], Report]]]:
-    """So many as go into the time, some at a time: what is done stays done."""
+    """So many as go into the time."""
+    return in_parts(machine, minutes, several)
+
+
+def in_parts(
+    machine: Machine, minutes: int, several: Callable[[Machine, int, int], Report]
+) -> Iterator[tuple[str, Callable[[], Report]]]:
+    """Numbers of problems that go into the time, some at a time: what is done stays done."""
     for start in range(0, machine.shapes[minutes], machine.together):
         stop = start + machine.together
         yield f"{start} to {stop - 1}", lambda a=start, b=stop: several(machine, a, b)
@@ -30,6 +37,13 @@ def items(machine: Machine, minutes: int) -> Iterator[tuple[str, Callable[[], Re
 
 def several(machine: Machine, start: int, stop: int) -> Report:
     """The problems of these numbers."""
+    return outcome(machine, start, stop, mismatch)
+
+
+def outcome(
+    machine: Machine, start: int, stop: int, mismatch: Callable[[Machine, int], str]
+) -> Report:
+    """What `mismatch` says of the problems of these numbers."""
     mismatches = [wrong for number in range(start, stop) if (wrong := mismatch(machine, number))]
     return {"shapes": stop - start, "mismatches": mismatches, "ok": not mismatches}
 
