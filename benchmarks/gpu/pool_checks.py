@@ -14,7 +14,7 @@ from infodisent import ops, reference
 from infodisent.backends.table import BY_NAME
 from infodisent.bench import peers as ways
 from infodisent.contract import Pool
-from infodisent.testing import WrongResultError, check_close, require
+from infodisent.testing import WrongResultError, check_close, require, similarity_at
 
 SIZES = ((3, 49, 64, 70), (2, 196, 40, 130), (1, 1, 8, 3))
 """(B, P, C, M): several images in a tile, several tiles, hardly anything."""
@@ -109,11 +109,7 @@ def _there(
     """What float64 has at the places, [B, M]."""
     if similarity == "softmax":
         return (x @ v.mT).softmax(2).gather(1, index[:, None])[:, 0]
-    winner = torch.take_along_dim(x, index[:, :, None], dim=1)
-    if similarity == "l2":
-        return (winner - v).square().sum(2)
-    dot = (winner * v).sum(2)
-    return dot / winner.norm(dim=2) / v.norm(dim=1) if similarity == "cosine" else dot
+    return similarity_at(x, v, index, similarity)
 
 
 def mismatch(machine: Machine, number: int) -> str:

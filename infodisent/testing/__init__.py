@@ -4,6 +4,7 @@
 `infodisent.testing.scenes` draws pictures whose parts, places and masks are known.
 """
 
+from infodisent.testing.places import similarity_at
 from infodisent.testing.results import (
     Kind,
     MapGradients,
@@ -37,5 +38,6 @@ __all__ = [
     "random_map",
     "relative",
     "require",
+    "similarity_at",
     "untouched_generators",
 ]

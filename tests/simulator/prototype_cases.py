@@ -10,19 +10,10 @@ from infodisent.kernels import softmax_alignment as alignment
 from torch import Tensor
 
 from infodisent.contract import Best
-from infodisent.testing import check_close, random_map, require
+from infodisent.testing import check_close, random_map, require, similarity_at
 from tests.simulator.triton import Case
 
 F32, BF16 = torch.float32, torch.bfloat16
-
-
-def _values(x: Tensor, v: Tensor, place: Tensor, similarity: str) -> Tensor:
-    """Of float64 at these places, [B, M]."""
-    winner = torch.take_along_dim(x, place.long()[:, :, None], dim=1)
-    if similarity == "l2":
-        return (winner - v).square().sum(2)
-    dot = (winner * v).sum(2)
-    return dot / winner.norm(dim=2) / v.norm(dim=1) if similarity == "cosine" else dot
 
 
 def _views_backward(
@@ -39,7 +30,7 @@ def _views_backward(
         places = [torch.randint(0, 2 * pixels // 3 + 1, size, generator=g) for _ in similarities]
         leaves = x.double().requires_grad_(), v.double().requires_grad_()
         grads = tuple(torch.randn(size, generator=g) for _ in similarities)
-        values = [_values(*leaves, *one) for one in zip(places, similarities, strict=True)]
+        values = [similarity_at(*leaves, *one) for one in zip(places, similarities, strict=True)]
         truth = torch.autograd.grad(values, leaves, [grad.double() for grad in grads])
         x[:, 2 * pixels // 3 + 1 :] = float("nan")
         x = x.mT.contiguous().mT if nchw else x

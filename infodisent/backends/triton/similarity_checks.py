@@ -11,25 +11,11 @@ from infodisent import reference
 from infodisent.backends.triton import coverage, kernels
 from infodisent.backends.triton.problems import REPEATS, SIZES, other_dtypes, random_numbers
 from infodisent.contract import Best
-from infodisent.testing import check_close, random_map, require
+from infodisent.testing import check_close, random_map, require, similarity_at
 
 VIEWS = (("dot",), ("cosine",), ("l2",), ("cosine", "dot"), ("l2", "dot"))
 WIDTHS = (9, 24, 40, 136)
 """Channels, of which the gradients have tiles of 16, 32, 64 and 128."""
-
-
-def _at_places(
-    x: Tensor,  # [B, P, C] float64
-    v: Tensor,  # [M, C] float64
-    index: Tensor,  # [B, M] int64
-    similarity: str,
-) -> Tensor:
-    """The similarity with the pixel at each place, [B, M]."""
-    winner = torch.take_along_dim(x, index[:, :, None], dim=1)
-    if similarity == "l2":
-        return (winner - v).square().sum(2)
-    dot = (winner * v).sum(2)
-    return dot / winner.norm(dim=2) / v.norm(dim=1) if similarity == "cosine" else dot
 
 
 def _check_views(
@@ -49,7 +35,7 @@ def _check_views(
         index = best.index.long().clamp(0, x.shape[1] - 1)
         if valid is not None:
             inside &= valid.gather(1, index)
-        there = _at_places(x, v, index, similarity)
+        there = similarity_at(x, v, index, similarity)
         check_close(there, truth.value, 2**-14, f"{what}: places by {similarity}")
         require(bool(inside.all()), f"{what}: places by {similarity} are outside")
 
@@ -68,7 +54,7 @@ def _check_gradients(
     with torch.enable_grad():
         leaves = x.double().requires_grad_(), prototypes.double().requires_grad_()
         values = [
-            _at_places(*leaves, best.index.long(), similarity)
+            similarity_at(*leaves, best.index.long(), similarity)
             for best, similarity in zip(found, similarities, strict=True)
         ]
         truth = torch.autograd.grad(values, leaves, [grad.double() for grad in grads])
