@@ -16,12 +16,12 @@ def keep_memory(*, all_of_it: bool = False) -> bool:
     """Let the C library keep freed memory for the next tensors, where it is glibc.
 
     By default glibc gives every tensor above 32 MiB, and all beyond 64 MiB, back to the system as
-    soon as it is freed. The system then fills the next tensor with zeros page by page, which takes
-    as long as a cheap layer of a network does. Afterwards a sixteenth of the machine's memory is
-    kept, at least 512 MiB and at most 2 GiB; no more than the process once needed. The commands of
-    `infodisent` do this themselves; a program of your own that runs networks on a CPU may call it
-    when it starts. It holds for the whole process. Nothing changes where the user has set variables
-    of glibc's allocator (``MALLOC_…``, ``GLIBC_TUNABLES``).
+    soon as it is freed, and the system fills the next tensor with zeros page by page. Afterwards a
+    sixteenth of the machine's memory is kept, at least 512 MiB and at most 2 GiB; no more than the
+    process once needed. The commands of `infodisent` do this themselves; a program of your own that
+    runs networks on a CPU may call it when it starts. It holds for the whole process. Nothing
+    changes where the user has set variables of glibc's allocator (``MALLOC_…``,
+    ``GLIBC_TUNABLES``).
 
     A pass of 32 images through EfficientNet-Lite0 takes 0.5 of the time so, through ResNet-50 0.7
     (two cores; ``python -m benchmarks.kept_memory``).
